@@ -1,0 +1,99 @@
+"""Every error that a user can cause, with the exit code of its kind.
+
+    GraceError                  1   base; also what went wrong without a kind of its own
+    ├── UsageError              2   options that don't go together, values out of range
+    ├── InputFileError          3   a file that can't be read as what it should be
+    │   ├── TraceError          3
+    │   ├── TopologyError       3
+    │   └── PlacementError      3
+    ├── MismatchError           4   files that are fine alone but don't belong together
+    ├── ModelError              5   a model that can't be recorded or run
+    ├── MissingExtraError       6   an optional dependency that is not installed
+    ├── RankError               7   a rank died, hung or disagreed with the others
+    └── VerificationError       8   outputs that should be equal are not
+
+Messages name the file, the field and the mend, in one line.
+"""
+
+__all__ = [
+    "GraceError",
+    "InputFileError",
+    "MismatchError",
+    "MissingExtraError",
+    "ModelError",
+    "PlacementError",
+    "RankError",
+    "TopologyError",
+    "TraceError",
+    "UsageError",
+    "VerificationError",
+]
+
+
+class GraceError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(GraceError):
+    """Options or arguments that are out of range or contradict each other."""
+
+    exit_code = 2
+
+
+class InputFileError(GraceError):
+    """A file that is missing, truncated, of a newer version or out of range."""
+
+    exit_code = 3
+
+    def __init__(self, source: str, field: str, problem: str, mend: str) -> None:
+        """`source`: file or description; `field`: what in it; `problem`: what is wrong; `mend`: what to do."""
+        super().__init__(f"{source}: {field}: {problem}; {mend}")
+        self.source = source
+        self.field = field
+
+
+class TraceError(InputFileError):
+    """A routing trace that can't be used."""
+
+
+class TopologyError(InputFileError):
+    """A topology that can't be used."""
+
+
+class PlacementError(InputFileError):
+    """A placement that breaks an invariant."""
+
+
+class MismatchError(GraceError):
+    """Trace, topology, placement, model or ranks that don't fit each other."""
+
+    exit_code = 4
+
+
+class ModelError(GraceError):
+    """A model that is not a Mixture-of-Experts, or that the runtime can't reach."""
+
+    exit_code = 5
+
+
+class MissingExtraError(GraceError):
+    """An optional dependency is needed and absent."""
+
+    exit_code = 6
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'grace-moe[{extra}]'")
+
+
+class RankError(GraceError):
+    """A rank died, never joined, or disagreed with the others."""
+
+    exit_code = 7
+
+
+class VerificationError(GraceError):
+    """Two results that must be equal are not."""
+
+    exit_code = 8

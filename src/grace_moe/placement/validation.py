@@ -1,0 +1,64 @@
+"""The invariants of a placement, each by name. Public: every planner's test ends with `check`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from grace_moe.errors import PlacementError
+
+if TYPE_CHECKING:
+    from grace_moe.placement.model import LayerPlacement, Placement
+
+WEIGHT_TOLERANCE = 1e-6
+
+
+def check(placement: Placement) -> None:
+    """Raise unless the placement is whole.
+
+    Invariants: `layers_named_once`, `every_expert_placed`, `devices_exist`, `one_replica_per_device`,
+    `weights_are_shares`, `replica_choice_known`.
+
+    Raises:
+        PlacementError: naming the layer, the expert and the mend.
+    """
+    from grace_moe.placement.model import REPLICA_CHOICES
+
+    source = placement.source
+    if placement.replica_choice not in REPLICA_CHOICES:
+        raise PlacementError(
+            source, "replica_choice", f"{placement.replica_choice!r} is unknown", f"use one of {', '.join(REPLICA_CHOICES)}"
+        )
+    if not placement.layers or len(set(placement.layer_ids)) != len(placement.layers):
+        raise PlacementError(source, "layers", "none, or a layer_id twice", "give each MoE layer once")
+    for layer in placement.layers:
+        _check_layer(source, layer, placement.num_experts, placement.topology.num_devices)
+
+
+def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devices: int) -> None:
+    where = f"layer {layer.layer_id}"
+    for name in ("devices_of_expert", "replica_weights"):
+        rows = getattr(layer, name)
+        if len(rows) != num_experts:
+            raise PlacementError(
+                source, f"{where}: {name}", f"{len(rows)} experts instead of {num_experts}", "give every expert a row: none may be lost"
+            )
+    for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
+        field = f"{where}: devices_of_expert[{expert}]"
+        if not devices:
+            raise PlacementError(source, field, "the expert is on no device", "place every expert at least once")
+        for device in devices:
+            if not 0 <= device < num_devices:
+                raise PlacementError(source, field, f"names device {device}", f"the topology has devices 0..{num_devices - 1}")
+        if len(set(devices)) != len(devices):
+            raise PlacementError(source, field, f"has two replicas on one device {devices}", "keep at most one replica a device")
+        field = f"{where}: replica_weights[{expert}]"
+        if len(weights) != len(devices):
+            raise PlacementError(source, field, f"{len(weights)} weights for {len(devices)} replicas", "give each replica its weight")
+        if not all(math.isfinite(w) and w >= 0 for w in weights) or abs(sum(weights) - 1) > WEIGHT_TOLERANCE:
+            raise PlacementError(source, field, f"{weights} are not shares", "give weights of 0 or more that sum to 1")
+
+
+def slots_within(placement: Placement, slots_per_device: int) -> bool:
+    """Whether no device holds more than this many experts in any layer."""
+    return bool((placement.slots_per_device() <= slots_per_device).all())

@@ -1,0 +1,179 @@
+"""RoutingTrace: what a model's router chose, token by token and layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.errors import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PREFILL, DECODE = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingTrace:
+    """The router's choices for a stretch of tokens.
+
+    Raises:
+        TraceError: on construction, if shapes disagree or an id is out of range.
+    """
+
+    topk_ids: npt.NDArray[np.int16 | np.int32]
+    """`[tokens, layers, k]` logical expert ids; -1 = no choice. Distinct within a token."""
+    num_experts: int
+    """Experts in each MoE layer."""
+    layer_ids: tuple[int, ...]
+    """The model's own numbers of the MoE layers; dense layers are absent."""
+    model: str = ""
+    """What was recorded."""
+    dataset: str = ""
+    """On which text."""
+    request_ids: npt.NDArray[np.int32] | None = None
+    """`[tokens]` the request that each token belongs to; None = each token is its own."""
+    phase: npt.NDArray[np.uint8] | None = None
+    """`[tokens]` 0 = prefill, 1 = decode."""
+    topk_weights: npt.NDArray[np.float16] | None = None
+    """`[tokens, layers, k]` routing weights."""
+    source: str = "trace"
+    """Where it came from, for messages."""
+
+    def __post_init__(self) -> None:
+        ids = self.topk_ids
+        if ids.ndim != 3 or ids.dtype not in (np.int16, np.int32):
+            raise self._error("topk_ids", f"{ids.dtype} {ids.shape} is not int16 or int32 [tokens, layers, k]", "record it again")
+        if not 1 <= self.num_experts <= 32_767:
+            raise self._error("num_experts", f"{self.num_experts} is not in 1..32767", "record it again")
+        if ids.shape[2] < 1 or ids.shape[2] > self.num_experts:
+            raise self._error("topk_ids", f"k = {ids.shape[2]} is not in 1..{self.num_experts}", "check num_experts")
+        if len(self.layer_ids) != ids.shape[1] or len(set(self.layer_ids)) != len(self.layer_ids):
+            raise self._error("layer_ids", f"{len(self.layer_ids)} numbers for {ids.shape[1]} layers", "name each layer once")
+        if ids.size and (ids.min() < -1 or ids.max() >= self.num_experts):
+            bad = int(ids.max()) if ids.max() >= self.num_experts else int(ids.min())
+            raise self._error("topk_ids", f"expert id {bad} is not in -1..{self.num_experts - 1}", "check num_experts")
+        self._check_distinct()
+        for name, want in (("request_ids", ids.shape[:1]), ("phase", ids.shape[:1]), ("topk_weights", ids.shape)):
+            array = getattr(self, name)
+            if array is not None and array.shape != want:
+                raise self._error(name, f"shape {array.shape} is not {want}", "record it again")
+        if self.phase is not None and self.phase.size and self.phase.max() > DECODE:
+            raise self._error("phase", f"value {self.phase.max()} is not 0 (prefill) or 1 (decode)", "record it again")
+
+    def _check_distinct(self) -> None:
+        for start in range(0, self.num_tokens, 65_536):
+            ids = np.sort(self.topk_ids[start : start + 65_536], axis=2)
+            twice = ((ids[:, :, 1:] == ids[:, :, :-1]) & (ids[:, :, 1:] >= 0)).any(axis=2)
+            if twice.any():
+                token, layer = np.argwhere(twice)[0]
+                raise self._error(
+                    "topk_ids", f"token {start + token} names an expert twice in layer {self.layer_ids[layer]}",
+                    "a router chooses distinct experts: record it again",
+                )
+
+    def _error(self, field: str, problem: str, mend: str) -> TraceError:
+        return TraceError(self.source, field, problem, mend)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.topk_ids.shape[0])
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.topk_ids.shape[1])
+
+    @property
+    def top_k(self) -> int:
+        return int(self.topk_ids.shape[2])
+
+    @cached_property
+    def requests(self) -> npt.NDArray[np.int64]:
+        """`[tokens]` request ids; each token is its own request where none were recorded."""
+        if self.request_ids is None:
+            return np.arange(self.num_tokens, dtype=np.int64)
+        return self.request_ids.astype(np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of a SHA-256 over the choices and their requests: names the trace in a provenance."""
+        sha = hashlib.sha256()
+        sha.update(f"{self.num_experts}|{self.topk_ids.shape}|{list(self.layer_ids)}".encode())
+        sha.update(np.ascontiguousarray(self.topk_ids, dtype=np.int32).tobytes())
+        sha.update(self.requests.tobytes())
+        return sha.hexdigest()[:16]
+
+    def select(self, tokens: npt.NDArray[np.bool_ | np.int64]) -> RoutingTrace:
+        """The same trace with these tokens only (a mask or indices)."""
+        return RoutingTrace(
+            topk_ids=self.topk_ids[tokens],
+            num_experts=self.num_experts,
+            layer_ids=self.layer_ids,
+            model=self.model,
+            dataset=self.dataset,
+            request_ids=self.requests[tokens].astype(np.int32),
+            phase=None if self.phase is None else self.phase[tokens],
+            topk_weights=None if self.topk_weights is None else self.topk_weights[tokens],
+            source=self.source,
+        )
+
+    def split_requests(self) -> tuple[RoutingTrace, RoutingTrace]:
+        """Two halves by request, every second one: plan on the first, measure on the second.
+
+        Raises:
+            TraceError: fewer than two requests.
+        """
+        order = np.unique(self.requests)
+        if len(order) < 2:
+            raise self._error("request_ids", "one request can't be split in two halves", "give a second trace to measure on")
+        second = np.isin(self.requests, order[1::2])
+        return self.select(~second), self.select(second)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RoutingTrace:
+        """Read a `grace-moe.trace` file. Raises TraceError with file, field and mend."""
+        from grace_moe.trace.store import load_trace
+
+        return load_trace(Path(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace whole, or nothing."""
+        from grace_moe.trace.store import save_trace
+
+        save_trace(self, Path(path))
+
+
+def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
+    """One trace of several of the same model; requests stay apart.
+
+    Raises:
+        TraceError: different experts, layers or k.
+    """
+    first = traces[0]
+    ids, requests, offset = [], [], 0
+    for trace in traces:
+        if (trace.num_experts, trace.layer_ids, trace.top_k) != (first.num_experts, first.layer_ids, first.top_k):
+            raise TraceError(trace.source, "num_experts", f"not of the same model as {first.source}", "join traces of one model")
+        ids.append(trace.topk_ids.astype(np.int32))
+        own = np.unique(trace.requests, return_inverse=True)[1]
+        requests.append(own + offset)
+        offset += int(own.max(initial=-1)) + 1
+    phases = [trace.phase for trace in traces]
+    weights = [trace.topk_weights for trace in traces]
+    return RoutingTrace(
+        topk_ids=np.concatenate(ids).astype(first.topk_ids.dtype),
+        num_experts=first.num_experts,
+        layer_ids=first.layer_ids,
+        model=first.model,
+        dataset=" + ".join(dict.fromkeys(trace.dataset for trace in traces)),
+        request_ids=np.concatenate(requests).astype(np.int32),
+        phase=np.concatenate([p for p in phases if p is not None]) if all(p is not None for p in phases) else None,
+        topk_weights=np.concatenate([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
+        source=first.source,
+    )
