@@ -1,1 +1,1 @@
-"""."""
+"""The methods that GRACE is measured against, one a file."""

@@ -1,0 +1,36 @@
+"""Progress on stderr: a bar on a terminal, nothing in a pipe."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that advances the bar by so many steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+@contextmanager
+def status_line() -> Iterator[Callable[[str], None]]:
+    """Yields a function that says what is going on: a spinner on a terminal, plain lines elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{text} ...", highlight=False, soft_wrap=True)
+        return
+    with console.status("starting") as status:
+
+        def tell(text: str) -> None:
+            console.print(f"[dim]{text}[/dim]", highlight=False)
+            status.update(text)
+
+        yield tell

@@ -1,0 +1,83 @@
+"""`grace-moe record`: a model's routing on some text, as a trace."""
+
+import json
+from pathlib import Path
+
+import click
+
+from grace_moe.errors import UsageError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  grace-moe record ./OLMoE-1B-7B --text wiki.txt --text code.py -o olmoe.safetensors
+  grace-moe record ./OLMoE-1B-7B --text chat.txt --requests 200 --new-tokens 64 -o chat.safetensors
+"""
+)
+@click.argument("model")
+@click.option("--text", "texts", type=click.Path(path_type=Path), multiple=True, required=True, help="Text to run; repeat for several files.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Trace to write (.safetensors).")
+@click.option("--requests", type=click.IntRange(min=1), default=256, show_default=True, help="Requests to make of the text, at most.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of each request's prompt.")
+@click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each request.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Requests in one batch.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def record(
+    model: str,
+    texts: tuple[Path, ...],
+    output: Path,
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch_size: int,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
+    from grace_moe.cli.progress import progress_bar
+    from grace_moe.runtime import require_runtime
+
+    require_runtime()
+    import torch
+    from transformers import AutoTokenizer
+
+    from grace_moe.runtime.generation import GenerationOptions
+    from grace_moe.runtime.loading import load_whole_model
+    from grace_moe.runtime.recording import record_trace, requests_from_text
+    from grace_moe.trace import skew
+
+    contents = [_read(path) for path in texts]
+    loaded = load_whole_model(model, dtype=getattr(torch, dtype))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = requests_from_text(contents, tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
+    options = GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=True)
+    with progress_bar("recording", total=len(prompts) * new_tokens) as advance:
+        trace, _ = record_trace(
+            loaded, prompts, options, name=Path(model).name, dataset=", ".join(p.name for p in texts), progress=advance
+        )
+    trace.save(output)
+    summary = {
+        "trace": str(output),
+        "requests": len(prompts),
+        "tokens": trace.num_tokens,
+        "layers": trace.num_layers,
+        "num_experts": trace.num_experts,
+        "top_k": trace.top_k,
+        "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
+    }
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(
+            f"{output}: {trace.num_tokens:,} tokens of {len(prompts)} requests, {trace.num_layers} MoE layers of {trace.num_experts} experts, "
+            f"top-{trace.top_k}; the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"--text: {path}: {error.strerror}; check the path") from error

@@ -1,0 +1,136 @@
+"""`grace-moe run`: generate with experts placed by a plan, on local ranks or under torchrun."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.wire import DISPATCHES
+
+if TYPE_CHECKING:
+    from grace_moe.runtime.job import Job, RunResult
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompt "The experts"
+  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --requests 32
+  torchrun --nproc-per-node 8 -m grace_moe run ./OLMoE-1B-7B --placement plan.json --text wiki.txt
+"""
+)
+@click.argument("model")
+@click.option("--placement", "placement_path", type=click.Path(path_type=Path), required=True, help="Plan to run by.")
+@click.option("--local", metavar="NxG", help="Start N x G ranks on this machine; without it, join torchrun's.")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt to complete; repeat for several.")
+@click.option("--text", "texts", type=click.Path(path_type=Path), multiple=True, help="Cut prompts from this text instead.")
+@click.option("--requests", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts to cut from the text, at most.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens of each prompt cut from text.")
+@click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each prompt.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Requests in one batch on one rank.")
+@click.option("--dispatch", "dispatches", type=click.Choice(DISPATCHES), multiple=True, default=("hierarchical",), show_default=True,
+              help="How tokens travel; repeat to measure several. vanilla = Transformers' own all-to-all, contiguous.")
+@click.option("--ignore-eos", is_flag=True, help="Always generate all new tokens (for benchmarks).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def run(
+    model: str,
+    placement_path: Path,
+    local: str | None,
+    prompts: tuple[str, ...],
+    texts: tuple[Path, ...],
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch_size: int,
+    dispatches: tuple[str, ...],
+    ignore_eos: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Run MODEL with its experts placed by a plan; each rank loads only its own experts."""
+    if bool(prompts) == bool(texts):
+        raise UsageError("--prompt, --text: give one of the two")
+    from grace_moe.runtime import require_runtime
+
+    require_runtime()
+    from transformers import AutoTokenizer
+
+    from grace_moe.placement import Placement
+    from grace_moe.runtime.generation import GenerationOptions, Request
+    from grace_moe.runtime.job import Job, RunSpec
+    from grace_moe.runtime.loading import load_config
+    from grace_moe.runtime.recording import requests_from_text
+    from grace_moe.topology import Topology
+
+    placement = Placement.load(placement_path)
+    if local is not None and Topology.parse(local).shape != placement.topology.shape:
+        raise MismatchError(
+            f"--local: {local} does not match {placement_path}, which is planned for {placement.topology.shape}; plan for {local} or start {placement.topology.shape}"
+        )
+    load_config(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if prompts:
+        encoded = [tuple(tokenizer.encode(text)) for text in prompts]
+        if any(not ids for ids in encoded):
+            raise UsageError("--prompt: a prompt is empty; give it some text")
+        asked = [Request(request_id=i, prompt=ids) for i, ids in enumerate(encoded)]
+    else:
+        from grace_moe.cli.record import _read
+
+        asked = requests_from_text([_read(p) for p in texts], tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
+    job = Job(
+        model=model,
+        requests=tuple(asked),
+        options=GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=not ignore_eos),
+        runs=tuple(RunSpec(name=d, placement=str(placement_path), dispatch=d) for d in dispatches),
+        seed=seed,
+    )
+    results = _execute(job, placement.topology.num_devices, local=local is not None)
+    if not results:
+        return  # a torchrun rank other than 0
+    if as_json:
+        click.echo(json.dumps({"runs": [_summary(r, tokenizer) for r in results]}, indent=2))
+        return
+    for completion, request in zip(results[0].completions, job.requests, strict=True):
+        if prompts:
+            click.echo(f"{tokenizer.decode(request.prompt)}{click.style(tokenizer.decode(completion.tokens), bold=True)}\n")
+    for result in results:
+        click.echo(
+            f"{result.dispatch}: {result.tokens:,} tokens, {result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes, "
+            f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
+            f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
+        )
+
+
+def _execute(job: "Job", num_ranks: int, *, local: bool) -> "tuple[RunResult, ...]":
+    from grace_moe.cli.progress import status_line
+    from grace_moe.runtime.job import execute
+    from grace_moe.runtime.launch import run_local
+    from grace_moe.runtime.ranks import joined
+
+    if local:
+        with status_line() as tell:
+            return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
+    if os.environ.get("WORLD_SIZE") is None:
+        raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
+    with joined() as member:
+        return execute(job, member)
+
+
+def _summary(result: "RunResult", tokenizer: Any) -> dict[str, Any]:
+    return {
+        "dispatch": result.dispatch,
+        "tokens": result.tokens,
+        "cross_node_bytes_per_token": result.cross_node_bytes_per_token,
+        "intra_node_bytes_per_token": result.intra_node_bytes / max(1, result.tokens),
+        "prefill_seconds": result.prefill_seconds,
+        "decode_seconds_per_step": result.decode_seconds_per_step,
+        "expert_bytes_per_rank": list(result.expert_bytes),
+        "completions": [
+            {"request_id": c.request_id, "tokens": list(c.tokens), "text": tokenizer.decode(c.tokens)} for c in result.completions
+        ],
+    }

@@ -1,0 +1,66 @@
+"""The demo's result for a person: one table, and a sentence that says what was gained and what it cost."""
+
+from rich.console import Console
+from rich.table import Table
+
+from grace_moe.demo.job import DemoResult, DemoRow
+
+LABELS = {"linear": "contiguous", "grace_paper": "GRACE (paper)", "grace": "GRACE"}
+
+
+def demo_table(result: DemoResult) -> Table:
+    """One row a method; bytes are per token, over all layers, both ways."""
+    table = Table(title=f"OLMoE (embedded), {result.topology} local ranks, {result.requests} requests, {result.tokens:,} tokens", title_justify="left")
+    table.add_column("placement")
+    table.add_column("dispatch")
+    table.add_column("between nodes\nKiB/token", justify="right")
+    table.add_column("predicted\nKiB/token", justify="right")
+    table.add_column("busiest\ndevice", justify="right")
+    table.add_column("expert\nmemory", justify="right")
+    table.add_column("prefill\ns", justify="right")
+    table.add_column("decode\nms/step", justify="right")
+    table.add_column("same\noutput", justify="right")
+    for row in result.rows:
+        style = "bold" if row is result.rows[-1] else None
+        table.add_row(
+            LABELS.get(row.method, row.method),
+            row.dispatch,
+            f"{row.cross_node_bytes_per_token / 1024:.2f}",
+            f"{row.predicted_cross_node_bytes_per_token / 1024:.2f}",
+            f"{row.load_max_over_mean:.2f}x",
+            f"{row.slots_total_over_experts:.2f}x",
+            f"{row.prefill_seconds:.2f}",
+            f"{row.decode_seconds_per_step * 1000:.0f}",
+            "yes" if row.lossless else "NO",
+            style=style,
+        )
+    return table
+
+
+def demo_sentence(result: DemoResult) -> str:
+    """Gain and cost, better or worse, from the figures of the table."""
+    best, same, vanilla = result.rows[-1], result.row("linear", result.rows[-1].dispatch), result.rows[0]
+    memory = best.slots_total_over_experts - 1
+    balance = "better" if best.load_max_over_mean < same.load_max_over_mean else "worse"
+    outputs = "every output is the same" if result.lossless else "OUTPUTS DIFFER"
+    return (
+        f"{LABELS.get(best.method, best.method)} sent {_less(best, same)} between the nodes than contiguous placement with the same dispatch, "
+        f"and {_less(best, vanilla)} than Transformers' own expert parallelism; {outputs}. "
+        f"It cost {memory:.0%} more expert memory, and the balance is {balance}: the busiest device computes "
+        f"{best.load_max_over_mean:.2f}x the mean ({same.load_max_over_mean:.2f}x contiguous)."
+    )
+
+
+def _less(row: DemoRow, other: DemoRow) -> str:
+    change = 1 - row.cross_node_bytes_per_token / other.cross_node_bytes_per_token
+    return f"{change:.0%} less" if change >= 0 else f"{-change:.0%} MORE"
+
+
+def print_demo(result: DemoResult) -> None:
+    """Print table, notes and sentence to stdout."""
+    console = Console(soft_wrap=False)
+    console.print(demo_table(result))
+    console.print(
+        "Times are of processes that share this machine's cores: they show the run, not the gain on a cluster.", style="dim", highlight=False
+    )
+    console.print(f"\n{demo_sentence(result)}", highlight=False)

@@ -1,0 +1,64 @@
+"""Occult's placement: devices filled one after another with the experts that collaborate most.
+
+Source: arXiv 2505.13345 (ICML 2025). The paper's body was out of reach: the greedy is rebuilt from summaries, and as the
+choice of each device's first expert is not certain, both readings are here.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.planning.affinity import affinity_matrix
+from grace_moe.planning.baselines.linear import even_sizes
+from grace_moe.planning.groups import Groups, as_groups
+from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_groups, no_replicas
+
+SEED_RULES = ("farthest", "degree")
+
+
+def occult_groups(affinity: npt.NDArray[np.int64], num_devices: int, *, seed_rule: str = "farthest") -> Groups:
+    """Groups whose sizes differ by at most one.
+
+    (1) A device's first expert: `farthest`, the one with the least affinity to all placed so far (the very first: with
+    the most affinity in all), or `degree`, the one with the most affinity in all. (2) Until it is full, the device takes
+    the expert with the most affinity to its group. Ties go to the lower number.
+
+    Args:
+        affinity: `[experts, experts]`.
+    """
+    num_experts = len(affinity)
+    degree = affinity.sum(axis=1)
+    free = np.ones(num_experts, dtype=bool)
+    groups: list[list[int]] = []
+    for size in even_sizes(num_experts, num_devices):
+        group: list[int] = []
+        while len(group) < size:
+            if group:
+                wanted = affinity[:, group].sum(axis=1)
+            elif groups and seed_rule == "farthest":
+                wanted = -affinity[:, ~free].sum(axis=1)
+            else:
+                wanted = degree
+            candidates = np.flatnonzero(free)
+            expert = int(candidates[wanted[candidates].argmax()])
+            group.append(expert)
+            free[expert] = False
+        groups.append(group)
+    return as_groups(groups)
+
+
+def occult(request: PlanRequest, *, seed_rule: str = "farthest") -> PlannedLayers:
+    """Occult's rescheduled placement, without pruning. `redundancy` has no effect.
+
+    Args:
+        seed_rule: `farthest` or `degree`; see `occult_groups`.
+
+    Raises:
+        UsageError: another seed rule.
+    """
+    check_choice("seed_rule", seed_rule, SEED_RULES)
+    experts = request.num_experts
+    layers = tuple(
+        layer_of_groups(layer_id, occult_groups(affinity_matrix(ids, experts), request.num_devices, seed_rule=seed_rule), experts)
+        for layer_id, ids in request.layers()
+    )
+    return PlannedLayers(layers=layers, notes=no_replicas(request, "occult"))

@@ -1,0 +1,95 @@
+"""`plan`: a trace and a topology to a placement, by any of the methods."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from grace_moe.errors import UsageError
+from grace_moe.placement import Placement
+from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
+
+DEFAULT_METHOD = "grace_paper"
+
+_PLACES = {
+    "grace_paper": "grace_moe.planning.grace_paper:grace_paper",
+    "linear": "grace_moe.planning.baselines.linear:linear",
+    "round_robin": "grace_moe.planning.baselines.round_robin:round_robin",
+    "eplb": "grace_moe.planning.baselines.eplb:eplb",
+    "occult": "grace_moe.planning.baselines.occult:occult",
+    "c2r": "grace_moe.planning.baselines.c2r:c2r",
+    "cooccurrence": "grace_moe.planning.baselines.cooccurrence:cooccurrence",
+    "biased": "grace_moe.planning.baselines.biased:biased",
+}
+"""Method -> module:function. A method takes a PlanRequest and its own options by keyword, and gives PlannedLayers."""
+
+METHODS = tuple(_PLACES)
+"""Names that `plan` takes as `method`."""
+
+
+def plan(
+    trace: RoutingTrace,
+    topology: Topology,
+    method: str = DEFAULT_METHOD,
+    *,
+    seed: int = 0,
+    redundancy: float | None = None,
+    slots_per_device: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Placement:
+    """Decide which device holds which expert. The same arguments give the same placement, byte for byte.
+
+    Args:
+        method: one of `METHODS`.
+        seed: of whatever the method draws at random.
+        redundancy: slots in all over experts, 1 or more (1.25 = a quarter more slots than experts).
+        slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
+        progress: called with (layers done, layers in all).
+        options: the method's own; see its function. Methods that make nothing of an argument say so in the
+            provenance's notes.
+
+    Raises:
+        UsageError: an unknown method or option, or values that can't be met.
+    """
+    function = _function(method)
+    signature = inspect.signature(function)
+    allowed = [name for name, parameter in signature.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in allowed:
+            raise UsageError(f"method {method} has no option {name!r}; it has {', '.join(allowed) or 'none'}")
+    request = PlanRequest(
+        trace=trace, topology=topology, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device, progress=progress
+    )
+    planned = function(request, **options)
+    used = {name: options.get(name, signature.parameters[name].default) for name in allowed}
+    return Placement(
+        topology=topology,
+        num_experts=trace.num_experts,
+        layers=planned.layers,
+        model=trace.model,
+        replica_choice=planned.replica_choice,
+        provenance={
+            "method": method,
+            "options": used | {"redundancy": redundancy, "slots_per_device": slots_per_device},
+            "seed": seed,
+            "trace_digest": trace.digest,
+            "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens},
+            "version": version("grace-moe"),
+            "notes": list(planned.notes),
+        },
+        source=f"plan by {method}",
+    )
+
+
+def _function(method: str) -> Callable[..., PlannedLayers]:
+    if method not in _PLACES:
+        raise UsageError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    module, _, name = _PLACES[method].partition(":")
+    function: Callable[..., PlannedLayers] = getattr(importlib.import_module(module), name)
+    return function

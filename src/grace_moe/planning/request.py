@@ -1,0 +1,127 @@
+"""What every planning method is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.errors import UsageError
+from grace_moe.placement import LayerPlacement, even_weights
+from grace_moe.planning.groups import Groups
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (layers done, layers in all) as planning goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """One call of `plan`.
+
+    Raises:
+        UsageError: on construction, if a limit is out of range or leaves experts without a slot.
+    """
+
+    trace: RoutingTrace
+    topology: Topology
+    seed: int = 0
+    """Of whatever a method draws at random; 0 .. 2**32 - 1."""
+    redundancy: float | None = None
+    """Slots in all over experts that the user allows; None = the method's own."""
+    slots_per_device: int | None = None
+    """Most experts a device may hold in a layer; None = no limit."""
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        experts, devices = self.num_experts, self.num_devices
+        if not self.trace.num_layers:
+            raise UsageError(f"{self.trace.source}: the trace has no MoE layers; record it again")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed {self.seed} is out of range; use 0 to {2**32 - 1}")
+        if self.redundancy is not None and self.slots_per_device is not None:
+            raise UsageError("redundancy and slots_per_device both set the number of slots; give one of them")
+        if self.redundancy is not None and not 1 <= self.redundancy <= devices:
+            raise UsageError(
+                f"redundancy {self.redundancy} is out of range; use 1 (no replicas) to {devices} (every expert on all {devices} devices)"
+            )
+        if self.slots_per_device is not None and self.slots_per_device * devices < experts:
+            raise UsageError(
+                f"slots_per_device {self.slots_per_device} on {devices} devices leaves some of {experts} experts without a slot; "
+                f"use at least {-(-experts // devices)}"
+            )
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of each layer."""
+        return self.trace.num_experts
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the topology."""
+        return self.topology.num_devices
+
+    @property
+    def slot_limits(self) -> tuple[int, ...]:
+        """`[devices]` most experts that each device may hold in a layer."""
+        limit = self.num_experts if self.slots_per_device is None else min(self.slots_per_device, self.num_experts)
+        return (limit,) * self.num_devices
+
+    def layers(self) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
+        """(layer id, `[tokens, k]` choices) of each layer; reports progress as each is done."""
+        for index, layer_id in enumerate(self.trace.layer_ids):
+            yield layer_id, self.trace.topk_ids[:, index]
+            if self.progress is not None:
+                self.progress(index + 1, self.trace.num_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayers:
+    """What a method decided."""
+
+    layers: tuple[LayerPlacement, ...]
+    replica_choice: str = "wrr"
+    """One of `placement.REPLICA_CHOICES`."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: limits that bit, options that had no effect."""
+
+
+def layer_of_groups(layer_id: int, groups: Groups, num_experts: int) -> LayerPlacement:
+    """A layer without replicas: `groups[d]` on device d."""
+    device = [0] * num_experts
+    for index, group in enumerate(groups):
+        for expert in group:
+            device[expert] = index
+    return layer_of_devices(layer_id, [(d,) for d in device])
+
+
+def layer_of_devices(layer_id: int, devices_of_expert: Iterable[Sequence[int]]) -> LayerPlacement:
+    """A layer whose replicas share an expert's tokens evenly."""
+    devices = tuple(tuple(int(device) for device in row) for row in devices_of_expert)
+    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=even_weights(devices))
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise UsageError unless the option's value is one of the allowed."""
+    if value not in allowed:
+        raise UsageError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
+
+
+def no_replicas(request: PlanRequest, method: str) -> tuple[str, ...]:
+    """The note of a method that keeps one copy of each expert, where more were allowed."""
+    if request.redundancy in (None, 1):
+        return ()
+    return (f"redundancy {request.redundancy} has no effect: {method} makes no replicas",)
+
+
+def by_layer(notes_of_layer: Sequence[tuple[int, Sequence[str]]]) -> tuple[str, ...]:
+    """Notes of single layers as one a text: `layers 0, 3: ...`."""
+    layers_of: dict[str, list[int]] = {}
+    for layer_id, notes in notes_of_layer:
+        for note in notes:
+            layers_of.setdefault(note, []).append(layer_id)
+    return tuple(f"layer{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}: {note}" for note, ids in layers_of.items())

@@ -1,0 +1,54 @@
+"""Flat dispatch with deduplication: one copy of a token to each device that hosts one of its experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from grace_moe.runtime.collectives import TrafficMeter, exchange_counts, exchange_rows
+from grace_moe.runtime.dispatch.model import Received, add_rows, visits
+from grace_moe.runtime.dispatch.packing import pack, unpack
+from grace_moe.runtime.groups import RankGroups
+from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatState:
+    """What `combine` needs to undo `dispatch`."""
+
+    token_of_row: torch.Tensor
+    """int64, per sent row (device-major): its token."""
+    num_tokens: int
+    send_splits: list[int]
+    receive_splits: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatDispatcher:
+    """Occult's collective shape: dispatch once a device, pre-aggregate there, one row back."""
+
+    groups: RankGroups
+    meter: TrafficMeter
+
+    def dispatch(
+        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> tuple[Received, FlatState]:
+        """Rows leave in (device, token) order and arrive in (source, token) order."""
+        ranks = range(self.groups.topology.num_devices)
+        reached = visits(devices_TK, len(ranks))
+        device_of_row, token_of_row = reached.nonzero(as_tuple=True)
+        counts = reached.sum(dim=1).tolist()
+        here = devices_TK[token_of_row] == device_of_row[:, None]
+        rows = pack(hidden_TH[token_of_row], torch.where(here, slots_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
+        receive = exchange_counts(counts, ranks, ranks, self.groups.world, self.meter, rows.device)
+        arrived = exchange_rows(rows, counts, receive, ranks, self.groups.world, self.meter)
+        hidden, slots, weights = unpack(arrived, hidden_TH.dtype, devices_TK.shape[1])
+        state = FlatState(token_of_row=token_of_row, num_tokens=len(hidden_TH), send_splits=counts, receive_splits=receive)
+        return Received(hidden_RH=hidden, slots_RK=slots, weights_RK=weights), state
+
+    def combine(self, partial_RH: torch.Tensor, state: FlatState) -> torch.Tensor:
+        """One partial sum a (token, device) comes back; devices are summed in ascending order."""
+        ranks = range(self.groups.topology.num_devices)
+        back = exchange_rows(partial_RH, state.receive_splits, state.send_splits, ranks, self.groups.world, self.meter)
+        return add_rows(back, state.token_of_row, state.num_tokens)

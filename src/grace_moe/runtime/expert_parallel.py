@@ -1,0 +1,142 @@
+"""The plug-in: expert parallelism by placement, registered with Transformers as `ep_implementation="grace"`.
+
+Two seams of Transformers (5.23) are used, and no model is patched:
+- `ALL_PARALLEL_STYLES["grace_experts"]`, named in `ep_plan` for the experts' parameters, makes room on each rank for the
+  experts of its own slots only (Transformers' own style cuts equal contiguous shards);
+- `EPImplementationInterface["grace"]` brings the tokens to them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from transformers.distributed.expert_parallel import AllToAllEP, EPImplementation, EPImplementationInterface, ExpertParallelLayer
+from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
+
+from grace_moe.errors import MismatchError, ModelError
+from grace_moe.runtime.collectives import TrafficMeter
+from grace_moe.runtime.dispatch import Received
+from grace_moe.runtime.dispatch.model import add_rows
+from grace_moe.runtime.session import ExpertParallelSession
+
+GRACE = "grace"
+GRACE_EXPERTS = "grace_experts"
+VANILLA = "grace_metered_all_to_all"
+_SESSION = "_grace_session"
+_LAYER = "_grace_layer_id"
+
+
+class GraceExpertParallel(EPImplementation):  # type: ignore[misc]
+    """One experts module's way to its tokens: choose replicas, dispatch, compute, combine."""
+
+    def __init__(self, experts: torch.nn.Module, ep_mesh: Any, tp_mesh: Any) -> None:
+        super().__init__(experts, ep_mesh, tp_mesh)
+        session = getattr(experts, _SESSION, None)
+        if session is None:
+            raise ModelError('ep_implementation="grace" needs ep_plan to name "grace_experts": load by grace_moe.runtime.load_model')
+        if tp_mesh.size() > 1:
+            raise ModelError("grace runs data-parallel attention: use tp_size=1")
+        self.session: ExpertParallelSession = session
+        self.route = session.routes[getattr(experts, _LAYER)]
+
+    def __call__(self, hidden_TH: torch.Tensor, topk_ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        """Weighted expert output of each of this rank's tokens, `[T, H]`; rows that are not real tokens give zeros."""
+        if torch.is_grad_enabled() and hidden_TH.requires_grad:
+            raise ModelError('ep_implementation="grace" is for inference: run it under torch.no_grad()')
+        session, route = self.session, self.route
+        ids = topk_ids_TK.to(torch.int64)
+        if session.valid_T is not None:
+            if len(session.valid_T) != len(ids):
+                raise ModelError(f"layer {route.layer_id} got {len(ids)} rows, the step announced {len(session.valid_T)}")
+            ids = ids.masked_fill(~session.valid_T.to(ids.device)[:, None], -1)
+        devices = route.devices_of(ids, session.first_token)
+        slots = route.slots_of(devices, ids)
+        received, state = session.dispatcher.dispatch(route, hidden_TH, devices, slots, weights_TK)
+        return session.dispatcher.combine(self._compute(received), state)
+
+    def _compute(self, received: Received) -> torch.Tensor:
+        """`[R, H]` weighted sum of this rank's experts, over the slots that each row names."""
+        row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
+        if len(row) == 0:
+            return torch.zeros_like(received.hidden_RH)
+        hidden = received.hidden_RH[row]
+        weights = received.weights_RK[row, k][:, None].to(hidden.dtype)
+        outputs = self.experts_forward(hidden, received.slots_RK[row, k][:, None], weights)
+        return add_rows(outputs, row, len(received.hidden_RH))
+
+
+class GraceExperts(ExpertParallelLayer):  # type: ignore[misc]
+    """Parameter style: a rank keeps the experts of its own slots, in slot order.
+
+    A rank without experts in a layer keeps one spare slot that no token is sent to: Transformers' loader and FSDP take
+    no empty parameters.
+    """
+
+    def __init__(self, session: ExpertParallelSession, num_experts: int) -> None:
+        self.session = session
+        self.num_experts = num_experts
+
+    def validate_param(self, module: torch.nn.Module, param: str, mesh: Any, parameter_name: str | None = None) -> None:
+        """Note which layer the module is: the seam names it here and nowhere else."""
+        layer_id = layer_number(parameter_name or "")
+        if layer_id not in self.session.routes:
+            raise MismatchError(f"placement: layers: layer {layer_id} of the model is not placed; plan on a trace of this model")
+        setattr(module, _LAYER, layer_id)
+        setattr(module, _SESSION, self.session)
+
+    def shard_param(self, module: torch.nn.Module, param: str, mesh: Any) -> None:
+        """Shrink one parameter `[experts, ...]` to this rank's slots."""
+        full = module._parameters.get(param)
+        if full is None:
+            return
+        if full.shape[0] != self.num_experts:
+            raise MismatchError(f"placement: num_experts: {self.num_experts} placed, the model has {full.shape[0]}; plan on its own trace")
+        slots = max(1, len(self.session.routes[getattr(module, _LAYER)].local_experts))
+        local = torch.empty((slots, *full.shape[1:]), dtype=full.dtype, device=full.device)
+        module._parameters[param] = torch.nn.Parameter(local, requires_grad=full.requires_grad)
+        module.num_experts = slots  # type: ignore[assignment]
+
+
+class MeteredAllToAll(AllToAllEP):  # type: ignore[misc]
+    """Transformers' own all-to-all, unchanged but for counting what it hands to its collectives."""
+
+    meter: TrafficMeter
+
+    def _dispatch_tokens(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
+        tokens, expert_ids, weights, state = super()._dispatch_tokens(hidden_states, top_k_index, top_k_weights)
+        ranks = range(self.ep_mesh.size())
+        counts_bytes = self.num_local_experts * 8
+        self.meter.count(ranks, [counts_bytes for _ in ranks])
+        row_bytes = hidden_states.shape[-1] * hidden_states.element_size()
+        self.meter.count(ranks, [n * row_bytes for n in state.send_sizes])
+        return tokens, expert_ids, weights, state
+
+    def _combine_tokens(self, expert_output: torch.Tensor, state: Any) -> Any:
+        row_bytes = expert_output.shape[-1] * expert_output.element_size()
+        self.meter.count(range(self.ep_mesh.size()), [n * row_bytes for n in state.recv_sizes])
+        return super()._combine_tokens(expert_output, state)
+
+
+def register_grace(session: ExpertParallelSession, num_experts: int) -> None:
+    """Make `ep_implementation="grace"` and the style `"grace_experts"` mean this session for the next model that is loaded."""
+    ALL_PARALLEL_STYLES.register(GRACE_EXPERTS, GraceExperts(session, num_experts))
+    EPImplementationInterface.register(GRACE, GraceExpertParallel)
+
+
+def register_vanilla(meter: TrafficMeter) -> None:
+    """Make `ep_implementation=VANILLA` Transformers' all-to-all, counted by this meter."""
+    EPImplementationInterface.register(VANILLA, type("MeteredAllToAll", (MeteredAllToAll,), {"meter": meter}))
+
+
+def layer_number(name: str) -> int:
+    """The layer's own number in a parameter or module name such as `model.layers.3.mlp.experts.down_proj`.
+
+    Raises:
+        ModelError: the name has none.
+    """
+    match = re.search(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.", name + ".")
+    if match is None:
+        raise ModelError(f"{name}: no layer number in the name; this architecture is not supported yet")
+    return int(match[1])

@@ -1,0 +1,185 @@
+"""A job: one model, some requests, one or more runs (a placement and a dispatch each), measured on every rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save
+
+from grace_moe.errors import UsageError
+from grace_moe.files import dump_json, write_atomically
+from grace_moe.placement import Placement
+from grace_moe.runtime.generation import Completion, GenerationOptions, GenerationResult, Request, generate
+from grace_moe.runtime.groups import RankGroups, make_groups
+from grace_moe.runtime.loading import LoadedModel, load_model
+from grace_moe.runtime.ranks import TIMEOUT, Membership
+from grace_moe.wire import DISPATCHES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One way to run the job."""
+
+    name: str
+    placement: str
+    """Path of the placement; its topology must have as many devices as there are ranks."""
+    dispatch: str
+    """One of `wire.DISPATCHES`."""
+
+    def __post_init__(self) -> None:
+        if self.dispatch not in DISPATCHES:
+            raise UsageError(f"--dispatch: {self.dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all ranks do together. Requests are dealt round-robin over the ranks."""
+
+    model: str
+    requests: tuple[Request, ...]
+    options: GenerationOptions
+    runs: tuple[RunSpec, ...]
+    seed: int = 0
+    warm_up: bool = True
+    """Make one unmeasured batch first."""
+
+    def save(self, path: Path) -> None:
+        """Write the job for the ranks of this machine."""
+        write_atomically(path, dump_json(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """Read what `save` wrote."""
+        value = json.loads(path.read_text())
+        return cls(
+            model=value["model"],
+            requests=tuple(Request(request_id=r["request_id"], prompt=tuple(r["prompt"])) for r in value["requests"]),
+            options=GenerationOptions(**value["options"]),
+            runs=tuple(RunSpec(**r) for r in value["runs"]),
+            seed=value["seed"],
+            warm_up=value["warm_up"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run, all ranks together."""
+
+    name: str
+    dispatch: str
+    completions: tuple[Completion, ...]
+    """In the order of the job's requests."""
+    cross_node_bytes: int
+    """Sent between nodes at the collectives, all ranks, dispatch and combine, prefill and decode."""
+    intra_node_bytes: int
+    """Sent between devices of a node."""
+    tokens: int
+    """Real tokens that passed each MoE layer, all ranks."""
+    passes: int
+    """Forward passes of each rank."""
+    prefill_seconds: float
+    """The slowest rank's."""
+    decode_seconds: float
+    """The slowest rank's."""
+    decode_passes: int
+    expert_bytes: tuple[int, ...]
+    """Memory of experts, per rank."""
+
+    @property
+    def cross_node_bytes_per_token(self) -> float:
+        """Bytes between nodes per token, summed over the layers."""
+        return self.cross_node_bytes / max(1, self.tokens)
+
+    @property
+    def decode_seconds_per_step(self) -> float:
+        return self.decode_seconds / max(1, self.decode_passes)
+
+
+def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None = None) -> tuple[RunResult, ...]:
+    """Do the job on this rank; rank 0 returns the results, the others an empty tuple. Collective."""
+    results = []
+    groups: RankGroups | None = None
+    for spec in job.runs:
+        if on_run is not None and member.rank == 0:
+            on_run(spec.name)
+        placement = Placement.load(spec.placement)
+        if groups is None or groups.topology != placement.topology:
+            groups = make_groups(placement.topology, TIMEOUT)
+        loaded = load_model(job.model, placement, groups, dispatch=spec.dispatch, seed=job.seed)
+        mine = [r for i, r in enumerate(job.requests) if i % member.world_size == member.rank]
+        share = -(-len(job.requests) // member.world_size)
+        batches = -(-share // job.options.batch_size)
+        if job.warm_up:
+            _generate(loaded, mine[:1], GenerationOptions(new_tokens=2, batch_size=1, stop_at_eos=False), 1)
+            loaded.meter.reset()
+            if loaded.session is not None:
+                loaded.session.first_token = 0
+        dist.barrier()
+        result = _generate(loaded, mine, job.options, batches)
+        gathered: list[Any] | None = [None] * member.world_size if member.rank == 0 else None
+        dist.gather_object((result, loaded.meter.cross_node_bytes, loaded.meter.intra_node_bytes, loaded.expert_bytes), gathered)
+        if gathered is not None:
+            results.append(_together(job, spec, gathered))
+    return tuple(results)
+
+
+def _generate(loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions, num_batches: int) -> GenerationResult:
+    before = loaded.session.begin_step if loaded.session is not None else None
+    return generate(loaded.model, requests, options, num_batches=num_batches, before_step=before, anyone=_anyone)
+
+
+def _anyone(mine: bool) -> bool:
+    """Whether any rank says yes."""
+    flag = torch.tensor([int(mine)])
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, int, int, int]]) -> RunResult:
+    by_id = {c.request_id: c for result, *_ in gathered for c in result.completions}
+    completions = tuple(by_id[r.request_id] for r in job.requests)
+    tokens = sum(len(r.prompt) + max(0, len(c.tokens) - 1) for r, c in zip(job.requests, completions, strict=True))
+    return RunResult(
+        name=spec.name,
+        dispatch=spec.dispatch,
+        completions=completions,
+        cross_node_bytes=sum(g[1] for g in gathered),
+        intra_node_bytes=sum(g[2] for g in gathered),
+        tokens=tokens,
+        passes=gathered[0][0].passes,
+        prefill_seconds=max(g[0].prefill_seconds for g in gathered),
+        decode_seconds=max(g[0].decode_seconds for g in gathered),
+        decode_passes=gathered[0][0].decode_passes,
+        expert_bytes=tuple(g[3] for g in gathered),
+    )
+
+
+def save_results(results: Sequence[RunResult], folder: Path) -> None:
+    """Write results for the process that started the ranks: `results.json` and `logits.safetensors`."""
+    logits = {f"{i}.{c.request_id}": c.logits for i, r in enumerate(results) for c in r.completions if c.logits is not None}
+    write_atomically(folder / "logits.safetensors", save(logits))
+    plain = []
+    for result in results:
+        value = {k: v for k, v in vars(result).items() if k != "completions"}
+        value["completions"] = [{"request_id": c.request_id, "tokens": list(c.tokens)} for c in result.completions]
+        plain.append(value)
+    write_atomically(folder / "results.json", dump_json(plain))
+
+
+def load_results(folder: Path) -> tuple[RunResult, ...]:
+    """Read what `save_results` wrote."""
+    logits = load_file(folder / "logits.safetensors")
+    results = []
+    for i, value in enumerate(json.loads((folder / "results.json").read_text())):
+        completions = tuple(
+            Completion(request_id=c["request_id"], tokens=tuple(c["tokens"]), logits=logits.get(f"{i}.{c['request_id']}"))
+            for c in value.pop("completions")
+        )
+        results.append(RunResult(**{**value, "expert_bytes": tuple(value["expert_bytes"])}, completions=completions))
+    return tuple(results)

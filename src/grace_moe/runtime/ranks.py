@@ -1,0 +1,107 @@
+"""Joining the other ranks, and naming those that are lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from grace_moe.errors import GraceError, RankError
+
+TIMEOUT = timedelta(seconds=45)
+"""How long a rank waits for another in one collective, or for all to join."""
+_ROLL_CALL_SECONDS = 5.0
+_JOIN_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """This rank among the others."""
+
+    rank: int
+    world_size: int
+    store: dist.Store
+
+
+@contextmanager
+def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) -> Iterator[Membership]:
+    """Join the ranks that torchrun, or our own launcher, started; leave at the end.
+
+    Args:
+        rendezvous_file: a file that all local ranks share; None = torchrun's environment variables.
+
+    Raises:
+        RankError: not started as a rank, a rank never joined, or one was lost inside the block; it is named.
+    """
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError) as error:
+        raise RankError("RANK and WORLD_SIZE are not set: start the ranks with torchrun, or give --local NxG") from error
+    store = _store(rendezvous_file, world_size, timeout)
+    _wait_for_all(store, rank, world_size, timeout)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    member = Membership(rank=rank, world_size=world_size, store=store)
+    with naming_lost_ranks(member):
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout)
+        yield member
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def naming_lost_ranks(member: Membership) -> Iterator[None]:
+    """Turn a broken collective into an error that names the ranks that are gone."""
+    try:
+        yield
+    except GraceError:
+        raise
+    except RuntimeError as error:  # torch's collectives raise RuntimeError and subclasses of it
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not _is_communication_error(str(error)):
+            raise
+        lost = _roll_call(member)
+        named = f"rank {', '.join(map(str, lost))}" if lost else "a rank"
+        raise RankError(f"rank {member.rank}: lost {named} ({first_line[:160]}); see its own error, then start all ranks again") from error
+
+
+def _is_communication_error(text: str) -> bool:
+    return any(word in text for word in ("gloo", "NCCL", "onnection", "imed out", "timeout", "Socket", "store"))
+
+
+def _roll_call(member: Membership) -> list[int]:
+    """Ranks that don't answer within a few seconds."""
+    try:
+        member.store.set(f"alive/{member.rank}", "1")
+        time.sleep(_ROLL_CALL_SECONDS)
+        return [r for r in range(member.world_size) if not member.store.check([f"alive/{r}"])]
+    except RuntimeError:
+        return [0]  # rank 0 keeps torchrun's store: if that is gone, so is rank 0
+
+
+def _store(rendezvous_file: str | None, world_size: int, timeout: timedelta) -> dist.Store:
+    if rendezvous_file is not None:
+        return dist.FileStore(rendezvous_file, world_size)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+    except (RuntimeError, ValueError) as error:
+        raise RankError(f"can't reach the rendezvous ({str(error).splitlines()[0]}); check MASTER_ADDR and MASTER_PORT") from error
+    return store
+
+
+def _wait_for_all(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> None:
+    store.set(f"joined/{rank}", "1")
+    deadline = time.monotonic() + timeout.total_seconds()
+    missing = list(range(world_size))
+    while missing:
+        missing = [r for r in missing if not store.check([f"joined/{r}"])]
+        if missing and time.monotonic() > deadline:
+            named = ", ".join(map(str, missing))
+            raise RankError(f"rank {rank}: rank {named} never joined within {timeout.total_seconds():.0f} s; is it running?")
+        time.sleep(_JOIN_POLL_SECONDS if missing else 0)

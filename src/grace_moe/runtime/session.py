@@ -1,0 +1,32 @@
+"""What the layers of one loaded model share on a rank: the dispatcher, the routes, and which tokens are real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from grace_moe.runtime.collectives import TrafficMeter
+from grace_moe.runtime.dispatch import Dispatcher
+from grace_moe.runtime.generation import Step
+from grace_moe.runtime.layer import LayerRoute
+
+
+@dataclass(kw_only=True)
+class ExpertParallelSession:
+    """Mutable on purpose: `begin_step` is called before every forward pass."""
+
+    routes: dict[int, LayerRoute]
+    dispatcher: Dispatcher
+    meter: TrafficMeter
+    first_token: int = 0
+    """Tokens that this rank has routed in earlier steps; numbers the draws."""
+    valid_T: torch.Tensor | None = None
+    """bool: rows of the coming pass that are real tokens; None = all."""
+    _rows_of_step: int = 0
+
+    def begin_step(self, step: Step) -> None:
+        """Note which rows are real; padding and idle rows are not dispatched."""
+        self.first_token += self._rows_of_step
+        self._rows_of_step = len(step.valid)
+        self.valid_T = step.valid

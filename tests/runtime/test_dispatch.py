@@ -1,0 +1,99 @@
+"""The pieces of the dispatch that need no other rank."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grace_moe.planning.replica_choice import choose_devices, draw, replica_choice_table
+from grace_moe.runtime.collectives import TrafficMeter
+from grace_moe.runtime.dispatch import reference_moe
+from grace_moe.runtime.dispatch.model import add_rows, visits
+from grace_moe.runtime.dispatch.packing import pack, unpack
+from grace_moe.runtime.groups import rail_peer
+from grace_moe.runtime.layer import layer_routes
+from grace_moe.topology import Topology
+from grace_moe.wire import WireFormat
+
+from .conftest import EXPERTS, placement_of, scattered_with_replicas
+
+
+@given(rows=st.integers(0, 7), hidden=st.sampled_from([1, 3, 8]), top_k=st.integers(1, 5), dtype=st.sampled_from(["float32", "bfloat16", "float16"]))
+def test_unpack_is_the_inverse_of_pack(rows, hidden, top_k, dtype):
+    dtype = getattr(torch, dtype)
+    states = torch.randn(rows, hidden).to(dtype)
+    slots, weights = torch.randint(-1, 32_767, (rows, top_k)), torch.rand(rows, top_k)
+    packed = pack(states, slots, weights)
+    assert packed.shape == (rows, WireFormat(hidden_size=hidden, itemsize=states.element_size(), top_k=top_k).dispatch_row_bytes)
+    for got, want in zip(unpack(packed, dtype, top_k), (states, slots, weights), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_visits_by_hand():
+    """Three tokens, three devices: {0, 2}, {1}, nothing."""
+    reached = visits(torch.tensor([[0, 2, 2], [1, 1, -1], [-1, -1, -1]]), 3)
+    assert reached.int().tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert visits(torch.zeros((0, 2), dtype=torch.int64), 3).shape == (3, 0)
+
+
+def test_add_rows_by_hand():
+    rows = torch.tensor([[1.0], [2.0], [4.0]])
+    assert add_rows(rows, torch.tensor([1, 1, 0]), 3).tolist() == [[4.0], [3.0], [0.0]]
+    assert add_rows(rows.to(torch.bfloat16), torch.tensor([0, 0, 0]), 1).dtype == torch.bfloat16
+
+
+def test_rail_peers():
+    regular = Topology.parse("3x4")
+    assert [rail_peer(regular, 5, n) for n in (0, 2)] == [1, 9]
+    uneven = Topology.from_dict({"nodes": [{"devices": [{}] * 3}, {"devices": [{}] * 2}]})
+    assert [rail_peer(uneven, d, 1) for d in (0, 1, 2)] == [3, 4, 3]
+    assert [rail_peer(uneven, d, 0) for d in (3, 4)] == [0, 1]
+
+
+def test_meter_counts_by_tier_and_not_what_stays():
+    meter = TrafficMeter(topology=Topology.parse("2x2"), rank=1)
+    meter.count(range(4), [10, 100, 1, 2])
+    assert (meter.intra_node_bytes, meter.cross_node_bytes) == (10, 3)
+    meter.reset()
+    assert meter.sent.tolist() == [0, 0, 0, 0]
+
+
+@given(seed=st.integers(0, 2**31), policy=st.sampled_from(["tar", "wrr"]))
+def test_torch_and_numpy_choose_the_same_replicas(seed, policy):
+    placement = placement_of("2x2", scattered_with_replicas(4))
+    table = replica_choice_table(placement.layers[0], placement.topology, policy)
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(-1, EXPERTS, (20, 4))
+    sources, tokens = generator.integers(0, 4, (20, 1)), np.arange(20)[:, None]
+    ours = choose_devices(table.devices, table.thresholds, ids, sources, draw(seed, 3, tokens, ids))
+    tensors = [torch.from_numpy(a.astype(np.int64)) for a in (table.devices, table.thresholds, ids, sources, tokens)]
+    theirs = choose_devices(*tensors[:4], draw(seed, 3, tensors[4], tensors[2]))
+    np.testing.assert_array_equal(ours, theirs.numpy())
+    assert ((ours >= 0) == (ids >= 0)).all()
+
+
+def test_routes_name_the_slot_on_the_chosen_device():
+    placement = placement_of("2x2", scattered_with_replicas(4))
+    ids = torch.arange(EXPERTS)[:, None]
+    for rank in range(4):
+        route = layer_routes(placement, rank, seed=0, device=torch.device("cpu"))[0]
+        devices = route.devices_of(ids, first_token=0)
+        slots = route.slots_of(devices, ids)
+        for expert in range(EXPERTS):
+            assert placement.experts_of_device(0)[devices[expert, 0]][slots[expert, 0]] == expert
+            hosts = placement.layers[0].devices_of_expert[expert]
+            assert devices[expert, 0] == rank or rank not in hosts  # TAR: own replica first
+            same_node = [d for d in hosts if d // 2 == rank // 2]
+            assert not same_node or devices[expert, 0] // 2 == rank // 2
+
+
+def test_reference_by_hand():
+    """Expert e multiplies by e + 1: token 1.0 with experts 0 and 2 at weights 0.5 and 0.25 gives 0.5 + 0.75."""
+    out = reference_moe(
+        lambda hidden, ids, weights: hidden * (ids + 1) * weights,
+        torch.tensor([[1.0], [2.0]]), torch.tensor([[0, 2], [1, -1]]), torch.tensor([[0.5, 0.25], [1.0, 9.0]]),
+    )
+    assert out.tolist() == [[1.25], [4.0]]

@@ -1,0 +1,135 @@
+"""A rank that dies, refuses or never joins: the others stop within a minute, and the error says which."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from grace_moe.errors import MismatchError, ModelError, RankError
+from grace_moe.runtime.generation import GenerationOptions
+from grace_moe.runtime.job import Job, RunSpec
+from grace_moe.runtime.launch import run_local
+
+from .conftest import contiguous, make_model, placement_of, requests_of
+
+pytestmark = pytest.mark.ranks
+
+
+def make_job(model, tmp_path, shape="1x2", devices=2, **options):
+    path = tmp_path / "plan.json"
+    placement_of(shape, contiguous(devices)).save(path)
+    options = GenerationOptions(**{"new_tokens": 4, "batch_size": 2, "stop_at_eos": False, **options})
+    run = RunSpec(name="run", placement=str(path), dispatch="hierarchical")
+    return Job(model=str(model), requests=requests_of([4, 4]), options=options, runs=(run,))
+
+
+def workers() -> list[int]:
+    """Rank processes that this test process started, in rank order."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.worker" in line]
+
+
+def test_a_killed_rank_is_named_and_nothing_is_left(tiny_model, tmp_path):
+    job = make_job(tiny_model, tmp_path, new_tokens=100_000)
+    started = threading.Event()
+    killed_at = []
+
+    def kill_rank_1():
+        started.wait(60)
+        time.sleep(3)  # into the forward passes
+        os.kill(workers()[1], signal.SIGKILL)
+        killed_at.append(time.monotonic())
+
+    thread = threading.Thread(target=kill_rank_1)
+    thread.start()
+    with pytest.raises(RankError, match=r"rank 1 of 2 stopped: killed by SIGKILL.*the other ranks were stopped"):
+        run_local(job, 2, on_status=lambda _: started.set())
+    thread.join()
+    assert time.monotonic() - killed_at[0] < 60
+    assert workers() == []
+
+
+def test_topology_that_does_not_match_the_ranks(tiny_model, tmp_path):
+    with pytest.raises(MismatchError, match="2 devices for 3 ranks; start 2 ranks"):
+        run_local(make_job(tiny_model, tmp_path), 3)
+
+
+def test_placement_of_another_model(tmp_path):
+    other = make_model(tmp_path / "other", num_experts=8)
+    with pytest.raises(MismatchError, match=r"num_experts: 16 placed, .* has 8; plan on a trace of this model"):
+        run_local(make_job(other, tmp_path), 2)
+
+
+def test_a_model_without_experts(tmp_path):
+    import transformers
+
+    folder = tmp_path / "dense"
+    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"'llama' has no experts; give a Mixture-of-Experts model"):
+        run_local(make_job(folder, tmp_path), 2)
+
+
+JOIN = """
+import sys
+from datetime import timedelta
+from grace_moe.errors import RankError
+from grace_moe.runtime.ranks import joined
+try:
+    with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=2)):
+        pass
+except RankError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+LOSE = """
+import os, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from grace_moe.errors import RankError
+from grace_moe.runtime.ranks import joined
+try:
+    with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
+        if member.rank == 1:
+            os._exit(9)
+        dist.all_reduce(torch.ones(1))
+except RankError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def start_rank(code, rank, world_size, path):
+    environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(world_size))
+    return subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_rank_that_never_joins_is_named(tmp_path):
+    out, _ = (process := start_rank(JOIN, 0, 2, tmp_path / "store")).communicate(timeout=60)
+    assert process.returncode == RankError.exit_code
+    assert "rank 0: rank 1 never joined within 2 s" in out
+
+
+def test_survivors_name_the_lost_rank(tmp_path):
+    """Without our launcher (as under torchrun), the ranks find out among themselves."""
+    processes = [start_rank(LOSE, rank, 3, tmp_path / "store") for rank in range(3)]
+    outputs = [p.communicate(timeout=60)[0] for p in processes]
+    for rank in (0, 2):
+        assert processes[rank].returncode == RankError.exit_code, outputs[rank]
+        assert f"rank {rank}: lost rank 1" in outputs[rank]
+
+
+def test_unknown_dispatch():
+    from grace_moe.errors import UsageError
+
+    with pytest.raises(UsageError, match="'fast' is unknown; use one of vanilla, flat, hierarchical"):
+        RunSpec(name="x", placement="x.json", dispatch="fast")
+    assert replace(RunSpec(name="x", placement="x.json", dispatch="flat"), name="y").dispatch == "flat"

@@ -1,0 +1,101 @@
+"""The distributed model is the single-process model: tokens equal, logits within 1e-4; bytes are those predicted.
+
+The single process is the oracle; every case runs real processes over gloo.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from grace_moe.evaluation import cross_node_bytes, evaluate
+from grace_moe.runtime.generation import GenerationOptions
+from grace_moe.runtime.job import Job, RunSpec
+from grace_moe.runtime.launch import run_local
+from grace_moe.runtime.loading import load_whole_model
+from grace_moe.runtime.recording import record_trace
+from grace_moe.wire import WireFormat
+
+from .conftest import EXPERTS, TOP_K, contiguous, placement_of, requests_of, scattered_with_replicas
+
+pytestmark = pytest.mark.ranks
+OPTIONS = GenerationOptions(new_tokens=5, batch_size=4, keep_logits=True, stop_at_eos=False)
+
+
+def run_all(tiny_model, tmp_path, shape, num_ranks, cases, lengths, options=OPTIONS):
+    """Results of several (placement, dispatch) cases in one job, each checked against one process."""
+    requests = requests_of(lengths)
+    runs = []
+    for name, (devices, dispatch) in cases.items():
+        path = tmp_path / f"{name}.json"
+        placement_of(shape, devices).save(path)
+        runs.append(RunSpec(name=name, placement=str(path), dispatch=dispatch))
+    results = run_local(Job(model=str(tiny_model), requests=requests, options=options, runs=tuple(runs)), num_ranks)
+    trace, reference = record_trace(
+        load_whole_model(str(tiny_model)), requests, replace(options, batch_size=len(requests)), name="tiny", dataset="random"
+    )
+    for result in results:
+        assert len(result.completions) == len(requests)
+        for ours, oracle in zip(result.completions, reference.completions, strict=True):
+            assert ours.request_id == oracle.request_id
+            assert ours.tokens == oracle.tokens, result.name
+            torch.testing.assert_close(ours.logits, oracle.logits, atol=1e-4, rtol=0)
+    return results, trace
+
+
+def predicted(shape, devices, trace, result):
+    wire = WireFormat(hidden_size=32, itemsize=4, top_k=TOP_K)
+    return cross_node_bytes(evaluate(placement_of(shape, devices), trace), wire, result.dispatch, steps=result.passes)
+
+
+def test_four_ranks_unequal_requests_replicas_and_one_device(tiny_model, tmp_path):
+    """Unequal lengths and counts: ranks 0 and 1 have two requests, 2 and 3 one."""
+    cases = {
+        "vanilla": (contiguous(4), "vanilla"),
+        "contiguous-flat": (contiguous(4), "flat"),
+        "contiguous-hierarchical": (contiguous(4), "hierarchical"),
+        "replicas-flat": (scattered_with_replicas(4), "flat"),
+        "replicas-hierarchical": (scattered_with_replicas(4), "hierarchical"),
+        "one-device-flat": (lambda e: (2,), "flat"),
+        "one-device-hierarchical": (lambda e: (2,), "hierarchical"),
+    }
+    results, trace = run_all(tiny_model, tmp_path, "2x2", 4, cases, [7, 3, 9, 5, 1, 8])
+    for result in results:
+        if result.name.startswith(("contiguous", "one-device")):  # no draws: the same tokens, to the byte
+            assert result.cross_node_bytes == predicted("2x2", cases[result.name][0], trace, result)
+    by_name = {r.name: r for r in results}
+    per_expert = by_name["vanilla"].expert_bytes[0] // (EXPERTS // 4)
+    for name, (devices, _) in cases.items():
+        if name.startswith("replicas"):
+            held = [sum(rank in devices(e) for e in range(EXPERTS)) for rank in range(4)]
+            assert by_name[name].expert_bytes == tuple(n * per_expert for n in held)
+
+
+def test_four_ranks_equal_requests_replicas_bytes_within_two_percent(tiny_model, tmp_path):
+    cases = {
+        "vanilla": (contiguous(4), "vanilla"),
+        "replicas-flat": (scattered_with_replicas(4), "flat"),
+        "replicas-hierarchical": (scattered_with_replicas(4), "hierarchical"),
+    }
+    options = replace(OPTIONS, new_tokens=9)
+    results, trace = run_all(tiny_model, tmp_path, "2x2", 4, cases, [24] * 16, options)
+    for result in results:
+        assert result.cross_node_bytes == pytest.approx(predicted("2x2", cases[result.name][0], trace, result), rel=0.02)
+
+
+def test_one_request_leaves_ranks_without_a_token(tiny_model, tmp_path):
+    cases = {"flat": (scattered_with_replicas(2), "flat"), "hierarchical": (scattered_with_replicas(2), "hierarchical")}
+    run_all(tiny_model, tmp_path, "2x1", 2, cases, [6])
+
+
+def test_nodes_of_unequal_size(tiny_model, tmp_path):
+    cases = {"flat": (scattered_with_replicas(3), "flat"), "hierarchical": (scattered_with_replicas(3), "hierarchical")}
+    run_all(tiny_model, tmp_path, "2+1", 3, cases, [6, 2, 4, 4])
+
+
+def test_early_stops_end_each_request_where_one_process_does(tmp_path, tiny_model):
+    """With end-of-sequence tokens on: requests stop at different steps, and all ranks stop together."""
+    options = replace(OPTIONS, new_tokens=12, stop_at_eos=True)
+    results, _ = run_all(tiny_model, tmp_path, "1x2", 2, {"hierarchical": (contiguous(2), "hierarchical")}, [3, 4, 5], options)
+    assert results[0].passes <= 12

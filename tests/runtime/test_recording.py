@@ -1,0 +1,85 @@
+"""The recorder: exactly the router's choices, and outputs that don't change by a bit."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numpy as np
+
+from grace_moe.errors import ModelError
+from grace_moe.runtime.generation import GenerationOptions, generate
+from grace_moe.runtime.loading import load_whole_model
+from grace_moe.runtime.recording import record_trace, recording, requests_from_text
+
+from .conftest import EXPERTS, LAYERS, TOP_K, requests_of
+
+OPTIONS = GenerationOptions(new_tokens=4, batch_size=3, stop_at_eos=False, keep_logits=True)
+
+
+@pytest.fixture(scope="module", params=["grouped_mm", "eager", "batched_mm"])
+def model(tiny_model, request):
+    return load_whole_model(str(tiny_model), experts=request.param)
+
+
+def test_outputs_are_unchanged_to_the_bit(model):
+    requests = requests_of([5, 3, 8, 2])
+    before = model.get_experts_implementation()
+    plain = generate(model, requests, OPTIONS)
+    _, recorded = record_trace(model, requests, OPTIONS, name="tiny", dataset="random")
+    for a, b in zip(plain.completions, recorded.completions, strict=True):
+        assert a.tokens == b.tokens
+        assert torch.equal(a.logits, b.logits)
+    assert model.get_experts_implementation() == before
+
+
+def test_ids_and_weights_are_the_routers(model):
+    """Hooks on the routers themselves are the oracle: one request, prefill then decode."""
+    seen = {layer: [] for layer in range(LAYERS)}
+    hooks = [
+        model.model.layers[layer].mlp.gate.register_forward_hook(lambda _m, _i, out, layer=layer: seen[layer].append(out[1:]))
+        for layer in range(LAYERS)
+    ]
+    trace, _ = record_trace(model, requests_of([6]), OPTIONS, name="tiny", dataset="random")
+    for hook in hooks:
+        hook.remove()
+    assert trace.topk_ids.shape == (6 + 3, LAYERS, TOP_K)
+    assert trace.num_experts == EXPERTS
+    assert trace.phase.tolist() == [0] * 6 + [1] * 3
+    for layer in range(LAYERS):
+        scores, ids = (torch.cat([step[i] for step in seen[layer]]).detach().numpy() for i in (0, 1))
+        np.testing.assert_array_equal(trace.topk_ids[:, layer], ids)
+        np.testing.assert_array_equal(trace.topk_weights[:, layer], scores.astype(np.float16))
+
+
+def test_padding_is_not_recorded_and_requests_are_kept_apart(model):
+    lengths = [5, 3, 8, 2]
+    trace, _ = record_trace(model, requests_of(lengths), OPTIONS, name="tiny", dataset="random")
+    assert [int((trace.request_ids == i).sum()) for i in range(4)] == [n + 3 for n in lengths]
+    alone, _ = record_trace(model, requests_of(lengths)[2:3], OPTIONS, name="tiny", dataset="random")
+    np.testing.assert_array_equal(trace.topk_ids[trace.request_ids == 2], alone.topk_ids)
+
+
+def test_a_pass_that_nobody_announced_is_one_request(model):
+    with recording(model) as recorder:
+        model(torch.tensor([[5, 6, 7]]))
+        model(torch.tensor([[8, 9]]))
+    assert recorder.trace(model="tiny", dataset="x").topk_ids.shape[0] == 5
+
+
+def test_nothing_recorded_is_an_error(model):
+    with recording(model) as recorder, pytest.raises(ModelError, match="no forward pass"):
+        recorder.trace(model="tiny", dataset="x")
+
+
+class Letters:
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+
+def test_requests_are_dealt_over_the_texts():
+    requests = requests_from_text(["aabbcc", "xxyy"], Letters(), tokens_per_request=2)
+    assert ["".join(map(chr, r.prompt)) for r in requests] == ["aa", "xx", "bb", "yy", "cc"]
+    assert [r.request_id for r in requests] == [0, 1, 2, 3, 4]
+    assert len(requests_from_text(["aabbcc", "xxyy"], Letters(), tokens_per_request=2, max_requests=3)) == 3
+    with pytest.raises(ModelError, match="no text has 9 tokens"):
+        requests_from_text(["aabbcc"], Letters(), tokens_per_request=9)
