@@ -17,11 +17,23 @@ EXPERTS, LAYERS, TOP_K, VOCABULARY = 16, 2, 4, 96
 
 def make_model(folder: Path, **changes) -> Path:
     torch.manual_seed(0)
-    config = transformers.OlmoeConfig(**{
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": EXPERTS, "num_experts_per_tok": TOP_K,
-        "max_position_embeddings": 128, "pad_token_id": 1, "eos_token_id": 0, "initializer_range": 0.3, **changes,
-    })
+    config = transformers.OlmoeConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 16,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": TOP_K,
+            "max_position_embeddings": 128,
+            "pad_token_id": 1,
+            "eos_token_id": 0,
+            "initializer_range": 0.3,
+            **changes,
+        }
+    )
     transformers.OlmoeForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -40,7 +52,8 @@ def placement_of(shape: str, devices_of_expert, *, layers=LAYERS, experts=EXPERT
         topology = Topology.from_dict({"nodes": [{"devices": [{} for _ in range(n)]} for n in nodes]})
     rows = tuple(tuple(devices_of_expert(e)) for e in range(experts))
     return Placement(
-        topology=topology, num_experts=experts,
+        topology=topology,
+        num_experts=experts,
         layers=tuple(LayerPlacement(layer_id=i, devices_of_expert=rows, replica_weights=even_weights(rows)) for i in range(layers)),
     )
 
@@ -61,6 +74,4 @@ def scattered_with_replicas(num_devices: int):
 
 def requests_of(lengths: list[int], seed: int = 0) -> tuple[Request, ...]:
     draw = random.Random(seed)
-    return tuple(
-        Request(request_id=i, prompt=tuple(draw.randrange(2, VOCABULARY) for _ in range(n))) for i, n in enumerate(lengths)
-    )
+    return tuple(Request(request_id=i, prompt=tuple(draw.randrange(2, VOCABULARY) for _ in range(n))) for i, n in enumerate(lengths))

@@ -21,7 +21,12 @@ from grace_moe.wire import WireFormat
 from .conftest import EXPERTS, placement_of, scattered_with_replicas
 
 
-@given(rows=st.integers(0, 7), hidden=st.sampled_from([1, 3, 8]), top_k=st.integers(1, 5), dtype=st.sampled_from(["float32", "bfloat16", "float16"]))
+@given(
+    rows=st.integers(0, 7),
+    hidden=st.sampled_from([1, 3, 8]),
+    top_k=st.integers(1, 5),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
 def test_unpack_is_the_inverse_of_pack(rows, hidden, top_k, dtype):
     dtype = getattr(torch, dtype)
     states = torch.randn(rows, hidden).to(dtype)
@@ -94,6 +99,8 @@ def test_reference_by_hand():
     """Expert e multiplies by e + 1: token 1.0 with experts 0 and 2 at weights 0.5 and 0.25 gives 0.5 + 0.75."""
     out = reference_moe(
         lambda hidden, ids, weights: hidden * (ids + 1) * weights,
-        torch.tensor([[1.0], [2.0]]), torch.tensor([[0, 2], [1, -1]]), torch.tensor([[0.5, 0.25], [1.0, 9.0]]),
+        torch.tensor([[1.0], [2.0]]),
+        torch.tensor([[0, 2], [1, -1]]),
+        torch.tensor([[0.5, 0.25], [1.0, 9.0]]),
     )
     assert out.tolist() == [[1.25], [4.0]]

@@ -109,7 +109,9 @@ except RankError as error:
 
 def start_rank(code, rank, world_size, path):
     environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(world_size))
-    return subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_rank_that_never_joins_is_named(tmp_path):

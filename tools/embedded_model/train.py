@@ -125,10 +125,17 @@ def main() -> None:
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimiser = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-        lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True,
+        lr=arguments.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
     )
-    log: dict = {"seed": SEED, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "parameters": parameters,
-                 "train_tokens_available": {d: len(s) for d, s in streams.items()}, "steps": []}
+    log: dict = {
+        "seed": SEED,
+        "arguments": {k: str(v) for k, v in vars(arguments).items()},
+        "parameters": parameters,
+        "train_tokens_available": {d: len(s) for d, s in streams.items()},
+        "steps": [],
+    }
     model.train()
     began = last = time.monotonic()
     for step in range(1, arguments.steps + 1):
@@ -144,9 +151,13 @@ def main() -> None:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if step % 100 == 0 or step == arguments.steps:
-            entry = {"step": step, "minutes": round((time.monotonic() - began) / 60, 2), "train_loss": round(out.loss.item(), 4),
-                     "aux_loss": round(out.aux_loss.item(), 3),
-                     "tokens_per_second": round(arguments.batch * arguments.length * 100 / (time.monotonic() - last))}
+            entry = {
+                "step": step,
+                "minutes": round((time.monotonic() - began) / 60, 2),
+                "train_loss": round(out.loss.item(), 4),
+                "aux_loss": round(out.aux_loss.item(), 3),
+                "tokens_per_second": round(arguments.batch * arguments.length * 100 / (time.monotonic() - last)),
+            }
             last = time.monotonic()
             if step % 300 == 0:
                 entry["heldout"] = {d: round(v, 4) for d, v in heldout_losses(model, heldout, arguments.length).items()}

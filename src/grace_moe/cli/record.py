@@ -16,7 +16,9 @@ Examples:
 """
 )
 @click.argument("model")
-@click.option("--text", "texts", type=click.Path(path_type=Path), multiple=True, required=True, help="Text to run; repeat for several files.")
+@click.option(
+    "--text", "texts", type=click.Path(path_type=Path), multiple=True, required=True, help="Text to run; repeat for several files."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Trace to write (.safetensors).")
 @click.option("--requests", type=click.IntRange(min=1), default=256, show_default=True, help="Requests to make of the text, at most.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of each request's prompt.")
@@ -54,9 +56,7 @@ def record(
     prompts = requests_from_text(contents, tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
     options = GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=True)
     with progress_bar("recording", total=len(prompts) * new_tokens) as advance:
-        trace, _ = record_trace(
-            loaded, prompts, options, name=Path(model).name, dataset=", ".join(p.name for p in texts), progress=advance
-        )
+        trace, _ = record_trace(loaded, prompts, options, name=Path(model).name, dataset=", ".join(p.name for p in texts), progress=advance)
     trace.save(output)
     summary = {
         "trace": str(output),
@@ -71,8 +71,8 @@ def record(
         click.echo(json.dumps(summary))
     else:
         click.echo(
-            f"{output}: {trace.num_tokens:,} tokens of {len(prompts)} requests, {trace.num_layers} MoE layers of {trace.num_experts} experts, "
-            f"top-{trace.top_k}; the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
+            f"{output}: {trace.num_tokens:,} tokens of {len(prompts)} requests, {trace.num_layers} MoE layers "
+            f"of {trace.num_experts} experts, top-{trace.top_k}; the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
         )
 
 

@@ -31,8 +31,15 @@ Examples:
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens of each prompt cut from text.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each prompt.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Requests in one batch on one rank.")
-@click.option("--dispatch", "dispatches", type=click.Choice(DISPATCHES), multiple=True, default=("hierarchical",), show_default=True,
-              help="How tokens travel; repeat to measure several. vanilla = Transformers' own all-to-all, contiguous.")
+@click.option(
+    "--dispatch",
+    "dispatches",
+    type=click.Choice(DISPATCHES),
+    multiple=True,
+    default=("hierarchical",),
+    show_default=True,
+    help="How tokens travel; repeat to measure several. vanilla = Transformers' own all-to-all, contiguous.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Always generate all new tokens (for benchmarks).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -69,7 +76,8 @@ def run(
     placement = Placement.load(placement_path)
     if local is not None and Topology.parse(local).shape != placement.topology.shape:
         raise MismatchError(
-            f"--local: {local} does not match {placement_path}, which is planned for {placement.topology.shape}; plan for {local} or start {placement.topology.shape}"
+            f"--local: {local} does not match {placement_path}, which is planned for {placement.topology.shape}; "
+            f"plan for {local} or start {placement.topology.shape}"
         )
     load_config(model)
     tokenizer = AutoTokenizer.from_pretrained(model)

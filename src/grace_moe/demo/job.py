@@ -202,7 +202,10 @@ def _requests(options: DemoOptions) -> tuple[list[Request], list[Request]]:
     texts = list(embedded_texts().values())
     cut = [text.rfind("\n", 0, int(len(text) * 0.7)) for text in texts]
     plan_on = requests_from_text(
-        [t[:c] for t, c in zip(texts, cut, strict=True)], tokenizer, tokens_per_request=options.prompt_tokens, max_requests=options.planning_requests
+        [t[:c] for t, c in zip(texts, cut, strict=True)],
+        tokenizer,
+        tokens_per_request=options.prompt_tokens,
+        max_requests=options.planning_requests,
     )
     measure_on = requests_from_text(
         [t[c:] for t, c in zip(texts, cut, strict=True)], tokenizer, tokens_per_request=options.prompt_tokens, max_requests=options.requests
@@ -210,9 +213,7 @@ def _requests(options: DemoOptions) -> tuple[list[Request], list[Request]]:
     return plan_on, measure_on
 
 
-def _row(
-    method: str, result: RunResult, placement: Placement, trace: RoutingTrace, wire: WireFormat, reference: Any, seed: int
-) -> DemoRow:
+def _row(method: str, result: RunResult, placement: Placement, trace: RoutingTrace, wire: WireFormat, reference: Any, seed: int) -> DemoRow:
     evaluation = evaluate(placement, trace, seed=seed)
     predicted = cross_node_bytes(evaluation, wire, result.dispatch, steps=result.passes)
     differences = [float((c.logits - r.logits).abs().max()) for c, r in zip(result.completions, reference, strict=True)]

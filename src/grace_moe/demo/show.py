@@ -10,7 +10,9 @@ LABELS = {"linear": "contiguous", "grace_paper": "GRACE (paper)", "grace": "GRAC
 
 def demo_table(result: DemoResult) -> Table:
     """One row a method; bytes are per token, over all layers, both ways."""
-    table = Table(title=f"OLMoE (embedded), {result.topology} local ranks, {result.requests} requests, {result.tokens:,} tokens", title_justify="left")
+    table = Table(
+        title=f"OLMoE (embedded), {result.topology} local ranks, {result.requests} requests, {result.tokens:,} tokens", title_justify="left"
+    )
     table.add_column("placement")
     table.add_column("dispatch")
     table.add_column("between nodes\nKiB/token", justify="right")
@@ -44,7 +46,8 @@ def demo_sentence(result: DemoResult) -> str:
     balance = "better" if best.load_max_over_mean < same.load_max_over_mean else "worse"
     outputs = "every output is the same" if result.lossless else "OUTPUTS DIFFER"
     return (
-        f"{LABELS.get(best.method, best.method)} sent {_less(best, same)} between the nodes than contiguous placement with the same dispatch, "
+        f"{LABELS.get(best.method, best.method)} sent {_less(best, same)} between the nodes "
+        f"than contiguous placement with the same dispatch, "
         f"and {_less(best, vanilla)} than Transformers' own expert parallelism; {outputs}. "
         f"It cost {memory:.0%} more expert memory, and the balance is {balance}: the busiest device computes "
         f"{best.load_max_over_mean:.2f}x the mean ({same.load_max_over_mean:.2f}x contiguous)."
@@ -61,6 +64,8 @@ def print_demo(result: DemoResult) -> None:
     console = Console(soft_wrap=False)
     console.print(demo_table(result))
     console.print(
-        "Times are of processes that share this machine's cores: they show the run, not the gain on a cluster.", style="dim", highlight=False
+        "Times are of processes that share this machine's cores: they show the run, not the gain on a cluster.",
+        style="dim",
+        highlight=False,
     )
     console.print(f"\n{demo_sentence(result)}", highlight=False)

@@ -41,7 +41,7 @@ def load_placement(path: Path) -> Placement:
         layers=tuple(_layer(source, index, layer) for index, layer in enumerate(layers)),
         model=str(value.get("model", "")),
         replica_choice=str(value.get("replica_choice", "tar")),
-        provenance=value.get("provenance") if isinstance(value.get("provenance"), dict) else {},
+        provenance=dict(value["provenance"]) if isinstance(value.get("provenance"), dict) else {},
         source=source,
     )
 

@@ -93,3 +93,13 @@ def choose_devices(devices: Any, thresholds: Any, topk_ids: Any, sources: Any, d
         chosen = devices[sources, experts, index]
     none = topk_ids < 0
     return chosen * ~none - 1 * none
+
+
+def chosen_devices(table: ReplicaChoiceTable, layer_id: int, topk_ids: Any, sources: Any, tokens: Any, *, seed: int) -> Any:
+    """`[tokens, k]` device of each pair in one layer, -1 where no expert is chosen.
+
+    Args:
+        topk_ids: int64 `[tokens, k]`; sources, tokens: int64 `[tokens]`, source device and number of each token.
+    """
+    draws = draw(seed, layer_id, tokens[:, None], topk_ids)
+    return choose_devices(table.devices, table.thresholds, topk_ids, sources[:, None], draws)

@@ -71,7 +71,12 @@ def exchange_counts(
 
 
 def exchange_rows(
-    rows: torch.Tensor, send_splits: list[int], receive_splits: list[int], ranks: Sequence[int], group: dist.ProcessGroup, meter: TrafficMeter
+    rows: torch.Tensor,
+    send_splits: list[int],
+    receive_splits: list[int],
+    ranks: Sequence[int],
+    group: dist.ProcessGroup,
+    meter: TrafficMeter,
 ) -> torch.Tensor:
     """All-to-all of whole rows, unequal and zero splits allowed.
 

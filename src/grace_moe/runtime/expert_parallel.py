@@ -20,6 +20,7 @@ from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import Received
 from grace_moe.runtime.dispatch.model import add_rows
 from grace_moe.runtime.session import ExpertParallelSession
+from grace_moe.wire import COUNT_BYTES
 
 GRACE = "grace"
 GRACE_EXPERTS = "grace_experts"
@@ -28,7 +29,7 @@ _SESSION = "_grace_session"
 _LAYER = "_grace_layer_id"
 
 
-class GraceExpertParallel(EPImplementation):  # type: ignore[misc]
+class GraceExpertParallel(EPImplementation):
     """One experts module's way to its tokens: choose replicas, dispatch, compute, combine."""
 
     def __init__(self, experts: torch.nn.Module, ep_mesh: Any, tp_mesh: Any) -> None:
@@ -67,7 +68,7 @@ class GraceExpertParallel(EPImplementation):  # type: ignore[misc]
         return add_rows(outputs, row, len(received.hidden_RH))
 
 
-class GraceExperts(ExpertParallelLayer):  # type: ignore[misc]
+class GraceExperts(ExpertParallelLayer):
     """Parameter style: a rank keeps the experts of its own slots, in slot order.
 
     A rank without experts in a layer keeps one spare slot that no token is sent to: Transformers' loader and FSDP take
@@ -99,7 +100,7 @@ class GraceExperts(ExpertParallelLayer):  # type: ignore[misc]
         module.num_experts = slots  # type: ignore[assignment]
 
 
-class MeteredAllToAll(AllToAllEP):  # type: ignore[misc]
+class MeteredAllToAll(AllToAllEP):
     """Transformers' own all-to-all, unchanged but for counting what it hands to its collectives."""
 
     meter: TrafficMeter
@@ -107,7 +108,7 @@ class MeteredAllToAll(AllToAllEP):  # type: ignore[misc]
     def _dispatch_tokens(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> Any:
         tokens, expert_ids, weights, state = super()._dispatch_tokens(hidden_states, top_k_index, top_k_weights)
         ranks = range(self.ep_mesh.size())
-        counts_bytes = self.num_local_experts * 8
+        counts_bytes = self.num_local_experts * COUNT_BYTES
         self.meter.count(ranks, [counts_bytes for _ in ranks])
         row_bytes = hidden_states.shape[-1] * hidden_states.element_size()
         self.meter.count(ranks, [n * row_bytes for n in state.send_sizes])

@@ -17,7 +17,11 @@ from grace_moe.runtime.job import Job, RunResult, load_results
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 12.0
 """After the first failure the others get this long to say what they saw (their roll call takes 5 s), then they are killed."""
-_KINDS: dict[int, type[GraceError]] = {UsageError.exit_code: UsageError, MismatchError.exit_code: MismatchError, ModelError.exit_code: ModelError}
+_KINDS: dict[int, type[GraceError]] = {
+    UsageError.exit_code: UsageError,
+    MismatchError.exit_code: MismatchError,
+    ModelError.exit_code: ModelError,
+}
 
 
 def run_local(job: Job, num_ranks: int, *, on_status: Callable[[str], None] | None = None) -> tuple[RunResult, ...]:
@@ -47,7 +51,9 @@ def _start(folder: Path, rank: int, num_ranks: int) -> subprocess.Popen[bytes]:
     environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with open(folder / f"rank{rank}.log", "wb") as log:
         command = [sys.executable, "-m", "grace_moe.runtime.worker", str(folder)]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, on_status: Callable[[str], None] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import layer_routes
 from grace_moe.runtime.session import ExpertParallelSession
 
+_DISPATCHERS: dict[str, Callable[..., Dispatcher]] = {"flat": FlatDispatcher, "hierarchical": HierarchicalDispatcher}
 _ONE_EXPERT = re.compile(r"^(?P<prefix>.*\.experts)\.(?P<expert>\d+)\.(?P<rest>.+)$")
 
 
@@ -91,7 +93,7 @@ def load_model(
         register_vanilla(meter)
         name, ep_plan = VANILLA, None
     else:
-        dispatcher: Dispatcher = {"flat": FlatDispatcher, "hierarchical": HierarchicalDispatcher}[dispatch](groups=groups, meter=meter)
+        dispatcher = _DISPATCHERS[dispatch](groups=groups, meter=meter)
         routes = layer_routes(placement, groups.rank, seed=seed, device=torch.device("cpu"))
         session = ExpertParallelSession(routes=routes, dispatcher=dispatcher, meter=meter)
         register_grace(session, placement.num_experts)

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from grace_moe.errors import GraceError, RankError
@@ -27,7 +28,7 @@ class Membership:
 
     rank: int
     world_size: int
-    store: dist.Store
+    store: Store
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     member = Membership(rank=rank, world_size=world_size, store=store)
     with naming_lost_ranks(member):
-        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout)
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout)
         yield member
         dist.barrier()
     dist.destroy_process_group()
@@ -85,17 +86,17 @@ def _roll_call(member: Membership) -> list[int]:
         return [0]  # rank 0 keeps torchrun's store: if that is gone, so is rank 0
 
 
-def _store(rendezvous_file: str | None, world_size: int, timeout: timedelta) -> dist.Store:
+def _store(rendezvous_file: str | None, world_size: int, timeout: timedelta) -> Store:
     if rendezvous_file is not None:
-        return dist.FileStore(rendezvous_file, world_size)
+        return FileStore(rendezvous_file, world_size)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        store: Store = next(rendezvous("env://", timeout=timeout))[0]
     except (RuntimeError, ValueError) as error:
         raise RankError(f"can't reach the rendezvous ({str(error).splitlines()[0]}); check MASTER_ADDR and MASTER_PORT") from error
     return store
 
 
-def _wait_for_all(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> None:
+def _wait_for_all(store: Store, rank: int, world_size: int, timeout: timedelta) -> None:
     store.set(f"joined/{rank}", "1")
     deadline = time.monotonic() + timeout.total_seconds()
     missing = list(range(world_size))

@@ -88,12 +88,16 @@ class Topology:
             for device in node.devices:
                 if not device.relative_speed > 0 or (device.memory_bytes is not None and device.memory_bytes <= 0):
                     raise self._error(
-                        f"nodes.{node.name}.devices.{device.name}", "speed and memory must be positive", "correct relative_speed or memory_bytes"
+                        f"nodes.{node.name}.devices.{device.name}",
+                        "speed and memory must be positive",
+                        "correct relative_speed or memory_bytes",
                     )
         if self.bandwidth is not None:
             matrix = np.asarray(self.bandwidth, dtype=float)
             if matrix.shape != (self.num_devices, self.num_devices) or not (matrix > 0).all():
-                raise self._error("bandwidth", "not a [devices, devices] matrix of positive numbers", "give one row a device, or leave it out")
+                raise self._error(
+                    "bandwidth", "not a [devices, devices] matrix of positive numbers", "give one row a device, or leave it out"
+                )
 
     def _error(self, field: str, problem: str, mend: str) -> TopologyError:
         return TopologyError(self.source, field, problem, mend)
@@ -139,7 +143,7 @@ class Topology:
         """`num_nodes` equal nodes of `devices_per_node` equal devices."""
         if preset not in PRESETS:
             raise TopologyError("topology", "preset", f"{preset!r} is unknown", f"use one of {', '.join(PRESETS)}")
-        if not (1 <= num_nodes and 1 <= devices_per_node and num_nodes * devices_per_node <= MAX_DEVICES):
+        if not (num_nodes >= 1 and devices_per_node >= 1 and num_nodes * devices_per_node <= MAX_DEVICES):
             raise TopologyError("topology", "shape", f"{num_nodes}x{devices_per_node} is out of range", "use NxG, such as 2x4")
         intra, cross = PRESETS[preset]
         nodes = tuple(
@@ -199,9 +203,7 @@ class Topology:
             "nodes": [
                 {
                     "name": node.name,
-                    "devices": [
-                        {"name": d.name, "memory_bytes": d.memory_bytes, "relative_speed": d.relative_speed} for d in node.devices
-                    ],
+                    "devices": [{"name": d.name, "memory_bytes": d.memory_bytes, "relative_speed": d.relative_speed} for d in node.devices],
                 }
                 for node in self.nodes
             ],

@@ -74,7 +74,8 @@ class RoutingTrace:
             if twice.any():
                 token, layer = np.argwhere(twice)[0]
                 raise self._error(
-                    "topk_ids", f"token {start + token} names an expert twice in layer {self.layer_ids[layer]}",
+                    "topk_ids",
+                    f"token {start + token} names an expert twice in layer {self.layer_ids[layer]}",
                     "a router chooses distinct experts: record it again",
                 )
 

@@ -41,7 +41,9 @@ def load_trace(path: Path) -> RoutingTrace:
     except FileNotFoundError as error:
         raise TraceError(source, "file", "no such file", "check the path") from error
     except (SafetensorError, OSError) as error:
-        raise TraceError(source, "file", f"not a whole safetensors file ({error})", "it may be truncated: copy or record it again") from error
+        raise TraceError(
+            source, "file", f"not a whole safetensors file ({error})", "it may be truncated: copy or record it again"
+        ) from error
     if "topk_ids" not in tensors:
         raise TraceError(source, "topk_ids", "missing", "record it again")
     return RoutingTrace(

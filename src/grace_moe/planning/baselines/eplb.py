@@ -84,8 +84,8 @@ def balance(loads: npt.NDArray[np.int64], num_slots: int, num_groups: int, num_n
 def resolve_duplicates(loads: npt.NDArray[np.int64], devices: list[list[int]], node_of_device: npt.NDArray[np.int64]) -> list[list[int]]:
     """Keep one copy of an expert a device; each slot so freed goes to the next-best expert that fits.
 
-    That is the one with the most load a replica that the device does not hold yet, of those on its node; the slot stays
-    empty where the device holds them all.
+    Best is the one whose further replica leaves the lowest maximum of device loads, then the flattest; it must be on the
+    device's node already, but not on the device. The slot stays empty where the device holds all of those.
 
     Args:
         loads: `[experts]`.
@@ -93,16 +93,34 @@ def resolve_duplicates(loads: npt.NDArray[np.int64], devices: list[list[int]], n
         node_of_device: `[devices]`; all alike where experts may go to any node.
     """
     kept = [list(dict.fromkeys(slots)) for slots in devices]
-    count = np.bincount([expert for slots in kept for expert in slots], minlength=len(loads))
-    on_node = {int(n): {e for d, slots in enumerate(kept) if node_of_device[d] == n for e in slots} for n in set(node_of_device.tolist())}
+    holds = np.zeros((len(loads), len(devices)), dtype=bool)
+    for device, slots in enumerate(kept):
+        holds[slots, device] = True
+    allowed = np.stack([holds[:, node_of_device == node].any(axis=1) for node in node_of_device], axis=1)
     for device, slots in enumerate(kept):
         for _ in range(len(devices[device]) - len(slots)):
-            fitting = sorted(on_node[int(node_of_device[device])].difference(slots))
-            if fitting:
-                expert = max(fitting, key=lambda e: (loads[e] / count[e], -e))
+            fitting = np.flatnonzero(allowed[:, device] & ~holds[:, device])
+            if len(fitting):
+                expert = _flattest(loads, holds, device, fitting)
                 slots.append(expert)
-                count[expert] += 1
+                holds[expert, device] = True
     return kept
+
+
+def _flattest(loads: npt.NDArray[np.int64], holds: npt.NDArray[np.bool_], device: int, fitting: npt.NDArray[np.int64]) -> int:
+    """Which of the fitting experts to add to the device. Ties: the lower number.
+
+    Args:
+        holds: `[experts, devices]`.
+    """
+    count = holds.sum(axis=1)
+    share, thinner = loads / np.maximum(count, 1), loads / (count + 1)
+    carried = (share[:, None] * holds).sum(axis=0)
+    after = carried - holds[fitting] * (share - thinner)[fitting, None]
+    after[:, device] += thinner[fitting]
+    # Rounded, so that a tie is one whatever the order of the sums.
+    keys = np.round((after**2).sum(axis=1), 6), np.round(after.max(axis=1), 6)
+    return int(fitting[np.lexsort(keys)[0]])
 
 
 def eplb(
@@ -111,12 +129,12 @@ def eplb(
     """EPLB on the trace's expert loads, with as many slots as `redundancy` (default 1.25) or `slots_per_device` says.
 
     Slots are equal on all devices, so that `redundancy` is rounded up. Our placements hold an expert once a device at
-    most: where EPLB puts two replicas on one device, the second slot goes to the next-best expert that fits. Replicas
-    share evenly; which one is used, EPLB leaves open.
+    most: where EPLB puts two replicas on one device, the second slot goes to the next-best expert that fits
+    (`resolve_duplicates`). Replicas share evenly; which one is used, EPLB leaves open.
 
     Args:
         policy: `global` (replicas anywhere), `hierarchical` (router groups to nodes, replicas inside the node), or
-            `auto`: hierarchical where the nodes divide the groups, as DeepSeek's does.
+            `auto`: hierarchical where the (equal) nodes divide the groups, as DeepSeek's does.
         num_groups: groups of the model's router (DeepSeek-V3: 8); None = it has none.
         replica_choice: `wrr` or `tar`.
 
@@ -127,7 +145,8 @@ def eplb(
     check_choice("replica_choice", replica_choice, REPLICA_CHOICES)
     groups, nodes = 1 if num_groups is None else num_groups, request.topology.num_nodes
     if policy == "auto":
-        policy = "hierarchical" if num_groups is not None and groups % nodes == 0 else "global"
+        divides = num_groups is not None and groups % nodes == 0 and request.topology.devices_per_node is not None
+        policy = "hierarchical" if divides else "global"
     if policy == "hierarchical":
         _check_hierarchical(request.num_experts, groups, request.topology)
     else:

@@ -1,7 +1,7 @@
 """Hierarchical sparse communication (METHOD.md, HSC): one copy a node over the rails, then one a device inside the node.
 
-    source ──stage 1──> ingress device (same local rank on the other node) ──stage 2──> devices of the experts
-    source <─────────── sum of the node's partial sums <─────────────────────────────── weighted partial sums
+source ──stage 1──> ingress device (same local rank on the other node) ──stage 2──> devices of the experts
+source <─────────── sum of the node's partial sums <─────────────────────────────── weighted partial sums
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class HierarchicalDispatcher:
         intra, cross = state.intra, state.cross
         inside = exchange_rows(partial_RH, intra.receive_splits, intra.send_splits, node_ranks, self.groups.node, self.meter)
         summed = add_rows(inside, intra.source_of_row, intra.num_rows)
-        own, ingress = summed.split([len(state.token_of_own_row), sum(cross.receive_splits)])
+        own, ingress = torch.split(summed, [len(state.token_of_own_row), sum(cross.receive_splits)])
         back = exchange_rows(ingress, cross.receive_splits, cross.send_splits, world_ranks, self.groups.world, self.meter)
         return add_rows(torch.cat([own, back]), torch.cat([state.token_of_own_row, cross.source_of_row]), cross.num_rows)
 

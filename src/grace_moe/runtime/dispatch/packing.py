@@ -22,7 +22,7 @@ def pack(hidden_RH: torch.Tensor, slots_RK: torch.Tensor, weights_RK: torch.Tens
 def unpack(rows: torch.Tensor, dtype: torch.dtype, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The inverse of `pack`: hidden states of `dtype`, int64 slots, float32 weights."""
     hidden_bytes = rows.shape[1] - top_k * (SLOT_BYTES + WEIGHT_BYTES)
-    hidden, slots, weights = rows.split([hidden_bytes, top_k * SLOT_BYTES, top_k * WEIGHT_BYTES], dim=1)
+    hidden, slots, weights = torch.split(rows, [hidden_bytes, top_k * SLOT_BYTES, top_k * WEIGHT_BYTES], dim=1)
     return _aligned(hidden).view(dtype), _aligned(slots).view(torch.int16).to(torch.int64), _aligned(weights).view(torch.float32)
 
 

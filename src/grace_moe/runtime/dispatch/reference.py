@@ -13,9 +13,7 @@ ExpertsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Ten
 """(hidden [P, H], ids [P, 1], weights [P, 1]) -> weighted outputs [P, H]."""
 
 
-def reference_moe(
-    experts: ExpertsFunction, hidden_TH: torch.Tensor, topk_ids_TK: torch.Tensor, weights_TK: torch.Tensor
-) -> torch.Tensor:
+def reference_moe(experts: ExpertsFunction, hidden_TH: torch.Tensor, topk_ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
     """`[T, H]` weighted sum of each token's experts, token by token."""
     output = torch.zeros_like(hidden_TH, dtype=torch.promote_types(hidden_TH.dtype, torch.float32))
     for t in range(len(hidden_TH)):

@@ -1,0 +1,115 @@
+import hashlib
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from grace_moe.errors import UsageError
+from grace_moe.placement import Placement
+from grace_moe.planning import METHODS, plan
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, synthetic_trace
+
+TOPOLOGY = Topology.regular(2, 2)
+TRACE = synthetic_trace(tokens=300, layers=2, experts=12, top_k=3)
+
+
+def test_methods_are_public():
+    assert set(METHODS) >= {"grace_paper", "linear", "round_robin", "eplb", "occult", "c2r", "cooccurrence", "biased"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_provenance_tells_how_to_repeat(method):
+    placement = plan(TRACE, TOPOLOGY, method, seed=4)
+    provenance = placement.provenance
+    assert list(provenance) == ["method", "options", "seed", "trace_digest", "trace", "version", "notes"]
+    assert provenance["method"] == method
+    assert provenance["seed"] == 4
+    assert provenance["trace_digest"] == TRACE.digest
+    assert provenance["trace"] == {"model": "synthetic", "dataset": TRACE.dataset, "tokens": 300}
+    assert provenance["version"] == version("grace-moe")
+    again = {name: value for name, value in provenance["options"].items() if value is not None}
+    assert plan(TRACE, TOPOLOGY, method, seed=4, **again) == placement
+    assert placement.layer_ids == TRACE.layer_ids
+    assert placement.model == "synthetic"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_placement_is_the_same_in_the_same_bytes(method, tmp_path):
+    placement = plan(TRACE, TOPOLOGY, method)
+    placement.save(tmp_path / "a.json")
+    plan(TRACE, TOPOLOGY, method).save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    loaded = Placement.load(tmp_path / "a.json")
+    assert loaded.layers == placement.layers
+    assert loaded.provenance == placement.provenance
+
+
+def test_default_method():
+    assert plan(TRACE, TOPOLOGY).provenance["method"] == "grace_paper"
+
+
+def test_progress_is_reported_layer_by_layer():
+    for method in METHODS:
+        steps = []
+        plan(TRACE, TOPOLOGY, method, progress=lambda done, total, steps=steps: steps.append((done, total)))
+        assert steps == [(1, 2), (2, 2)], method
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, r"method 'magic' is unknown; use one of grace_paper, linear, "),
+        ({"method": "occult", "seeds": 1}, r"method occult has no option 'seeds'; it has seed_rule"),
+        ({"method": "linear", "r": 0.1}, r"method linear has no option 'r'; it has none"),
+        ({"seed": -1}, r"seed -1 is out of range"),
+        ({"redundancy": 0.5}, r"redundancy 0.5 is out of range; use 1 \(no replicas\) to 4"),
+        ({"redundancy": float("nan")}, r"redundancy nan is out of range"),
+        ({"redundancy": 4.5}, r"redundancy 4.5 is out of range"),
+        ({"redundancy": 1.5, "slots_per_device": 4}, r"both set the number of slots; give one"),
+        ({"slots_per_device": 2}, r"2 on 4 devices leaves some of 12 experts without a slot; use at least 3"),
+    ],
+)
+def test_errors_name_the_mend(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        plan(TRACE, TOPOLOGY, **arguments)
+
+
+def test_a_trace_without_layers():
+    trace = RoutingTrace(topk_ids=TRACE.topk_ids[:, :0], num_experts=12, layer_ids=(), source="empty.safetensors")
+    with pytest.raises(UsageError, match=r"empty.safetensors: the trace has no MoE layers"):
+        plan(trace, TOPOLOGY)
+
+
+SCRIPT = """
+import hashlib
+from grace_moe.files import dump_json
+from grace_moe.planning import METHODS, plan
+from grace_moe.topology import Topology
+from grace_moe.trace import synthetic_trace
+trace = synthetic_trace(tokens=600, layers=2, experts=40, top_k=4)
+sha = hashlib.sha256()
+for method in METHODS:
+    placement = plan(trace, Topology.parse("2x3"), method, seed=3)
+    sha.update(repr((placement.layers, placement.provenance)).encode())
+print(sha.hexdigest())
+"""
+
+
+def test_processes_agree_whatever_their_hash_seed_and_threads():
+    def digest(hash_seed: str, threads: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        return subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True).stdout
+
+    first = digest("1", "1")
+    assert len(first) == 2 * hashlib.sha256().digest_size + 1
+    assert digest("2", "2") == first
+
+
+def test_import_is_light():
+    heavy = "import sys, grace_moe.planning; print(sorted({'sklearn', 'kneed', 'torch', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,94 @@
+"""What every method must keep, on random traces and topologies."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grace_moe.errors import UsageError
+from grace_moe.placement import check, slots_within
+from grace_moe.planning import METHODS, choose_devices, draw, plan, replica_choice_tables
+from grace_moe.topology import Device, Link, Node, Topology
+from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
+
+LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-6)
+
+
+@st.composite
+def traces(draw):
+    experts = draw(st.integers(1, 20))
+    return synthetic_trace(
+        tokens=draw(st.integers(0, 60)),
+        layers=draw(st.integers(1, 2)),
+        experts=experts,
+        top_k=draw(st.integers(1, min(4, experts))),
+        clusters=draw(st.integers(1, 4)),
+        affinity=draw(st.sampled_from([0.0, 0.7, 1.0])),
+        skew=draw(st.sampled_from([0.0, 0.6, 2.0])),
+        seed=draw(st.integers(0, 999)),
+    )
+
+
+@st.composite
+def topologies(draw):
+    counts = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    nodes = tuple(Node(name=f"n{i}", devices=tuple(Device(name=f"d{j}") for j in range(c))) for i, c in enumerate(counts))
+    return Topology(nodes=nodes, intra_node=LINK, cross_node=LINK)
+
+
+@settings(max_examples=120, deadline=None)
+@given(method=st.sampled_from(METHODS), trace=traces(), topology=topologies(), slack=st.sampled_from([None, 0, 1, 5]))
+def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
+    limit = None if slack is None else -(-trace.num_experts // topology.num_devices) + slack
+    if method == "grace_paper" and trace.num_experts < topology.num_devices:
+        with pytest.raises(UsageError, match=f"{trace.num_experts} experts on {topology.num_devices} devices"):
+            plan(trace, topology, method, slots_per_device=limit)
+        return
+    placement = plan(trace, topology, method, slots_per_device=limit)
+    check(placement)
+    assert limit is None or slots_within(placement, limit)
+    assert plan(trace, topology, method, slots_per_device=limit) == placement
+    # Every pair is computed once, on a device that holds the expert.
+    loads = expert_loads(trace)
+    sources = (np.arange(trace.num_tokens) % topology.num_devices)[:, None]
+    for layer, table in enumerate(replica_choice_tables(placement)):
+        ids = trace.topk_ids[:, layer].astype(np.int64)
+        draws = draw(0, layer, np.arange(trace.num_tokens)[:, None], ids)
+        chosen = choose_devices(table.devices, table.thresholds, ids, sources, draws)
+        holders = placement.layers[layer].devices_of_expert
+        assert all(d in holders[e] for e, d in zip(ids.ravel(), chosen.ravel(), strict=True))
+        assert np.bincount(chosen.ravel(), minlength=topology.num_devices).sum() == loads[layer].sum()
+
+
+@settings(max_examples=25, deadline=None)
+@given(trace=traces(), topology=topologies(), ratio=st.floats(0, 1))
+def test_controlled_sizes_stay_in_their_bounds(trace, topology, ratio):
+    if trace.num_experts < topology.num_devices:
+        return
+    placement = plan(trace, topology, grouping="controlled", r=ratio, replication="none")
+    expected = trace.num_experts // topology.num_devices
+    slack = max(1, round(expected * ratio))
+    sizes = placement.slots_per_device()
+    assert sizes.min() >= max(1, expected - slack)
+    assert sizes.max() <= expected + slack
+
+
+@pytest.mark.parametrize("method", ["grace_paper", "occult", "c2r", "cooccurrence", "eplb"])
+def test_numbering_of_experts_does_not_matter(method):
+    trace = synthetic_trace(tokens=3000, experts=24, top_k=4, clusters=3, skew=0.9, seed=3)
+    loads = expert_loads(trace)[0]
+    assert len(set(loads.tolist())) == 24, "ties would be broken by number"
+    number = np.random.default_rng(1).permutation(24)
+    renamed = RoutingTrace(topk_ids=number[trace.topk_ids].astype(np.int16), num_experts=24, layer_ids=(0,))
+    topology = Topology.regular(2, 2)
+    before = plan(trace, topology, method).layers[0].devices_of_expert
+    after = plan(renamed, topology, method).layers[0].devices_of_expert
+    assert [sorted(after[number[expert]]) for expert in range(24)] == [sorted(devices) for devices in before]
+
+
+def test_another_seed_is_another_clustering_at_most():
+    trace = synthetic_trace(tokens=500, experts=24, top_k=4)
+    for seed in range(3):
+        placement = plan(trace, Topology.regular(2, 2), seed=seed)
+        assert placement.provenance["seed"] == seed
+        check(placement)
