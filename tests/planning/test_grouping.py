@@ -64,7 +64,10 @@ def test_slot_limit_is_respected_at_both_levels_and_reported():
     assert sum(sizes) == 16
     assert max(sizes) <= 5
     assert NODES_CUT in grouping.notes
-    assert DEVICES_CUT in grouping.notes
+    # Node groups of 8 fit as they are; the cluster of 5 does not.
+    grouping = hierarchical_draft(AFFINITY, Topology.regular(2, 2), [4] * 4, seed=0).hold(free_sizes)
+    assert [len(group) for group in grouping.groups] == [4] * 4
+    assert grouping.notes == (DEVICES_CUT,)
 
 
 def test_slot_limit_that_changes_nothing_is_not_reported():

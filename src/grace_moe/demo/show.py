@@ -1,27 +1,30 @@
 """The demo's result for a person: one table, and a sentence that says what was gained and what it cost."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from grace_moe.demo.job import DemoResult, DemoRow
 
-LABELS = {"linear": "contiguous", "grace_paper": "GRACE (paper)", "grace": "GRACE"}
+LABELS = {"linear": "contiguous", "grace_paper": "GRACE paper", "grace": "GRACE"}
 
 
 def demo_table(result: DemoResult) -> Table:
     """One row a method; bytes are per token, over all layers, both ways."""
-    table = Table(
-        title=f"OLMoE (embedded), {result.topology} local ranks, {result.requests} requests, {result.tokens:,} tokens", title_justify="left"
-    )
-    table.add_column("placement")
-    table.add_column("dispatch")
-    table.add_column("between nodes\nKiB/token", justify="right")
-    table.add_column("predicted\nKiB/token", justify="right")
-    table.add_column("busiest\ndevice", justify="right")
-    table.add_column("expert\nmemory", justify="right")
-    table.add_column("prefill\ns", justify="right")
-    table.add_column("decode\nms/step", justify="right")
-    table.add_column("same\noutput", justify="right")
+    title = f"OLMoE (embedded) on {result.topology} local ranks: {result.requests} requests, {result.tokens:,} tokens"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("placement", no_wrap=True)
+    table.add_column("dispatch", no_wrap=True)
+    for heading in (
+        "KiB/token\nbetween\nnodes",
+        "as\npre-\ndicted",
+        "busiest\ndevice",
+        "expert\nmemory",
+        "prefill\ns",
+        "decode\nms",
+        "same\noutput",
+    ):
+        table.add_column(heading, justify="right")
     for row in result.rows:
         style = "bold" if row is result.rows[-1] else None
         table.add_row(

@@ -1,6 +1,18 @@
 """What a placement costs: traffic, load and memory on a trace."""
 
+from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare
+from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
 from grace_moe.evaluation.traffic import cross_node_bytes
 
-__all__ = ["METRICS", "Evaluation", "cross_node_bytes", "evaluate"]
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "ComparisonRow",
+    "Evaluation",
+    "LayerTime",
+    "compare",
+    "cross_node_bytes",
+    "evaluate",
+    "modelled_layer_time",
+]

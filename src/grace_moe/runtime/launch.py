@@ -48,7 +48,7 @@ def run_local(job: Job, num_ranks: int, *, on_status: Callable[[str], None] | No
 def _start(folder: Path, rank: int, num_ranks: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_WORLD_SIZE=str(num_ranks))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
-    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # ranks share cores: a waiting thread must not spin
     with open(folder / f"rank{rank}.log", "wb") as log:
         command = [sys.executable, "-m", "grace_moe.runtime.worker", str(folder)]
         return subprocess.Popen(

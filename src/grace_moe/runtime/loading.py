@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
+from transformers.utils import logging as transformers_logging
 
 from grace_moe.errors import MismatchError, ModelError
 from grace_moe.placement import Placement
@@ -66,6 +67,7 @@ def num_experts_of(config: Any, path: str = "model") -> int:
 def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: str = "grouped_mm") -> Any:
     """The model on one process, as a reference and for recording."""
     load_config(path)
+    transformers_logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, experts_implementation=experts)
 
 

@@ -1,0 +1,66 @@
+"""`grace-moe compare`: methods side by side, measured on requests that were not planned on."""
+
+import json
+from pathlib import Path
+
+import click
+
+from grace_moe.cli.options import json_option, redundancy_option, seed_option, shared, slots_option, topology_option
+from grace_moe.errors import UsageError
+
+
+@click.command(
+    "compare",
+    epilog="""\b
+Examples:
+  grace-moe compare olmoe.safetensors --topology 2x4
+  grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace_paper
+Methods: linear, round_robin, eplb, occult, c2r, cooccurrence, biased, grace_paper.
+""",
+)
+@click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
+@topology_option
+@click.option("--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]")
+@click.option("--methods", help="Comma-separated.  [default: all]")
+@shared(redundancy_option, slots_option, seed_option, json_option)
+def compare_command(
+    trace_path: Path,
+    topology_text: str,
+    eval_path: Path | None,
+    methods: str | None,
+    redundancy: float | None,
+    slots_per_device: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Plan on TRACE with each method and measure traffic, balance and memory on other requests."""
+    from rich.console import Console
+
+    from grace_moe.cli.progress import progress_bar
+    from grace_moe.evaluation import compare
+    from grace_moe.planning import METHODS
+    from grace_moe.report import comparison_table
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
+
+    chosen = METHODS if methods is None else tuple(m.strip() for m in methods.split(","))
+    for method in chosen:
+        if method not in METHODS:
+            raise UsageError(f"--methods: {method!r} is unknown; use some of {', '.join(METHODS)}")
+    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
+    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
+    with progress_bar("comparing", total=len(chosen)) as advance:
+        comparison = compare(
+            trace,
+            topology,
+            measure_on=measure_on,
+            methods=chosen,
+            redundancy=redundancy,
+            slots_per_device=slots_per_device,
+            seed=seed,
+            on_method=lambda _: advance(1),
+        )
+    if as_json:
+        click.echo(json.dumps(comparison.to_dict(), indent=2))
+    else:
+        Console().print(comparison_table(comparison))

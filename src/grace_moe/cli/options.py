@@ -1,0 +1,46 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from grace_moe.errors import UsageError
+
+topology_option = click.option("--topology", "topology_text", required=True, metavar="T", help="NxG, NxG:preset, or a topology file.")
+redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
+slots_option = click.option("--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in this order."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`("r=0.15", "replication=none")` as keyword arguments; values are read as JSON, else as text.
+
+    Raises:
+        UsageError: a pair without `=`.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--option: {pair!r} is not NAME=VALUE; write it like r=0.15")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options

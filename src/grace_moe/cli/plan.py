@@ -1,0 +1,79 @@
+"""`grace-moe plan`: which device holds which expert."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from grace_moe.cli.options import json_option, method_options, redundancy_option, seed_option, shared, slots_option, topology_option
+
+
+@click.command(
+    "plan",
+    epilog="""\b
+Examples:
+  grace-moe plan olmoe.safetensors --topology 2x4 -o plan.json
+  grace-moe plan olmoe.safetensors --topology 2x4 --method eplb --redundancy 1.25 -o eplb.json
+  grace-moe plan olmoe.safetensors --topology 2x2 --method grace_paper --option r=0.15 -o paper.json
+""",
+)
+@click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
+@topology_option
+@click.option("--method", help="How to plan; `grace-moe compare --help` lists the methods.  [default: the best]")
+@shared(redundancy_option, slots_option, seed_option)
+@click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeat for several.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Placement to write (.json).")
+@json_option
+def plan_command(
+    trace_path: Path,
+    topology_text: str,
+    method: str | None,
+    redundancy: float | None,
+    slots_per_device: int | None,
+    seed: int,
+    pairs: tuple[str, ...],
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Plan a placement from TRACE for a topology."""
+    from grace_moe.cli.progress import progress_bar
+    from grace_moe.planning import DEFAULT_METHOD, plan
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
+
+    options = method_options(pairs)
+    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
+    began = time.perf_counter()
+    with progress_bar("planning", total=trace.num_layers) as advance:
+        placement = plan(
+            trace,
+            topology,
+            method or DEFAULT_METHOD,
+            seed=seed,
+            redundancy=redundancy,
+            slots_per_device=slots_per_device,
+            progress=lambda done, total: advance(1),
+            **options,
+        )
+    seconds = time.perf_counter() - began
+    placement.save(output)
+    slots = placement.slots_per_device()
+    summary = {
+        "placement": str(output),
+        "method": placement.provenance["method"],
+        "topology": topology.shape,
+        "plan_seconds": round(seconds, 3),
+        "slots_total_over_experts": placement.slots_total_over_experts,
+        "slots_max_per_device": int(slots.max()),
+        "notes": placement.provenance["notes"],
+    }
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(
+        f"{output}: {summary['method']} for {topology.shape}, {len(placement.layers)} layers in {seconds:.1f} s, "
+        f"{placement.slots_total_over_experts:.2f}x expert memory, {int(slots.min())} to {int(slots.max())} experts a device"
+    )
+    for note in placement.provenance["notes"]:
+        click.echo(f"note: {note}")

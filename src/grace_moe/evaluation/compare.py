@@ -1,0 +1,82 @@
+"""Several methods on the same requests: plan on one part, measure on another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grace_moe.evaluation.cost import modelled_layer_time
+from grace_moe.evaluation.replay import Evaluation, evaluate
+from grace_moe.placement import Placement
+from grace_moe.planning import METHODS, plan
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One method."""
+
+    method: str
+    plan_seconds: float
+    placement: Placement
+    evaluation: Evaluation
+
+    def to_dict(self, topology: Topology) -> dict[str, Any]:
+        """The row's JSON: the metrics by name, and the modelled time of a layer."""
+        modelled = modelled_layer_time(self.evaluation, topology)
+        return {"method": self.method, "plan_seconds": round(self.plan_seconds, 3), **self.evaluation.to_dict(), **modelled.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Every method on the same requests."""
+
+    rows: tuple[ComparisonRow, ...]
+    topology: Topology
+    planned_on: RoutingTrace
+    measured_on: RoutingTrace
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `grace-moe compare --json` (DESIGN.md, CLI)."""
+        return {
+            "rows": [row.to_dict(self.topology) for row in self.rows],
+            "topology": self.topology.shape,
+            "trace": {"source": self.planned_on.source, "digest": self.planned_on.digest, "tokens": self.planned_on.num_tokens},
+            "eval": {"source": self.measured_on.source, "digest": self.measured_on.digest, "tokens": self.measured_on.num_tokens},
+        }
+
+
+def compare(
+    trace: RoutingTrace,
+    topology: Topology,
+    *,
+    measure_on: RoutingTrace | None = None,
+    methods: Sequence[str] = METHODS,
+    redundancy: float | None = None,
+    slots_per_device: int | None = None,
+    seed: int = 0,
+    on_method: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Plan with each method on `trace` and replay `measure_on`.
+
+    Args:
+        measure_on: None = the trace's second half of requests; then only the first half is planned on.
+        on_method: told the name of each method as it begins.
+
+    Raises:
+        MismatchError: the traces are of different models.
+        UsageError: an unknown method, or slots that can't be met.
+    """
+    planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
+    rows = []
+    for method in methods:
+        on_method(method)
+        began = time.perf_counter()
+        placement = plan(planned_on, topology, method, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device)
+        seconds = time.perf_counter() - began
+        evaluation = evaluate(placement, measured_on, seed=seed)
+        rows.append(ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+    return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)

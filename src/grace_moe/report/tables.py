@@ -1,0 +1,118 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from grace_moe.evaluation import Comparison
+from grace_moe.placement import Placement
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, expert_loads, skew
+
+_COLUMNS = (
+    ("cross_node_copies", "between\nnodes", "{:.3f}", min),
+    ("intra_node_copies", "inside\nnodes", "{:.3f}", min),
+    ("load_max_over_mean", "busiest\ndevice", "{:.2f}x", min),
+    ("idle_fraction", "idle", "{:.0%}", min),
+    ("slots_total_over_experts", "expert\nmemory", "{:.2f}x", min),
+    ("modelled_layer_time", "modelled\nms/layer", "{:.2f}", min),
+    ("plan_seconds", "plan\ns", "{:.1f}", None),
+)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row a method; the best of each column is bold."""
+    rows = [row.to_dict(comparison.topology) for row in comparison.rows]
+    for row in rows:
+        row["modelled_layer_time"] *= 1000
+    title = f"{comparison.topology.shape}: copies per token between and inside nodes, load of the busiest device over the mean"
+    caption = f"Measured on {comparison.measured_on.num_tokens:,} tokens; planned on {comparison.planned_on.num_tokens:,} of other requests."
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for _, heading, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = []
+        for name, _, form, best in _COLUMNS:
+            text = form.format(row[name])
+            is_best = best is not None and len(rows) > 1 and text == form.format(best(r[name] for r in rows))
+            cells.append(f"[bold green]{text}[/]" if is_best else text)
+        table.add_row(str(row["method"]), *cells)
+    return table
+
+
+def describe(thing: RoutingTrace | Topology | Placement) -> dict[str, Any]:
+    """What `inspect` says of a file: plain values, in the order to show them."""
+    if isinstance(thing, RoutingTrace):
+        return _describe_trace(thing)
+    if isinstance(thing, Topology):
+        return _describe_topology(thing)
+    return _describe_placement(thing)
+
+
+def facts_table(facts: dict[str, Any]) -> Table:
+    """Two columns: what, and its value."""
+    table = Table(show_header=False, box=box.SIMPLE)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    return table
+
+
+def _describe_trace(trace: RoutingTrace) -> dict[str, Any]:
+    loads = expert_loads(trace)
+    return {
+        "kind": "trace",
+        "model": trace.model,
+        "dataset": trace.dataset,
+        "tokens": trace.num_tokens,
+        "requests": len(set(trace.requests.tolist())) if trace.request_ids is not None else "not recorded",
+        "decode_tokens": int((trace.phase == 1).sum()) if trace.phase is not None else "not recorded",
+        "layers": trace.num_layers,
+        "layer_ids": list(trace.layer_ids),
+        "num_experts": trace.num_experts,
+        "top_k": trace.top_k,
+        "weights": "recorded" if trace.topk_weights is not None else "not recorded",
+        "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
+        "experts_never_chosen": int((loads == 0).sum()),
+        "digest": trace.digest,
+    }
+
+
+def _describe_topology(topology: Topology) -> dict[str, Any]:
+    def link(name: str) -> str:
+        value = getattr(topology, name)
+        return f"{value.bandwidth_bytes_per_s / 1e9:g} GB/s, {value.latency_s * 1e6:g} us"
+
+    return {
+        "kind": "topology",
+        "shape": topology.shape,
+        "nodes": topology.num_nodes,
+        "devices": topology.num_devices,
+        "link_inside_nodes": link("intra_node"),
+        "link_between_nodes": link("cross_node"),
+        "relative_speeds": sorted(set(topology.relative_speed.tolist())),
+    }
+
+
+def _describe_placement(placement: Placement) -> dict[str, Any]:
+    slots = placement.slots_per_device()
+    return {
+        "kind": "placement",
+        "method": placement.provenance.get("method", "not recorded"),
+        "model": placement.model,
+        "topology": placement.topology.shape,
+        "layers": len(placement.layers),
+        "num_experts": placement.num_experts,
+        "slots_total_over_experts": round(placement.slots_total_over_experts, 4),
+        "slots_per_device": f"{int(slots.min())} to {int(slots.max())}",
+        "replicated_experts_per_layer": round(
+            sum(len(d) > 1 for layer in placement.layers for d in layer.devices_of_expert) / len(placement.layers), 2
+        ),
+        "replica_choice": placement.replica_choice,
+        "provenance": placement.provenance,
+    }
