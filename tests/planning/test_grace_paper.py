@@ -93,9 +93,7 @@ def test_slot_limit_holds_with_replicas_and_is_noted():
 def test_redundancy_is_noted_as_without_effect():
     placement = plan(SKEWED, TOPOLOGY, "grace_paper", r=0.15, redundancy=1.5)
     assert placement.layers == plan(SKEWED, TOPOLOGY, "grace_paper", r=0.15).layers
-    assert placement.provenance["notes"] == [
-        "redundancy 1.5 has no effect: grace_paper's replication rule decides the number of replicas"
-    ]
+    assert placement.provenance["notes"] == ["redundancy 1.5 has no effect: grace_paper's replication rule decides the number of replicas"]
 
 
 @pytest.mark.parametrize("shape", ["1x1", "1x3", "3x1"])

@@ -36,7 +36,10 @@ def test_hierarchical_finds_nodes_then_devices():
     draft = hierarchical_draft(AFFINITY, Topology.regular(2, 2), [16] * 4, seed=0)
     grouping = draft.hold(partial(controlled_sizes, ratio=0.15))
     assert {frozenset(group) for group in grouping.groups} == {
-        frozenset(range(5)), frozenset({5, 6, 7}), frozenset(range(8, 12)), frozenset(range(12, 16))
+        frozenset(range(5)),
+        frozenset({5, 6, 7}),
+        frozenset(range(8, 12)),
+        frozenset(range(12, 16)),
     }
     nodes = [set(grouping.groups[0] + grouping.groups[1]), set(grouping.groups[2] + grouping.groups[3])]
     assert set(range(8)) in nodes

@@ -34,9 +34,11 @@ class LazyGroup(click.Group):
     """Imports a command's module when the command is named, so that `--help` and errors come at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, without importing anything."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command that is asked for."""
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
@@ -44,6 +46,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from their summaries."""
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()))
 

@@ -12,7 +12,9 @@ from grace_moe.errors import UsageError
 
 topology_option = click.option("--topology", "topology_text", required=True, metavar="T", help="NxG, NxG:preset, or a topology file.")
 redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
-slots_option = click.option("--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer.")
+slots_option = click.option(
+    "--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer."
+)
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -72,7 +72,8 @@ def record(
     else:
         click.echo(
             f"{output}: {trace.num_tokens:,} tokens of {len(prompts)} requests, {trace.num_layers} MoE layers "
-            f"of {trace.num_experts} experts, top-{trace.top_k}; the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
+            f"of {trace.num_experts} experts, top-{trace.top_k}; "
+            f"the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
         )
 
 

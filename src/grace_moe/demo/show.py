@@ -1,6 +1,5 @@
 """The demo's result for a person: one table, and a sentence that says what was gained and what it cost."""
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -12,19 +11,11 @@ LABELS = {"linear": "contiguous", "grace_paper": "GRACE paper", "grace": "GRACE"
 def demo_table(result: DemoResult) -> Table:
     """One row a method; bytes are per token, over all layers, both ways."""
     title = f"OLMoE (embedded) on {result.topology} local ranks: {result.requests} requests, {result.tokens:,} tokens"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("placement", no_wrap=True)
     table.add_column("dispatch", no_wrap=True)
-    for heading in (
-        "KiB/token\nbetween\nnodes",
-        "as\npre-\ndicted",
-        "busiest\ndevice",
-        "expert\nmemory",
-        "prefill\ns",
-        "decode\nms",
-        "same\noutput",
-    ):
-        table.add_column(heading, justify="right")
+    for heading in ("KiB/\ntoken", "pre-\ndicted", "busiest\ndevice", "expert\nmemory", "prefill\ns", "decode\nms", "same\noutput"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result.rows:
         style = "bold" if row is result.rows[-1] else None
         table.add_row(
@@ -67,6 +58,7 @@ def print_demo(result: DemoResult) -> None:
     console = Console(soft_wrap=False)
     console.print(demo_table(result))
     console.print(
+        "\nKiB/token: sent between nodes, all layers, there and back; counted at the collectives, and predicted by replay.\n"
         "Times are of processes that share this machine's cores: they show the run, not the gain on a cluster.",
         style="dim",
         highlight=False,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
 from grace_moe.placement import Placement
-from grace_moe.planning.replica_choice import ReplicaChoiceTable, chosen_devices, replica_choice_tables
+from grace_moe.planning import ReplicaChoiceTable, chosen_devices, replica_choice_tables
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
@@ -103,7 +103,8 @@ class Evaluation:
 
     @property
     def _mean_load(self) -> Floats:
-        return np.maximum(self.device_load.mean(axis=1), 1e-12)
+        means: Floats = np.maximum(self.device_load.mean(axis=1), 1e-12)
+        return means
 
     def to_dict(self) -> dict[str, Any]:
         """The metrics by DESIGN.md's names."""

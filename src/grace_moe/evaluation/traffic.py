@@ -34,4 +34,3 @@ def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *,
         counts = far_pairs * (evaluation.num_experts // num_devices)
         return float(evaluation.pairs_cross_node.sum() * 2 * wire.hidden_bytes + layers * steps * counts * COUNT_BYTES)
     raise UsageError(f"dispatch {dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
-

@@ -57,7 +57,9 @@ def grace_paper(
         held = drafts[index].hold(rule)
         placed = replicate(
             layer_loads(request.trace.topk_ids[:, index], request.num_experts),
-            held.groups, replicas=REPLICATIONS[replication], limits=request.slot_limits,
+            held.groups,
+            replicas=REPLICATIONS[replication],
+            limits=request.slot_limits,
         )
         layers.append(
             LayerPlacement(

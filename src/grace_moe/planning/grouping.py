@@ -111,9 +111,7 @@ def hierarchical_draft(affinity: npt.NDArray[np.int64], topology: Topology, limi
     filled = hold_sizes(affinity, clusters, fewest, [len(affinity)] * len(devices))
     node_groups = hold_sizes(affinity, clusters, fewest, room)
     notes = tuple(note for note, applies in ((NODES_FILLED, filled != clusters), (NODES_CUT, node_groups != filled)) if applies)
-    parts = tuple(
-        _part(affinity, experts, [limits[device] for device in d], seed) for experts, d in zip(node_groups, devices, strict=True)
-    )
+    parts = tuple(_part(affinity, experts, [limits[device] for device in d], seed) for experts, d in zip(node_groups, devices, strict=True))
     return GroupingDraft(affinity=affinity, parts=parts, notes=notes)
 
 
@@ -122,9 +120,7 @@ def _part(affinity: npt.NDArray[np.int64], experts: tuple[int, ...], limits: Seq
     return Part(experts=experts, affinity=own, clusters=spectral_groups(own, len(limits), seed=seed), limits=tuple(limits))
 
 
-def _hold_within(
-    affinity: npt.NDArray[np.int64], clusters: Groups, rule: SizeRule, limits: Sequence[int]
-) -> tuple[Groups, bool]:
+def _hold_within(affinity: npt.NDArray[np.int64], clusters: Groups, rule: SizeRule, limits: Sequence[int]) -> tuple[Groups, bool]:
     """The held groups, and whether the limits changed them."""
     held = hold_sizes(affinity, clusters, *within_limits(rule, len(affinity), limits))
     if min(limits) >= rule(len(affinity), len(limits))[1]:

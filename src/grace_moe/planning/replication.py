@@ -86,9 +86,7 @@ def replicate(
     return Replication(devices_of_expert=placed, predicted_loads=predict_loads(loads, placed, len(groups)), limited=bool(hot) and not whole)
 
 
-def predict_loads(
-    loads: npt.NDArray[np.int64], devices_of_expert: Sequence[Sequence[int]], num_devices: int
-) -> npt.NDArray[np.float64]:
+def predict_loads(loads: npt.NDArray[np.int64], devices_of_expert: Sequence[Sequence[int]], num_devices: int) -> npt.NDArray[np.float64]:
     """Eq. 4: `[devices]` load where each expert's is shared evenly by its instances.
 
     With n replicas of every hot expert this is METHOD.md's `W_max - W_r + W_p` and `W_i + W_p`, `W_p = W_r / (n + 1)`.
@@ -99,9 +97,7 @@ def predict_loads(
     return predicted
 
 
-def polling_weights(
-    devices_of_expert: Sequence[Sequence[int]], predicted_loads: npt.NDArray[np.float64]
-) -> tuple[tuple[float, ...], ...]:
+def polling_weights(devices_of_expert: Sequence[Sequence[int]], predicted_loads: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     """Per expert, `1 / predicted load` of each replica's device, normalised; devices without load share it all evenly."""
     weights = []
     for devices in devices_of_expert:

@@ -1,6 +1,5 @@
 """Dense groups of unequal size: spectral clustering of the affinity graph (METHOD.md, Group)."""
 
-import importlib
 import warnings
 
 import numpy as np
@@ -52,13 +51,13 @@ def _own_order(affinity: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _cluster(affinity: npt.NDArray[np.int64], num_groups: int, seed: int) -> npt.NDArray[np.int64]:
     from sklearn.cluster import SpectralClustering
+    from threadpoolctl import threadpool_limits
 
     if num_groups == 1:
         return np.zeros(len(affinity), dtype=np.int64)
     clustering = SpectralClustering(n_clusters=num_groups, affinity="precomputed", random_state=seed)
     # One thread: sums in another order could tip a close decision.
-    threads = importlib.import_module("threadpoolctl").threadpool_limits(limits=1)
-    with threads, warnings.catch_warnings():
+    with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Graphs in several pieces and equal rows are expected here.
         labels = clustering.fit_predict(affinity.astype(np.float64))
     return np.asarray(labels, dtype=np.int64)

@@ -29,7 +29,9 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in rows:
         row["modelled_layer_time"] *= 1000
     title = f"{comparison.topology.shape}: copies per token between and inside nodes, load of the busiest device over the mean"
-    caption = f"Measured on {comparison.measured_on.num_tokens:,} tokens; planned on {comparison.planned_on.num_tokens:,} of other requests."
+    caption = (
+        f"Measured on {comparison.measured_on.num_tokens:,} tokens; planned on {comparison.planned_on.num_tokens:,} of other requests."
+    )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     for _, heading, _, _ in _COLUMNS:

@@ -10,9 +10,7 @@ from grace_moe.planning.groups import Groups, as_groups
 from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_groups, no_replicas
 
 
-def cooccurrence_groups(
-    affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], num_devices: int, *, alpha: float = 0.8
-) -> Groups:
+def cooccurrence_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], num_devices: int, *, alpha: float = 0.8) -> Groups:
     """Groups whose sizes differ by at most one.
 
     (1) Each device in turn opens with the heaviest expert not yet placed, then takes the one with the most

@@ -123,9 +123,7 @@ def _flattest(loads: npt.NDArray[np.int64], holds: npt.NDArray[np.bool_], device
     return int(fitting[np.lexsort(keys)[0]])
 
 
-def eplb(
-    request: PlanRequest, *, policy: str = "auto", num_groups: int | None = None, replica_choice: str = "wrr"
-) -> PlannedLayers:
+def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None = None, replica_choice: str = "wrr") -> PlannedLayers:
     """EPLB on the trace's expert loads, with as many slots as `redundancy` (default 1.25) or `slots_per_device` says.
 
     Slots are equal on all devices, so that `redundancy` is rounded up. Our placements hold an expert once a device at
