@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from grace_moe.errors import UsageError
 from grace_moe.placement import check, slots_within
-from grace_moe.planning import METHODS, choose_devices, draw, plan, replica_choice_tables
+from grace_moe.planning import METHODS, choice_tables, plan
 from grace_moe.topology import Device, Link, Node, Topology
 from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
 
@@ -50,11 +50,10 @@ def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
     assert plan(trace, topology, method, slots_per_device=limit) == placement
     # Every pair is computed once, on a device that holds the expert.
     loads = expert_loads(trace)
-    sources = (np.arange(trace.num_tokens) % topology.num_devices)[:, None]
-    for layer, table in enumerate(replica_choice_tables(placement)):
+    tokens = np.arange(trace.num_tokens)
+    for layer, table in enumerate(choice_tables(placement)):
         ids = trace.topk_ids[:, layer].astype(np.int64)
-        draws = draw(0, layer, np.arange(trace.num_tokens)[:, None], ids)
-        chosen = choose_devices(table.devices, table.thresholds, ids, sources, draws)
+        chosen = table.choose(layer, ids, tokens % topology.num_devices, tokens, seed=0)
         holders = placement.layers[layer].devices_of_expert
         assert all(d in holders[e] for e, d in zip(ids.ravel(), chosen.ravel(), strict=True))
         assert np.bincount(chosen.ravel(), minlength=topology.num_devices).sum() == loads[layer].sum()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grace_moe.placement import LayerPlacement, Placement
-from grace_moe.planning import DRAW_BITS, choose_devices, chosen_devices, draw, replica_choice_table, replica_choice_tables
+from grace_moe.planning import DRAW_BITS, choice_tables, choose_devices, draw, replica_choice_table
 from grace_moe.topology import Topology
 
 FULL = 1 << DRAW_BITS
@@ -76,7 +76,7 @@ def test_single_replicas_need_no_draw():
 
 def test_tables_follow_the_placements_own_policy():
     placement = Placement(topology=TOPOLOGY, num_experts=3, layers=(LAYER,), replica_choice="wrr")
-    (table,) = replica_choice_tables(placement)
+    (table,) = choice_tables(placement)
     assert (table.devices == replica_choice_table(LAYER, TOPOLOGY, "wrr").devices).all()
 
 
@@ -108,7 +108,7 @@ def test_wrr_shares_follow_the_weights():
     table = replica_choice_table(LAYER, TOPOLOGY, "wrr")
     ids = np.zeros((20_000, 1), dtype=np.int64)
     chosen = choose_devices(table.devices, table.thresholds, ids, ids, draw(0, 3, np.arange(20_000)[:, None], ids))
-    assert (chosen == chosen_devices(table, 3, ids, ids[:, 0], np.arange(20_000), seed=0)).all()
+    assert (chosen == table.choose(3, ids, ids[:, 0], np.arange(20_000), seed=0)).all()
     shares = np.bincount(chosen.ravel(), minlength=4) / 20_000
     assert shares == pytest.approx([0.5, 0, 0.25, 0.25], abs=0.02)
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grace_moe.planning.replica_choice import choose_devices, draw, replica_choice_table
+from grace_moe.placement import REPLICA_CHOICES
+from grace_moe.planning import choice_table
 from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import reference_moe
 from grace_moe.runtime.dispatch.model import add_rows, visits
@@ -66,16 +67,14 @@ def test_meter_counts_by_tier_and_not_what_stays():
     assert meter.sent.tolist() == [0, 0, 0, 0]
 
 
-@given(seed=st.integers(0, 2**31), policy=st.sampled_from(["tar", "wrr"]))
-def test_torch_and_numpy_choose_the_same_replicas(seed, policy):
-    placement = placement_of("2x2", scattered_with_replicas(4))
-    table = replica_choice_table(placement.layers[0], placement.topology, policy)
+@given(seed=st.integers(0, 2**31), policy=st.sampled_from(REPLICA_CHOICES), shape=st.sampled_from(["2x2", "4x1", "9x1"]))
+def test_torch_and_numpy_choose_the_same_replicas(seed, policy, shape):
+    placement = placement_of(shape, scattered_with_replicas(4))
+    table = choice_table(placement.layers[0], placement.topology, policy)
     generator = np.random.default_rng(seed)
-    ids = generator.integers(-1, EXPERTS, (20, 4))
-    sources, tokens = generator.integers(0, 4, (20, 1)), np.arange(20)[:, None]
-    ours = choose_devices(table.devices, table.thresholds, ids, sources, draw(seed, 3, tokens, ids))
-    tensors = [torch.from_numpy(a.astype(np.int64)) for a in (table.devices, table.thresholds, ids, sources, tokens)]
-    theirs = choose_devices(*tensors[:4], draw(seed, 3, tensors[4], tensors[2]))
+    ids, sources = generator.integers(-1, EXPERTS, (20, 4)), generator.integers(0, 4, 20)
+    ours = table.choose(3, ids, sources, np.arange(20), seed=seed)
+    theirs = table.convert(torch.from_numpy).choose(3, torch.from_numpy(ids), torch.from_numpy(sources), torch.arange(20), seed=seed)
     np.testing.assert_array_equal(ours, theirs.numpy())
     assert ((ours >= 0) == (ids >= 0)).all()
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
 from grace_moe.placement import Placement
-from grace_moe.planning import ReplicaChoiceTable, chosen_devices, replica_choice_tables
+from grace_moe.planning import ChoiceTable, choice_tables
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
@@ -143,7 +143,7 @@ def evaluate(placement: Placement, trace: RoutingTrace, topology: Topology | Non
     source = sources(trace, topology.num_devices)
     layers = [
         _replay_layer(table, layer_id, trace.topk_ids[:, index], source, topology, seed)
-        for index, (layer_id, table) in enumerate(zip(placement.layer_ids, replica_choice_tables(placement), strict=True))
+        for index, (layer_id, table) in enumerate(zip(placement.layer_ids, choice_tables(placement), strict=True))
     ]
     totals = np.array([layer[0] for layer in layers], dtype=np.int64).reshape(len(layers), 6)
     steps = decode_steps(trace)
@@ -190,7 +190,7 @@ def decode_steps(trace: RoutingTrace) -> Ints | None:
 
 
 def _replay_layer(
-    table: ReplicaChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, topology: Topology, seed: int
+    table: ChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, topology: Topology, seed: int
 ) -> tuple[list[int], Floats, Ints]:
     """Six totals of copies, pairs per device, and the device of each pair `[tokens, k]`."""
     num_devices, num_nodes = topology.num_devices, topology.num_nodes
@@ -203,7 +203,7 @@ def _replay_layer(
         ids = topk_ids[start : start + _CHUNK].astype(np.int64)
         own = source[start : start + _CHUNK]
         rows = np.arange(len(ids))
-        devices = chosen_devices(table, layer_id, ids, own, np.arange(start, start + len(ids)), seed=seed)
+        devices = table.choose(layer_id, ids, own, np.arange(start, start + len(ids)), seed=seed)
         chosen[start : start + _CHUNK] = devices
         load += np.bincount(devices[devices >= 0], minlength=num_devices)
         reached = np.zeros((len(ids), num_devices + 1), dtype=bool)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from grace_moe.topology import Topology
 
-REPLICA_CHOICES = ("tar", "wrr")
-"""Policies for picking a replica (METHOD.md, Online phase): topology-aware, weighted round robin."""
+REPLICA_CHOICES = ("tar", "wrr", "joint")
+"""Policies for picking a replica: topology-aware and weighted round robin (METHOD.md, Online phase), and ours: all of a
+token's replicas together, so that it visits the fewest nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,16 @@
 
 from grace_moe.planning.affinity import affinity_matrix, layer_loads
 from grace_moe.planning.groups import Groups, utilisation
+from grace_moe.planning.hashing import DRAW_BITS, draw
+from grace_moe.planning.joint_choice import JointChoiceTable, joint_choice_table
 from grace_moe.planning.planner import DEFAULT_METHOD, METHODS, plan
 from grace_moe.planning.replica_choice import (
-    DRAW_BITS,
+    ChoiceTable,
     ReplicaChoiceTable,
+    choice_table,
+    choice_tables,
     choose_devices,
-    chosen_devices,
-    draw,
     replica_choice_table,
-    replica_choice_tables,
 )
 from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
 from grace_moe.planning.spectral import spectral_groups
@@ -19,19 +20,22 @@ __all__ = [
     "DEFAULT_METHOD",
     "DRAW_BITS",
     "METHODS",
+    "ChoiceTable",
     "Groups",
+    "JointChoiceTable",
     "PlanRequest",
     "PlannedLayers",
     "Progress",
     "ReplicaChoiceTable",
     "affinity_matrix",
+    "choice_table",
+    "choice_tables",
     "choose_devices",
-    "chosen_devices",
     "draw",
+    "joint_choice_table",
     "layer_loads",
     "plan",
     "replica_choice_table",
-    "replica_choice_tables",
     "spectral_groups",
     "utilisation",
 ]

@@ -5,28 +5,54 @@ A table gives, for each source device and expert, the candidate devices and inte
 and runtime pick alike, and a run can be repeated exactly.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.planning.hashing import DRAW_BITS, draw
+from grace_moe.planning.joint_choice import joint_choice_table
 from grace_moe.topology import Topology
 
-DRAW_BITS = 24
-"""A draw is an integer below 2**DRAW_BITS."""
-_MASK = 0xFFFFFFFF
 
+class ChoiceTable(Protocol):
+    """One layer's replica choice, as arrays of NumPy or tensors of torch."""
+
+    def choose(self, layer_id: int, topk_ids: Any, sources: Any, tokens: Any, *, seed: int) -> Any:
+        """`[tokens, k]` device of each pair, -1 where no expert is chosen.
+
+        Args:
+            layer_id: the model's own number of the layer.
+            topk_ids: int64 `[tokens, k]` logical ids, -1 = none.
+            sources, tokens: int64 `[tokens]` source device and number of each token.
+        """
+        ...
+
+    def convert(self, to: Callable[[Any], Any]) -> ChoiceTable:
+        """The same table with every array passed through `to`."""
+        ...
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaChoiceTable:
     """One layer's choices: S = devices as sources, E = experts, R = most candidates of any pair."""
 
-    devices: npt.NDArray[np.int32]
-    """`[S, E, R]` candidate devices; short rows repeat their last candidate."""
-    thresholds: npt.NDArray[np.int64]
-    """`[S, E, R - 1]` draws below `thresholds[..., r]` (and not below the one before) pick candidate r."""
+    devices: Any
+    """int64 `[S, E, R]` candidate devices; short rows repeat their last candidate."""
+    thresholds: Any
+    """int64 `[S, E, R - 1]`: draws below `thresholds[..., r]` (and not below the one before) pick candidate r."""
+
+    def convert(self, to: Callable[[Any], Any]) -> ReplicaChoiceTable:
+        """The same table with every array passed through `to`."""
+        return ReplicaChoiceTable(devices=to(self.devices), thresholds=to(self.thresholds))
+
+    def choose(self, layer_id: int, topk_ids: Any, sources: Any, tokens: Any, *, seed: int) -> Any:
+        """See `ChoiceTable.choose`."""
+        draws = draw(seed, layer_id, tokens[:, None], topk_ids)
+        return choose_devices(self.devices, self.thresholds, topk_ids, sources[:, None], draws)
 
 
 def replica_choice_table(layer: LayerPlacement, topology: Topology, policy: str) -> ReplicaChoiceTable:
@@ -38,7 +64,7 @@ def replica_choice_table(layer: LayerPlacement, topology: Topology, policy: str)
     num_devices, num_experts = topology.num_devices, len(layer.devices_of_expert)
     node = topology.node_of_device
     width = max(len(devices) for devices in layer.devices_of_expert)
-    table = np.zeros((num_devices, num_experts, width), dtype=np.int32)
+    table = np.zeros((num_devices, num_experts, width), dtype=np.int64)
     thresholds = np.full((num_devices, num_experts, max(width - 1, 0)), 1 << DRAW_BITS, dtype=np.int64)
     for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
         for source in range(num_devices):
@@ -55,23 +81,16 @@ def replica_choice_table(layer: LayerPlacement, topology: Topology, policy: str)
     return ReplicaChoiceTable(devices=table, thresholds=thresholds)
 
 
-def replica_choice_tables(placement: Placement) -> tuple[ReplicaChoiceTable, ...]:
+def choice_table(layer: LayerPlacement, topology: Topology, policy: str) -> ChoiceTable:
+    """The table of one layer under a policy of `placement.REPLICA_CHOICES`."""
+    if policy == "joint":
+        return joint_choice_table(layer, topology)
+    return replica_choice_table(layer, topology, policy)
+
+
+def choice_tables(placement: Placement) -> tuple[ChoiceTable, ...]:
     """One table a layer, by the placement's own policy."""
-    return tuple(replica_choice_table(layer, placement.topology, placement.replica_choice) for layer in placement.layers)
-
-
-def draw(seed: int, layer_id: int, tokens: Any, experts: Any) -> Any:
-    """Integers in [0, 2**DRAW_BITS) for (token, expert) pairs: a 32-bit mix in 64-bit integer arithmetic.
-
-    Args:
-        tokens, experts: int64 arrays (NumPy) or tensors (torch) of one broadcast shape.
-    """
-    salt = (seed * 0x9E3779B1 + layer_id * 0x85EBCA77) & _MASK
-    x = (tokens * 0x27D4EB2F + experts * 0x165667B1 + salt) & _MASK
-    for multiplier, shift in ((0x7FEB352D, 16), (0x46C6A68B, 15)):
-        x = x ^ (x >> shift)
-        x = (x * multiplier) & _MASK
-    return (x ^ (x >> 16)) >> (32 - DRAW_BITS)
+    return tuple(choice_table(layer, placement.topology, placement.replica_choice) for layer in placement.layers)
 
 
 def choose_devices(devices: Any, thresholds: Any, topk_ids: Any, sources: Any, draws: Any) -> Any:
@@ -94,12 +113,3 @@ def choose_devices(devices: Any, thresholds: Any, topk_ids: Any, sources: Any, d
     none = topk_ids < 0
     return chosen * ~none - 1 * none
 
-
-def chosen_devices(table: ReplicaChoiceTable, layer_id: int, topk_ids: Any, sources: Any, tokens: Any, *, seed: int) -> Any:
-    """`[tokens, k]` device of each pair in one layer, -1 where no expert is chosen.
-
-    Args:
-        topk_ids: int64 `[tokens, k]`; sources, tokens: int64 `[tokens]`, source device and number of each token.
-    """
-    draws = draw(seed, layer_id, tokens[:, None], topk_ids)
-    return choose_devices(table.devices, table.thresholds, topk_ids, sources[:, None], draws)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from grace_moe.placement import Placement
-from grace_moe.planning.replica_choice import choose_devices, draw, replica_choice_table
+from grace_moe.planning import ChoiceTable, choice_tables
 
 EMPTY_SLOT = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRoute:
-    """Where this rank sends each expert's tokens in one layer. E experts, R candidates, D devices."""
+    """Where this rank sends each expert's tokens in one layer. T tokens, K top-k, E experts, D devices."""
 
     layer_id: int
+    rank: int
     seed: int
     local_experts: tuple[int, ...]
     """Logical ids of the experts in this rank's slots, in slot order."""
-    choice_devices_1ER: torch.Tensor
-    """int64: candidate devices for tokens of this rank."""
-    choice_thresholds_1ER: torch.Tensor
-    """int64: see `planning.replica_choice`."""
+    choice: ChoiceTable
+    """The replica choice, of tensors."""
     slot_of_DE: torch.Tensor
     """int64: slot of each expert on each device, -1 = not there."""
 
-    @property
+    @cached_property
     def slots_width(self) -> int:
         """More than the largest slot number on any device."""
         return int(self.slot_of_DE.max()) + 1
@@ -38,10 +38,9 @@ class LayerRoute:
         Args:
             first_token: number of the batch's first token on this rank; keeps the draws apart from step to step.
         """
-        sources = torch.zeros((len(topk_ids_TK), 1), dtype=torch.int64, device=topk_ids_TK.device)
-        tokens = torch.arange(first_token, first_token + len(topk_ids_TK), device=topk_ids_TK.device)[:, None]
-        draws = draw(self.seed, self.layer_id, tokens, topk_ids_TK)
-        chosen: torch.Tensor = choose_devices(self.choice_devices_1ER, self.choice_thresholds_1ER, topk_ids_TK, sources, draws)
+        tokens = torch.arange(first_token, first_token + len(topk_ids_TK), device=topk_ids_TK.device)
+        sources = torch.full_like(tokens, self.rank)
+        chosen: torch.Tensor = self.choice.choose(self.layer_id, topk_ids_TK, sources, tokens, seed=self.seed)
         return chosen
 
     def slots_of(self, devices_TK: torch.Tensor, topk_ids_TK: torch.Tensor) -> torch.Tensor:
@@ -53,18 +52,17 @@ class LayerRoute:
 def layer_routes(placement: Placement, rank: int, *, seed: int, device: torch.device) -> dict[int, LayerRoute]:
     """This rank's routes, by the model's own layer number."""
     routes = {}
-    for index, layer in enumerate(placement.layers):
-        table = replica_choice_table(layer, placement.topology, placement.replica_choice)
+    for index, (layer, choice) in enumerate(zip(placement.layers, choice_tables(placement), strict=True)):
         per_device = placement.experts_of_device(index)
         slot_of = torch.full((placement.topology.num_devices, placement.num_experts), EMPTY_SLOT, dtype=torch.int64)
         for d, experts in enumerate(per_device):
             slot_of[d, list(experts)] = torch.arange(len(experts))
         routes[layer.layer_id] = LayerRoute(
             layer_id=layer.layer_id,
+            rank=rank,
             seed=seed,
             local_experts=per_device[rank],
-            choice_devices_1ER=torch.from_numpy(table.devices[rank : rank + 1].astype("int64")).to(device),
-            choice_thresholds_1ER=torch.from_numpy(table.thresholds[rank : rank + 1]).to(device),
+            choice=choice.convert(lambda array: torch.from_numpy(array).to(device)),
             slot_of_DE=slot_of.to(device),
         )
     return routes

@@ -1,0 +1,125 @@
+"""Joint replica choice: a token's experts are given their replicas together, so that it visits the fewest nodes.
+
+TAR asks per expert; but a node that the token visits anyway is free, and a replica saves a copy only where it closes the
+token's whole remaining bundle. So, per token: (1) the smallest set of nodes that has its source and a replica of each of
+its experts, ties by a hash of the token; (2) each expert's replica on those nodes, drawn by polling weight. Beyond
+`MAX_EXACT_NODES` nodes the set is a greedy cover: the node with most experts not yet covered, ties by the hash.
+
+The same integer arithmetic serves NumPy arrays and torch tensors (see `planning.replica_choice`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.hashing import DRAW_BITS, draw
+from grace_moe.topology import Topology
+
+MAX_EXACT_NODES = 8
+"""Up to here every set of nodes is tried: 2 ** nodes columns a token."""
+_WEIGHT_ONE = 1 << 15
+_NODE_SALT = 1 << 20
+"""Keeps the hash of (token, set of nodes) apart from that of (token, expert)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointChoiceTable:
+    """One layer's replicas. E experts, R most replicas of any, D devices, N nodes, S sets of nodes (0 beyond the exact limit)."""
+
+    devices_ER: Any
+    """int64 replicas' devices; short rows are padded with device 0 at weight 0."""
+    weights_ER: Any
+    """int64 polling weights."""
+    node_of_D: Any
+    """int64 node of each device."""
+    on_node_EN: Any
+    """bool: whether the expert has a replica on the node. Row E is the choice "none", which every node serves."""
+    meets_ES: Any
+    """bool: whether the set has a node with a replica of the expert; row E likewise."""
+    members_SN: Any
+    """bool: nodes of each set."""
+    size_S: Any
+    """int64 nodes in each set."""
+
+    def convert(self, to: Callable[[Any], Any]) -> JointChoiceTable:
+        """The same table with every array passed through `to`."""
+        return JointChoiceTable(**{name: to(value) for name, value in vars(self).items()})
+
+    def choose(self, layer_id: int, topk_ids: Any, sources: Any, tokens: Any, *, seed: int) -> Any:
+        """`[tokens, k]` device of each pair, -1 where no expert is chosen; see `ChoiceTable.choose`."""
+        experts = topk_ids * (topk_ids >= 0)
+        visited = self._visited(layer_id, topk_ids, self.node_of_D[sources], tokens, seed)
+        weights = self.weights_ER[experts] * _rows(visited, self.node_of_D[self.devices_ER[experts]])
+        total = weights.cumsum(-1)
+        draws = draw(seed, layer_id, tokens[:, None], topk_ids)
+        index = (total <= ((draws * total[..., -1]) >> DRAW_BITS)[..., None]).sum(-1)
+        none = topk_ids < 0
+        return self.devices_ER[experts, index * ~none] * ~none - 1 * none
+
+    def _visited(self, layer_id: int, topk_ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
+        """`[tokens, nodes]` whether the token goes to the node, its own included."""
+        num_experts = len(self.on_node_EN) - 1
+        ids = topk_ids * (topk_ids >= 0) + num_experts * (topk_ids < 0)
+        if len(self.size_S):
+            possible = self.members_SN.T[source_node]
+            for j in range(ids.shape[1]):
+                possible = possible & self.meets_ES[ids[:, j]]
+            order = draw(seed, layer_id, tokens[:, None], self.size_S * 0 + _index_like(self.size_S) + _NODE_SALT)
+            score = (self.size_S << DRAW_BITS) + order + (~possible) * (1 << 62)
+            return self.members_SN[score.argmin(-1)]
+        return self._greedy_cover(layer_id, ids, source_node, tokens, seed)
+
+    def _greedy_cover(self, layer_id: int, ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
+        on_node_TKN = self.on_node_EN[ids]
+        nodes = _index_like(self.on_node_EN[0])
+        visited = source_node[:, None] == nodes[None, :]
+        order = draw(seed, layer_id, tokens[:, None], nodes + _NODE_SALT)
+        for _ in range(ids.shape[1]):
+            covered = (on_node_TKN & visited[:, None, :]).any(-1)
+            gain = (on_node_TKN & ~covered[:, :, None]).sum(1)
+            best = ((gain << DRAW_BITS) + order).argmax(-1)
+            visited = visited | ((best[:, None] == nodes[None, :]) & ~covered.all(-1)[:, None])
+        return visited
+
+
+def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoiceTable:
+    """The table of one layer; weights are rounded to integers of at least 1."""
+    num_experts, num_nodes = len(layer.devices_of_expert), topology.num_nodes
+    width = max(len(devices) for devices in layer.devices_of_expert)
+    devices = np.zeros((num_experts, width), dtype=np.int64)
+    weights = np.zeros((num_experts, width), dtype=np.int64)
+    for expert, (hosts, shares) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
+        devices[expert, : len(hosts)] = hosts
+        weights[expert, : len(hosts)] = np.maximum(1, np.round(np.array(shares) * _WEIGHT_ONE))
+    on_node = np.zeros((num_experts + 1, num_nodes), dtype=bool)
+    for expert, hosts in enumerate(layer.devices_of_expert):
+        on_node[expert, topology.node_of_device[list(hosts)]] = True
+    on_node[num_experts] = True
+    sets = np.arange(1 << num_nodes if num_nodes <= MAX_EXACT_NODES else 0)
+    members = (sets[:, None] >> np.arange(num_nodes)) & 1 == 1
+    meets = (on_node[:, None, :] & members[None]).any(axis=2)
+    return JointChoiceTable(
+        devices_ER=devices,
+        weights_ER=weights,
+        node_of_D=topology.node_of_device,
+        on_node_EN=on_node,
+        meets_ES=meets | (np.arange(num_experts + 1) == num_experts)[:, None],
+        members_SN=members,
+        size_S=members.sum(axis=1).astype(np.int64),
+    )
+
+
+def _rows(visited_TN: Any, nodes_TKR: Any) -> Any:
+    """`[T, K, R]` the token's entry for the node of each candidate."""
+    tokens = _index_like(visited_TN[:, 0])
+    return visited_TN[tokens[:, None, None], nodes_TKR]
+
+
+def _index_like(vector: Any) -> Any:
+    """int64 0, 1, 2, ... of the length, library and device of a vector."""
+    return (vector == vector).cumsum(0) - 1
