@@ -49,9 +49,19 @@ class InputFileError(GraceError):
 
     def __init__(self, source: str, field: str, problem: str, mend: str) -> None:
         """`source`: file or description; `field`: what in it; `problem`: what is wrong; `mend`: what to do."""
-        super().__init__(f"{source}: {field}: {problem}; {mend}")
+        super().__init__(f"{_line(source)}: {_brief(field)}: {_brief(problem)}; {mend}")
         self.source = source
         self.field = field
+
+
+def _line(text: str) -> str:
+    """The text on one line: what a file holds must not break a message, nor reach the terminal as control codes."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def _brief(text: str) -> str:
+    """One line of bounded length, whatever a damaged file put into it."""
+    return _line(text if len(text) <= 300 else f"{text[:200]} ... ({len(text)} characters)")
 
 
 class TraceError(InputFileError):

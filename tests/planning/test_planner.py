@@ -17,7 +17,7 @@ TRACE = synthetic_trace(tokens=300, layers=2, experts=12, top_k=3)
 
 
 def test_methods_are_public():
-    assert set(METHODS) >= {"grace_paper", "linear", "round_robin", "eplb", "occult", "c2r", "cooccurrence", "biased"}
+    assert set(METHODS) >= {"grace", "grace_paper", "linear", "round_robin", "eplb", "occult", "c2r", "cooccurrence", "biased"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -48,7 +48,7 @@ def test_saved_placement_is_the_same_in_the_same_bytes(method, tmp_path):
 
 
 def test_default_method():
-    assert plan(TRACE, TOPOLOGY).provenance["method"] == "grace_paper"
+    assert plan(TRACE, TOPOLOGY).provenance["method"] == "grace"
 
 
 def test_progress_is_reported_layer_by_layer():
@@ -61,7 +61,7 @@ def test_progress_is_reported_layer_by_layer():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "magic"}, r"method 'magic' is unknown; use one of grace_paper, linear, "),
+        ({"method": "magic"}, r"method 'magic' is unknown; use one of grace, grace_paper, linear, "),
         ({"method": "occult", "seeds": 1}, r"method occult has no option 'seeds'; it has seed_rule"),
         ({"method": "linear", "r": 0.1}, r"method linear has no option 'r'; it has none"),
         ({"seed": -1}, r"seed -1 is out of range"),

@@ -64,7 +64,7 @@ def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
 def test_controlled_sizes_stay_in_their_bounds(trace, topology, ratio):
     if trace.num_experts < topology.num_devices:
         return
-    placement = plan(trace, topology, grouping="controlled", r=ratio, replication="none")
+    placement = plan(trace, topology, "grace_paper", grouping="controlled", r=ratio, replication="none")
     expected = trace.num_experts // topology.num_devices
     slack = max(1, round(expected * ratio))
     sizes = placement.slots_per_device()

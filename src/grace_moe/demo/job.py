@@ -132,12 +132,15 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
     from grace_moe.runtime import require_runtime
 
     require_runtime()
+    import torch
+
     from grace_moe.runtime.generation import GenerationOptions
     from grace_moe.runtime.job import Job, RunSpec
     from grace_moe.runtime.launch import run_local
     from grace_moe.runtime.loading import load_whole_model
     from grace_moe.runtime.recording import record_trace
 
+    torch.set_num_threads(1)  # so small a model's threads wait for each other longer than they compute
     began = time.monotonic()
     topology = Topology.parse(options.topology)
     path = str(embedded_model())
@@ -187,8 +190,14 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
     )
 
 
-METHODS = ("linear", "grace_paper")
-ROWS = (("linear", "vanilla"), ("linear", "flat"), ("linear", "hierarchical"), ("grace_paper", "hierarchical"))
+METHODS = ("linear", "grace_paper", "grace")
+ROWS = (
+    ("linear", "vanilla"),
+    ("linear", "flat"),
+    ("linear", "hierarchical"),
+    ("grace_paper", "hierarchical"),
+    ("grace", "hierarchical"),
+)
 """(method, dispatch) of each row of the table."""
 
 

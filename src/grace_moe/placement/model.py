@@ -44,7 +44,8 @@ class Placement:
     """How a token's replica is picked: one of `REPLICA_CHOICES`."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Method, options, trace digest, seed and version that made it."""
-    source: str = "placement"
+    source: str = field(default="placement", compare=False)
+    """Where it came from, for messages."""
 
     def __post_init__(self) -> None:
         from grace_moe.placement.validation import check

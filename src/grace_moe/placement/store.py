@@ -10,6 +10,7 @@ from grace_moe.topology import Topology
 
 FORMAT = "grace-moe.placement"
 VERSION = 1
+MAX_LAYER_ID = 100_000
 
 
 def load_placement(path: Path) -> Placement:
@@ -25,23 +26,26 @@ def load_placement(path: Path) -> Placement:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise PlacementError(source, "format", f"{found!r} is not {FORMAT!r}", "give a placement that `grace-moe plan` wrote")
     version = value.get("version")
-    if not isinstance(version, int):
-        raise PlacementError(source, "version", f"{version!r} is not a whole number", "write the placement again")
+    if type(version) is not int or version < 1:
+        raise PlacementError(source, "version", f"{version!r} is not a version number", "write the placement again")
     if version > VERSION:
         raise PlacementError(source, "version", f"{version} is newer than {VERSION}", "upgrade grace-moe")
     num_experts = value.get("num_experts")
-    if not isinstance(num_experts, int) or not 1 <= num_experts <= 32_767:
+    if type(num_experts) is not int or not 1 <= num_experts <= 32_767:
         raise PlacementError(source, "num_experts", f"{num_experts!r} is not in 1..32767", "write the placement again")
     layers = value.get("layers")
     if not isinstance(layers, list):
         raise PlacementError(source, "layers", "missing or not a list", "write the placement again")
+    provenance = value.get("provenance", {})
+    if not isinstance(provenance, dict):
+        raise PlacementError(source, "provenance", "not an object", "write the placement again")
     return Placement(
-        topology=Topology.from_dict(value.get("topology"), source=source),
+        topology=Topology.from_dict(value.get("topology"), source=f"{source}: topology"),
         num_experts=num_experts,
         layers=tuple(_layer(source, index, layer) for index, layer in enumerate(layers)),
-        model=str(value.get("model", "")),
-        replica_choice=str(value.get("replica_choice", "tar")),
-        provenance=dict(value["provenance"]) if isinstance(value.get("provenance"), dict) else {},
+        model=_text(source, "model", value.get("model", "")),
+        replica_choice=_text(source, "replica_choice", value.get("replica_choice", "tar")),
+        provenance=provenance,
         source=source,
     )
 
@@ -68,18 +72,31 @@ def save_placement(placement: Placement, path: Path) -> None:
     write_atomically(path, dump_json(value))
 
 
+def _text(source: str, field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise PlacementError(source, field, f"{value!r} is not text", "write the placement again")
+    return value
+
+
 def _layer(source: str, index: int, value: Any) -> LayerPlacement:
+    where, mend = f"layers[{index}]", "write the placement again"
+    if not isinstance(value, dict):
+        raise PlacementError(source, where, f"{type(value).__name__} is not an object", mend)
+    layer_id = value.get("layer_id")
+    if type(layer_id) is not int or not 0 <= layer_id < MAX_LAYER_ID:
+        raise PlacementError(source, f"{where}.layer_id", f"{layer_id!r} is not a layer number", mend)
+    devices = _rows(source, f"{where}.devices_of_expert", value.get("devices_of_expert"), (int,), "whole numbers")
+    weights = _rows(source, f"{where}.replica_weights", value.get("replica_weights"), (int, float), "numbers")
     try:
-        layer_id = value["layer_id"]
-        devices = tuple(tuple(row) for row in value["devices_of_expert"])
-        weights = tuple(tuple(row) for row in value["replica_weights"])
-    except (KeyError, TypeError) as error:
-        raise PlacementError(source, f"layers[{index}]", f"not of the form of a layer ({error!r})", "write the placement again") from error
-    whole = (int,)
-    if type(layer_id) not in whole or any(type(d) not in whole for row in devices for d in row):
-        raise PlacementError(source, f"layers[{index}]", "layer_id and devices must be whole numbers", "write the placement again")
-    if any(type(w) not in (int, float) for row in weights for w in row):
-        raise PlacementError(source, f"layers[{index}].replica_weights", "must be numbers", "write the placement again")
-    return LayerPlacement(
-        layer_id=layer_id, devices_of_expert=devices, replica_weights=tuple(tuple(float(w) for w in row) for row in weights)
-    )
+        shares = tuple(tuple(float(w) for w in row) for row in weights)
+    except OverflowError as error:
+        raise PlacementError(source, f"{where}.replica_weights", "a number is out of range", mend) from error
+    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=shares)
+
+
+def _rows(source: str, field: str, value: Any, types: tuple[type, ...], called: str) -> tuple[tuple[Any, ...], ...]:
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        raise PlacementError(source, field, "missing, or not a list of lists", "write the placement again")
+    if any(type(item) not in types for row in value for item in row):
+        raise PlacementError(source, field, f"not all are {called}", "write the placement again")
+    return tuple(tuple(row) for row in value)

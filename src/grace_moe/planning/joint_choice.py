@@ -53,7 +53,7 @@ class JointChoiceTable:
     def choose(self, layer_id: int, topk_ids: Any, sources: Any, tokens: Any, *, seed: int) -> Any:
         """`[tokens, k]` device of each pair, -1 where no expert is chosen; see `ChoiceTable.choose`."""
         experts = topk_ids * (topk_ids >= 0)
-        visited = self._visited(layer_id, topk_ids, self.node_of_D[sources], tokens, seed)
+        visited = self.visited(layer_id, topk_ids, self.node_of_D[sources], tokens, seed)
         weights = self.weights_ER[experts] * _rows(visited, self.node_of_D[self.devices_ER[experts]])
         total = weights.cumsum(-1)
         draws = draw(seed, layer_id, tokens[:, None], topk_ids)
@@ -61,7 +61,7 @@ class JointChoiceTable:
         none = topk_ids < 0
         return self.devices_ER[experts, index * ~none] * ~none - 1 * none
 
-    def _visited(self, layer_id: int, topk_ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
+    def visited(self, layer_id: int, topk_ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
         """`[tokens, nodes]` whether the token goes to the node, its own included."""
         num_experts = len(self.on_node_EN) - 1
         ids = topk_ids * (topk_ids >= 0) + num_experts * (topk_ids < 0)

@@ -14,9 +14,10 @@ from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
-DEFAULT_METHOD = "grace_paper"
+DEFAULT_METHOD = "grace"
 
 _PLACES = {
+    "grace": "grace_moe.planning.grace:grace",
     "grace_paper": "grace_moe.planning.grace_paper:grace_paper",
     "linear": "grace_moe.planning.baselines.linear:linear",
     "round_robin": "grace_moe.planning.baselines.round_robin:round_robin",

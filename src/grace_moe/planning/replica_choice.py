@@ -36,6 +36,7 @@ class ChoiceTable(Protocol):
         """The same table with every array passed through `to`."""
         ...
 
+
 @dataclass(frozen=True, kw_only=True)
 class ReplicaChoiceTable:
     """One layer's choices: S = devices as sources, E = experts, R = most candidates of any pair."""
@@ -112,4 +113,3 @@ def choose_devices(devices: Any, thresholds: Any, topk_ids: Any, sources: Any, d
         chosen = devices[sources, experts, index]
     none = topk_ids < 0
     return chosen * ~none - 1 * none
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,6 +15,9 @@ from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.groups import Groups
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
+
+DEFAULT_REDUNDANCY = 1.25
+"""Slots over experts for methods with equal slots, where the user sets none: what EPLB is commonly given."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (layers done, layers in all) as planning goes on."""
@@ -70,6 +74,14 @@ class PlanRequest:
         """`[devices]` most experts that each device may hold in a layer."""
         limit = self.num_experts if self.slots_per_device is None else min(self.slots_per_device, self.num_experts)
         return (limit,) * self.num_devices
+
+    @property
+    def equal_slots(self) -> int:
+        """Slots of each device for methods that fill all devices alike: the limit, else the redundancy rounded up to whole slots."""
+        if self.slots_per_device is not None:
+            return min(self.slots_per_device, self.num_experts)
+        redundancy = DEFAULT_REDUNDANCY if self.redundancy is None else self.redundancy
+        return min(self.num_experts, math.ceil(redundancy * self.num_experts / self.num_devices - 1e-9))
 
     def layers(self) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
         """(layer id, `[tokens, k]` choices) of each layer; reports progress as each is done."""

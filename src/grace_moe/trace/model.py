@@ -60,12 +60,15 @@ class RoutingTrace:
             bad = int(ids.max()) if ids.max() >= self.num_experts else int(ids.min())
             raise self._error("topk_ids", f"expert id {bad} is not in -1..{self.num_experts - 1}", "check num_experts")
         self._check_distinct()
-        for name, want in (("request_ids", ids.shape[:1]), ("phase", ids.shape[:1]), ("topk_weights", ids.shape)):
+        tokens = ids.shape[:1]
+        for name, dtype, want in (("request_ids", "int32", tokens), ("phase", "uint8", tokens), ("topk_weights", "float16", ids.shape)):
             array = getattr(self, name)
-            if array is not None and array.shape != want:
-                raise self._error(name, f"shape {array.shape} is not {want}", "record it again")
+            if array is not None and (array.shape != want or array.dtype != dtype):
+                raise self._error(name, f"{array.dtype} {array.shape} is not {dtype} {want}", "record it again")
         if self.phase is not None and self.phase.size and self.phase.max() > DECODE:
             raise self._error("phase", f"value {self.phase.max()} is not 0 (prefill) or 1 (decode)", "record it again")
+        if self.topk_weights is not None and not np.isfinite(self.topk_weights).all():
+            raise self._error("topk_weights", "not all are finite numbers", "record it again")
 
     def _check_distinct(self) -> None:
         for start in range(0, self.num_tokens, 65_536):

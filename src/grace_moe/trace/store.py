@@ -14,6 +14,7 @@ from grace_moe.trace.model import RoutingTrace
 FORMAT = "grace-moe.trace"
 VERSION = 1
 MAX_ELEMENTS = 2**33
+MAX_LAYER_ID = 100_000
 _DTYPES = {"topk_ids": ("I16", "I32"), "request_ids": ("I32",), "phase": ("U8",), "topk_weights": ("F16",)}
 
 
@@ -35,12 +36,15 @@ def load_trace(path: Path) -> RoutingTrace:
                 view = file.get_slice(name)
                 if view.get_dtype() not in _DTYPES[name]:
                     raise TraceError(source, name, f"dtype {view.get_dtype()} is not {' or '.join(_DTYPES[name])}", "record it again")
-                if np.prod(view.get_shape(), dtype=float) > MAX_ELEMENTS:
-                    raise TraceError(source, name, f"shape {view.get_shape()} is over the limit", "split the trace")
+                shape = view.get_shape()
+                if np.prod(shape, dtype=float) > MAX_ELEMENTS:
+                    raise TraceError(source, name, f"shape {shape} is over the limit", "split the trace")
+                if 0 in shape[1:]:  # else no byte would bound the number of tokens
+                    raise TraceError(source, name, f"shape {shape} has no layers or no choices", "record it again")
                 tensors[name] = file.get_tensor(name)
     except FileNotFoundError as error:
         raise TraceError(source, "file", "no such file", "check the path") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise TraceError(
             source, "file", f"not a whole safetensors file ({error})", "it may be truncated: copy or record it again"
         ) from error
@@ -85,6 +89,8 @@ def _check_format(source: str, metadata: dict[str, str]) -> None:
         found = metadata.get("format", "none")
         raise TraceError(source, "format", f"{found!r} is not {FORMAT!r}", "give a trace that `grace-moe record` or `import` wrote")
     version = _integer(source, metadata, "version")
+    if version < 1:
+        raise TraceError(source, "version", f"{version} never was", "record it again")
     if version > VERSION:
         raise TraceError(source, "version", f"{version} is newer than {VERSION}", "upgrade grace-moe")
 
@@ -99,8 +105,8 @@ def _integer(source: str, metadata: dict[str, str], field: str) -> int:
 def _layer_ids(source: str, metadata: dict[str, str]) -> tuple[int, ...]:
     try:
         ids = json.loads(metadata["layer_ids"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise TraceError(source, "layer_ids", "missing or not a JSON list", "record it again") from error
-    if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < 100_000 for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < MAX_LAYER_ID for i in ids):
         raise TraceError(source, "layer_ids", "not a list of layer numbers", "record it again")
     return tuple(ids)

@@ -14,7 +14,6 @@ from grace_moe.planning.affinity import layer_loads
 from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_devices
 from grace_moe.topology import Topology
 
-DEFAULT_REDUNDANCY = 1.25
 POLICIES = ("auto", "global", "hierarchical")
 
 
@@ -150,7 +149,7 @@ def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None =
     else:
         groups, nodes = 1, 1
     node_of_device = request.topology.node_of_device if policy == "hierarchical" else np.zeros(request.num_devices, dtype=np.int64)
-    slots = _slots_per_device(request)
+    slots = request.equal_slots
     layers = []
     for layer_id, topk_ids in request.layers():
         loads = layer_loads(topk_ids, request.num_experts)
@@ -161,14 +160,6 @@ def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None =
                 devices[expert].append(device)
         layers.append(layer_of_devices(layer_id, devices))
     return PlannedLayers(layers=tuple(layers), replica_choice=replica_choice, notes=(f"{policy} policy, {slots} slots a device",))
-
-
-def _slots_per_device(request: PlanRequest) -> int:
-    experts, devices = request.num_experts, request.num_devices
-    if request.slots_per_device is not None:
-        return min(request.slots_per_device, experts)
-    redundancy = DEFAULT_REDUNDANCY if request.redundancy is None else request.redundancy
-    return min(experts, int(np.ceil(redundancy * experts / devices - 1e-9)))
 
 
 def _check_hierarchical(experts: int, groups: int, topology: Topology) -> None:

@@ -1,0 +1,114 @@
+"""The true objective: how many other nodes must receive a token, exactly.
+
+A set of nodes serves a token when each of its experts has a copy on a node of the set. For at most `MAX_NODES` nodes the sets
+are bits of a *feasibility set*: `meets[mask]` has bit V set when V intersects the host mask. A token's feasible sets are the
+AND of its experts', so a change of one expert's hosts costs k ANDs a token.
+
+With K the size of the smallest feasible set, a source inside some smallest set sends K - 1 copies, any other K; summed over
+all sources: N * K - |union of the smallest sets|. This is what joint replica choice will send (`planning.joint_choice`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+MAX_NODES = 8
+_SMALL_NODES = 4
+"""Up to here a feasibility set fits 16 bits, and its cost is one look-up."""
+
+
+class CoverTables:
+    """Bit tables of N nodes: W words of 64 bits hold 2^N sets, ordered by size."""
+
+    meets: npt.NDArray[np.uint64]
+    """`[2^N, W]` sets that meet a host mask."""
+    level: npt.NDArray[np.uint64]
+    """`[N + 1, W]` sets of a size."""
+    holds: npt.NDArray[np.uint64]
+    """`[N, W]` sets that contain a node."""
+    small: npt.NDArray[np.uint8]
+    """`[2^(2^N)]` cost of every feasibility set where N is small; else empty."""
+
+    def __init__(self, nodes: int) -> None:
+        masks = np.arange(1 << nodes)
+        order = masks[np.lexsort((masks, np.bitwise_count(masks)))]
+        sizes = np.bitwise_count(order)
+        self.nodes = nodes
+        self.meets = _pack_bits((np.arange(1 << nodes)[:, None] & order[None]) != 0)
+        self.level = _pack_bits(sizes[None] == np.arange(nodes + 1)[:, None])
+        self.holds = _pack_bits(((order[None] >> np.arange(nodes)[:, None]) & 1) == 1)
+        self.small = np.zeros(0, np.uint8)
+        if nodes <= _SMALL_NODES:
+            every = np.arange(1 << (1 << nodes), dtype=np.uint64).reshape(-1, 1)
+            self.small = _all_costs(every, nodes, self.level, self.holds)
+
+
+def _pack_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """`[..., 2^N]` bool to `[..., W]` uint64, bit 0 first."""
+    width = max(64, bits.shape[-1])
+    padded = np.zeros((*bits.shape[:-1], width), bool)
+    padded[..., : bits.shape[-1]] = bits
+    return np.packbits(padded, axis=-1, bitorder="little").view(np.uint64)
+
+
+def tokens_of_experts(ids: npt.NDArray[np.int32], experts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Where each expert occurs: `members[starts[e] : starts[e + 1]]` are the tokens of expert e.
+
+    Args:
+        ids: `[T, k]`, `experts` = none.
+    """
+    flat = ids.reshape(-1)
+    token = np.repeat(np.arange(len(ids)), ids.shape[1])
+    order = np.argsort(flat, kind="stable")
+    order = order[: int((flat < experts).sum())]
+    starts = np.zeros(experts + 1, np.int64)
+    np.cumsum(np.bincount(flat[order], minlength=experts), out=starts[1:])
+    return starts, token[order].astype(np.int32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def set_cost(feasible: Any, nodes: Any, level: Any, holds: Any) -> Any:
+    """Copies summed over all sources, of a feasibility set of any width."""
+    words = feasible.shape[0]
+    for size in range(1, nodes + 1):
+        hit = False
+        for w in range(words):
+            if feasible[w] & level[size, w]:
+                hit = True
+                break
+        if hit:
+            union = 0
+            for n in range(nodes):
+                for w in range(words):
+                    if feasible[w] & level[size, w] & holds[n, w]:
+                        union += 1
+                        break
+            return nodes * size - union
+    return 255
+
+
+@njit(cache=True, nogil=True)
+def _all_costs(sets: Any, nodes: Any, level: Any, holds: Any) -> Any:
+    out = np.empty(sets.shape[0], np.uint8)
+    for i in range(sets.shape[0]):
+        out[i] = set_cost(sets[i], nodes, level, holds)
+    return out
+
+
+@njit(cache=True, nogil=True, inline="always")
+def token_cost(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any) -> Any:
+    """Copies summed over all sources, of one token.
+
+    Args:
+        ids: `[T, k]`; sets: `[E + 1, W]` feasibility set of each expert, all ones for "none"; scratch: `[W]`.
+    """
+    for w in range(sets.shape[1]):
+        scratch[w] = sets[ids[token, 0], w]
+    for j in range(1, ids.shape[1]):
+        for w in range(sets.shape[1]):
+            scratch[w] &= sets[ids[token, j], w]
+    return small[scratch[0]] if small.shape[0] else set_cost(scratch, nodes, level, holds)

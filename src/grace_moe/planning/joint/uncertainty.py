@@ -1,0 +1,39 @@
+"""How far may loads stray on routing that the plan has not seen?
+
+Requests are the independent unit: an expert's share of the load on other requests differs from its share here with covariance
+2 * sum_r z_r z_r^T / total^2, where z_r is what request r has above its proportion (a ratio estimate; the 2 because the sample to
+come is taken to be as small as this one). Experts that follow one topic stray together; a mix of topics strays little.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_SHRINK = 0.2
+"""Covariances are shrunk this far towards none: there are more of them than requests."""
+
+
+def load_shares(
+    ids: npt.NDArray[np.integer[Any]], requests: npt.NDArray[np.int64], experts: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """`[E]` each expert's share of the load, and its covariance `[E, E]`.
+
+    Args:
+        ids: `[T, k]`, -1 = none.
+        requests: `[T]`.
+    """
+    _, request = np.unique(requests, return_inverse=True)
+    chosen = ids >= 0
+    cell = (request[:, None] * experts + np.where(chosen, ids, 0))[chosen]
+    num_requests = int(request.max(initial=-1)) + 1
+    counts = np.bincount(cell, minlength=num_requests * experts).reshape(-1, experts).astype(float)
+    total = counts.sum()
+    if total == 0:
+        return np.full(experts, 1.0 / experts), np.zeros((experts, experts))
+    share = counts.sum(axis=0) / total
+    excess = counts - counts.sum(axis=1, keepdims=True) * share
+    covariance = 2 * excess.T @ excess / total**2
+    return share, (1 - _SHRINK) * covariance + _SHRINK * np.diag(np.diag(covariance))
