@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return grace_moe.main(args=arguments, prog_name="grace-moe")
     except GraceError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit is quiet

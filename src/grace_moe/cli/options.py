@@ -19,6 +19,10 @@ seed_option = click.option("--seed", type=int, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_OWN_OPTIONS = ("trace", "topology", "method", "seed", "redundancy", "slots_per_device", "progress")
+"""Arguments of `plan` that are not a method's."""
+
+
 def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several options as one decorator, in this order."""
 
@@ -41,8 +45,10 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise UsageError(f"--option: {pair!r} is not NAME=VALUE; write it like r=0.15")
+        if name in _OWN_OPTIONS:
+            raise UsageError(f"--option: {name} is not an option of a method; give --{name.replace('_', '-')}")
         try:
             options[name] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[name] = text
     return options

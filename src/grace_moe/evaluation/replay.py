@@ -14,8 +14,8 @@ from grace_moe.planning import ChoiceTable, choice_tables
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
-_CHUNK = 16_384
-"""Tokens replayed at once; bounds memory."""
+_CHUNK_CELLS = 2**20
+"""(token, device) cells replayed at once; bounds memory."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -199,12 +199,13 @@ def _replay_layer(
     totals = np.zeros(6, dtype=np.int64)
     load = np.zeros(num_devices)
     chosen = np.empty(topk_ids.shape, dtype=np.int64)
-    for start in range(0, len(topk_ids), _CHUNK):
-        ids = topk_ids[start : start + _CHUNK].astype(np.int64)
-        own = source[start : start + _CHUNK]
+    chunk = min(16_384, max(64, _CHUNK_CELLS // num_devices))
+    for start in range(0, len(topk_ids), chunk):
+        ids = topk_ids[start : start + chunk].astype(np.int64)
+        own = source[start : start + chunk]
         rows = np.arange(len(ids))
         devices = table.choose(layer_id, ids, own, np.arange(start, start + len(ids)), seed=seed)
-        chosen[start : start + _CHUNK] = devices
+        chosen[start : start + chunk] = devices
         load += np.bincount(devices[devices >= 0], minlength=num_devices)
         reached = np.zeros((len(ids), num_devices + 1), dtype=bool)
         reached[rows[:, None], devices] = True  # -1 falls into the last column
@@ -232,13 +233,10 @@ def _replay_layer(
 
 def _ingress(topology: Topology) -> Ints:
     """`[devices, nodes]` the device of each node that takes in a source's tokens: itself on its own node, else its rail peer."""
-    table = np.empty((topology.num_devices, topology.num_nodes), dtype=np.int64)
-    for node in range(topology.num_nodes):
-        members = topology.devices_of_node(node)
-        for other in range(topology.num_nodes):
-            there = topology.devices_of_node(other)
-            for local, device in enumerate(members):
-                table[device, other] = there.start + local % len(there)
+    sizes = np.array([len(node.devices) for node in topology.nodes])
+    starts = np.cumsum(sizes) - sizes
+    local = np.arange(topology.num_devices) - starts[topology.node_of_device]
+    table: Ints = starts[None, :] + local[:, None] % sizes[None, :]
     return table
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from grace_moe.evaluation import Comparison
 from grace_moe.placement import Placement
@@ -61,7 +62,7 @@ def facts_table(facts: dict[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(name.replace("_", " "), Text(str(value)))  # a file's text is not markup
     return table
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import numpy.typing as npt
 from grace_moe.errors import TopologyError
 from grace_moe.files import dump_json, read_json, write_atomically
 
-MAX_DEVICES = 65_536
+MAX_DEVICES = 4096
+"""Tables of devices by devices stay small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ PRESETS: dict[str, tuple[Link, Link]] = {
 }
 """Intra-node and cross-node link of well-known clusters; the first is the paper's (METHOD.md, What the paper measured)."""
 DEFAULT_PRESET = "a100-25g"
+_LINKS = ("intra_node", "cross_node")
+_MEND = "see 'Files' in docs/formats.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,28 +78,29 @@ class Topology:
     cross_node: Link
     bandwidth: tuple[tuple[float, ...], ...] | None = None
     """`[devices, devices]` bytes per second where links are irregular; None = by `intra_node` and `cross_node`."""
-    source: str = "topology"
+    source: str = field(default="topology", compare=False)
+    """Where it came from, for messages."""
 
     def __post_init__(self) -> None:
         if not self.nodes or any(not node.devices for node in self.nodes):
             raise self._error("nodes", "no nodes, or a node without devices", "give each node at least one device")
         if self.num_devices > MAX_DEVICES:
             raise self._error("nodes", f"{self.num_devices} devices are over the limit of {MAX_DEVICES}", "is it the right file?")
-        for name in ("intra_node", "cross_node"):
+        for name in _LINKS:
             link = getattr(self, name)
-            if not link.bandwidth_bytes_per_s > 0 or not link.latency_s >= 0:
+            if not 0 < link.bandwidth_bytes_per_s < math.inf or not 0 <= link.latency_s < math.inf:
                 raise self._error(f"links.{name}", f"{link} is out of range", "give a positive bandwidth and a latency of 0 or more")
         for node in self.nodes:
             for device in node.devices:
-                if not device.relative_speed > 0 or (device.memory_bytes is not None and device.memory_bytes <= 0):
+                if not 0 < device.relative_speed < math.inf or (device.memory_bytes is not None and device.memory_bytes <= 0):
                     raise self._error(
                         f"nodes.{node.name}.devices.{device.name}",
                         "speed and memory must be positive",
                         "correct relative_speed or memory_bytes",
                     )
         if self.bandwidth is not None:
-            matrix = np.asarray(self.bandwidth, dtype=float)
-            if matrix.shape != (self.num_devices, self.num_devices) or not (matrix > 0).all():
+            square = len(self.bandwidth) == self.num_devices and all(len(row) == self.num_devices for row in self.bandwidth)
+            if not square or not all(0 < x < math.inf for row in self.bandwidth for x in row):
                 raise self._error(
                     "bandwidth", "not a [devices, devices] matrix of positive numbers", "give one row a device, or leave it out"
                 )
@@ -167,35 +173,26 @@ class Topology:
 
     @classmethod
     def from_dict(cls, value: Any, source: str = "topology") -> Topology:
-        """Read what `to_dict` wrote, or a hand-written file of that form (DESIGN.md, Files)."""
+        """Read what `to_dict` wrote, or a hand-written file of that form (DESIGN.md, Files).
 
-        def link(name: str) -> Link:
-            entry = value.get("links", {}).get(name)
-            if entry is None:
-                return PRESETS[DEFAULT_PRESET][0 if name == "intra_node" else 1]
-            return Link(bandwidth_bytes_per_s=float(entry["bandwidth_bytes_per_s"]), latency_s=float(entry["latency_s"]))
-
-        try:
-            nodes = tuple(
-                Node(
-                    name=str(node.get("name", f"node{n}")),
-                    devices=tuple(
-                        Device(
-                            name=str(device.get("name", f"device{d}")),
-                            memory_bytes=None if device.get("memory_bytes") is None else int(device["memory_bytes"]),
-                            relative_speed=float(device.get("relative_speed", 1.0)),
-                        )
-                        for d, device in enumerate(node["devices"])
-                    ),
-                )
-                for n, node in enumerate(value["nodes"])
+        Raises:
+            TopologyError: not of that form, or out of range.
+        """
+        value = _mapping(source, "topology", value)
+        nodes = tuple(_node(source, f"nodes[{n}]", n, node) for n, node in enumerate(_sequence(source, "nodes", value.get("nodes"))))
+        links = _mapping(source, "links", value.get("links", {}))
+        for name in links:
+            if name not in _LINKS:
+                raise TopologyError(source, f"links.{name}", "unknown link", "name intra_node and cross_node")
+        matrix = value.get("bandwidth")
+        bandwidth = None
+        if matrix is not None:
+            bandwidth = tuple(
+                tuple(_number(source, f"bandwidth[{i}][{j}]", x) for j, x in enumerate(_sequence(source, f"bandwidth[{i}]", row)))
+                for i, row in enumerate(_sequence(source, "bandwidth", matrix))
             )
-            matrix = value.get("bandwidth")
-            bandwidth = None if matrix is None else tuple(tuple(float(x) for x in row) for row in matrix)
-            intra_node, cross_node = link("intra_node"), link("cross_node")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TopologyError(source, "nodes", f"not of the form of a topology ({error!r})", "see 'Files' in docs/formats.md") from error
-        return cls(nodes=nodes, intra_node=intra_node, cross_node=cross_node, bandwidth=bandwidth, source=source)
+        intra, cross = (_link(source, links, name, preset) for name, preset in zip(_LINKS, PRESETS[DEFAULT_PRESET], strict=True))
+        return cls(nodes=nodes, intra_node=intra, cross_node=cross, bandwidth=bandwidth, source=source)
 
     def to_dict(self) -> dict[str, Any]:
         """The topology file's content."""
@@ -219,3 +216,64 @@ class Topology:
     def save(self, path: str | Path) -> None:
         """Write the topology file whole, or nothing."""
         write_atomically(Path(path), dump_json(self.to_dict()))
+
+
+def _mapping(source: str, field: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TopologyError(source, field, f"{type(value).__name__} is not an object", _MEND)
+    return value
+
+
+def _sequence(source: str, field: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise TopologyError(source, field, "missing" if value is None else f"{type(value).__name__} is not a list", _MEND)
+    return value
+
+
+def _number(source: str, field: str, value: Any) -> float:
+    try:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise TopologyError(source, field, "missing" if value is None else f"{type(value).__name__} is not a finite number", _MEND)
+
+
+def _whole(source: str, field: str, value: Any) -> int:
+    number = _number(source, field, value)
+    return value if isinstance(value, int) else int(number)
+
+
+def _name(source: str, field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TopologyError(source, field, f"{type(value).__name__} is not text", _MEND)
+    return value
+
+
+def _node(source: str, where: str, number: int, value: Any) -> Node:
+    node = _mapping(source, where, value)
+    devices = _sequence(source, f"{where}.devices", node.get("devices"))
+    return Node(
+        name=_name(source, f"{where}.name", node.get("name", f"node{number}")),
+        devices=tuple(_device(source, f"{where}.devices[{d}]", d, device) for d, device in enumerate(devices)),
+    )
+
+
+def _device(source: str, where: str, number: int, value: Any) -> Device:
+    device = _mapping(source, where, value)
+    memory = device.get("memory_bytes")
+    return Device(
+        name=_name(source, f"{where}.name", device.get("name", f"device{number}")),
+        memory_bytes=None if memory is None else _whole(source, f"{where}.memory_bytes", memory),
+        relative_speed=_number(source, f"{where}.relative_speed", device.get("relative_speed", 1.0)),
+    )
+
+
+def _link(source: str, links: dict[str, Any], name: str, preset: Link) -> Link:
+    if links.get(name) is None:
+        return preset
+    link = _mapping(source, f"links.{name}", links[name])
+    return Link(
+        bandwidth_bytes_per_s=_number(source, f"links.{name}.bandwidth_bytes_per_s", link.get("bandwidth_bytes_per_s")),
+        latency_s=_number(source, f"links.{name}.latency_s", link.get("latency_s")),
+    )
