@@ -94,7 +94,7 @@ def test_layers_named_twice():
 @given(requests=st.lists(st.integers(-5, 5), min_size=2, max_size=20).filter(lambda r: len(set(r)) > 1))
 def test_halves_share_no_request_and_lose_no_token(requests):
     ids = np.arange(len(requests), dtype=np.int16).reshape(-1, 1, 1)
-    trace = trace_of(ids, experts=64, request_ids=np.array(requests, np.int32), phase=np.array(requests) % 2 == 0 and None)
+    trace = trace_of(ids, experts=64, request_ids=np.array(requests, np.int32))
     first, second = trace.split_requests()
     assert not set(first.requests.tolist()) & set(second.requests.tolist())
     assert sorted(first.topk_ids.ravel().tolist() + second.topk_ids.ravel().tolist()) == list(range(len(requests)))

@@ -29,7 +29,7 @@ def comparison_table(comparison: Comparison) -> Table:
     rows = [row.to_dict(comparison.topology) for row in comparison.rows]
     for row in rows:
         row["modelled_layer_time"] *= 1000
-    title = f"{comparison.topology.shape}: copies per token between and inside nodes, load of the busiest device over the mean"
+    title = f"{comparison.topology.shape}: copies per token between and inside nodes; busiest device over the mean"
     caption = (
         f"Measured on {comparison.measured_on.num_tokens:,} tokens; planned on {comparison.planned_on.num_tokens:,} of other requests."
     )

@@ -1,0 +1,272 @@
+"""Placement: its invariants by name, what derives from it, its file, and every kind of bad file."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from grace_moe.errors import GraceError, PlacementError, TopologyError
+from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, even_weights
+from grace_moe.placement.validation import slots_within
+from grace_moe.topology import Topology
+
+
+def placement_of(*layers, shape="2x2", **rest) -> Placement:
+    """A placement of rows of devices, one list a layer; weights even."""
+    rows = [tuple(tuple(devices) for devices in layer) for layer in layers]
+    return Placement(
+        topology=Topology.parse(shape),
+        num_experts=len(rows[0]),
+        layers=tuple(LayerPlacement(layer_id=i, devices_of_expert=r, replica_weights=even_weights(r)) for i, r in enumerate(rows)),
+        **rest,
+    )
+
+
+HAND = placement_of([[0], [1, 3], [2], [2, 0, 1]], [[3], [2], [1], [0]], model="olmoe", provenance={"method": "by hand", "seed": 0})
+
+
+def test_what_derives_from_it_by_hand():
+    """Layer 0 holds seven copies of four experts (device 1: experts 1 and 3), layer 1 one of each."""
+    assert HAND.experts_of_device(0) == ((0, 3), (1, 3), (2, 3), (1,))
+    assert HAND.slots_per_device().tolist() == [[2, 2, 2, 1], [1, 1, 1, 1]]
+    assert HAND.slots_total_over_experts == (7 + 4) / 2 / 4
+    assert HAND.physical_to_logical_map().tolist() == [[0, 3, 1, 3, 2, 3, 1, -1], [3, -1, 2, -1, 1, -1, 0, -1]]
+    assert HAND.physical_to_logical_map().dtype == np.int32
+    assert HAND.layer_ids == (0, 1)
+    assert slots_within(HAND, 2)
+    assert not slots_within(HAND, 1)
+
+
+@st.composite
+def placements(draw):
+    sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    devices, experts = sum(sizes), draw(st.integers(1, 5))
+    layers = []
+    for layer_id in draw(st.lists(st.integers(0, 99_999), min_size=1, max_size=3, unique=True)):
+        hosts = [draw(st.permutations(range(devices)).map(lambda p: p[: draw(st.integers(1, devices))])) for _ in range(experts)]  # noqa: B023
+        raw = [[draw(st.floats(1e-6, 1.0)) for _ in row] for row in hosts]
+        layers.append(
+            LayerPlacement(
+                layer_id=layer_id,
+                devices_of_expert=tuple(map(tuple, hosts)),
+                replica_weights=tuple(tuple(w / math.fsum(row) for w in row) for row in raw),
+            )
+        )
+    return Placement(
+        topology=Topology.from_dict({"nodes": [{"devices": [{}] * n} for n in sizes]}),
+        num_experts=experts,
+        layers=tuple(layers),
+        model=draw(st.text(st.characters(codec="utf-8"), max_size=8)),
+        replica_choice=draw(st.sampled_from(REPLICA_CHOICES)),
+        provenance=draw(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.none() | st.integers() | st.booleans(), max_size=3)),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(placement=placements())
+def test_round_trip_with_the_same_bytes(tmp_path, placement):
+    path, again = tmp_path / "a.json", tmp_path / "b.json"
+    placement.save(path)
+    loaded = Placement.load(path)
+    assert loaded == placement
+    loaded.save(again)
+    assert path.read_bytes() == again.read_bytes()
+
+
+@given(placement=placements())
+def test_every_copy_is_in_exactly_one_slot(placement):
+    slots = placement.physical_to_logical_map().reshape(len(placement.layers), placement.topology.num_devices, -1)
+    for layer, of_device in zip(placement.layers, slots, strict=True):
+        found = {(int(e), d) for d, experts in enumerate(of_device) for e in experts if e >= 0}
+        assert found == {(e, d) for e, devices in enumerate(layer.devices_of_expert) for d in devices}
+        assert (of_device >= 0).sum() == sum(map(len, layer.devices_of_expert))
+
+
+def saved(tmp_path, placement=HAND):
+    path = tmp_path / "plan.json"
+    placement.save(path)
+    return path, json.loads(path.read_text())
+
+
+def put(value, where, new):
+    """The value with what is at the path `where` replaced (or, for ..., deleted)."""
+    value = copy.deepcopy(value)
+    inner = value
+    for step in where[:-1]:
+        inner = inner[step]
+    if new is ...:
+        del inner[where[-1]]
+    else:
+        inner[where[-1]] = new
+    return value
+
+
+def refused(path, kind=PlacementError) -> str:
+    with pytest.raises(kind) as error:
+        Placement.load(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ")
+    assert len(text.splitlines()) == 1
+    assert "; " in text
+    assert error.value.exit_code == 3
+    return text.removeprefix(f"{path}: ")
+
+
+L0 = ("layers", 0)
+BAD = [
+    (("format",), ..., "format: None is not 'grace-moe.placement'; give a placement that `grace-moe plan` wrote"),
+    (("format",), "grace-moe.trace", "format: 'grace-moe.trace' is not 'grace-moe.placement'"),
+    (("format",), ["x" * 10_000], "format: ['xxx"),
+    (("version",), 2, "version: 2 is newer than 1; upgrade grace-moe"),
+    (("version",), 10**100, "version: 1000"),
+    (("version",), "1", "version: '1' is not a version number"),
+    (("version",), True, "version: True is not a version number"),
+    (("version",), 0, "version: 0 is not a version number"),
+    (("version",), ..., "version: None is not a version number"),
+    (("num_experts",), 5, "layer 0: devices_of_expert: 4 experts instead of 5; give every expert a row: none may be lost"),
+    (("num_experts",), True, "num_experts: True is not in 1..32767"),
+    (("num_experts",), 10**30, "num_experts: 1000000000000000000000000000000 is not in 1..32767"),
+    (("num_experts",), 4.0, "num_experts: 4.0 is not in 1..32767"),
+    (("num_experts",), ..., "num_experts: None is not in 1..32767"),
+    (("model",), 3, "model: 3 is not text"),
+    (("replica_choice",), "nearest", "replica_choice: 'nearest' is unknown; use one of tar, wrr"),
+    (("replica_choice",), ["tar"], "replica_choice: ['tar'] is not text"),
+    (("provenance",), [], "provenance: not an object"),
+    (("layers",), ..., "layers: missing or not a list"),
+    (("layers",), {}, "layers: missing or not a list"),
+    (("layers",), [], "layers: none, or a layer_id twice; give each MoE layer once"),
+    (("layers", 1, "layer_id"), 0, "layers: none, or a layer_id twice; give each MoE layer once"),
+    (L0, "ab", "layers[0]: str is not an object"),
+    (("layers", 1), None, "layers[1]: NoneType is not an object"),
+    ((*L0, "layer_id"), ..., "layers[0].layer_id: None is not a layer number"),
+    ((*L0, "layer_id"), True, "layers[0].layer_id: True is not a layer number"),
+    ((*L0, "layer_id"), -1, "layers[0].layer_id: -1 is not a layer number"),
+    ((*L0, "layer_id"), 10**20, "layers[0].layer_id: 100000000000000000000 is not a layer number"),
+    ((*L0, "devices_of_expert"), ..., "layers[0].devices_of_expert: missing, or not a list of lists"),
+    ((*L0, "devices_of_expert"), {"0": [0]}, "layers[0].devices_of_expert: missing, or not a list of lists"),
+    ((*L0, "devices_of_expert"), [0, 1, 2, 3], "layers[0].devices_of_expert: missing, or not a list of lists"),
+    ((*L0, "devices_of_expert", 3), ..., "layer 0: devices_of_expert: 3 experts instead of 4; give every expert a row: none may be lost"),
+    ((*L0, "devices_of_expert", 2), [], "layer 0: devices_of_expert[2]: the expert is on no device; place every expert at least once"),
+    ((*L0, "devices_of_expert", 2), [4], "layer 0: devices_of_expert[2]: names device 4; the topology has devices 0..3"),
+    ((*L0, "devices_of_expert", 2), [-1], "layer 0: devices_of_expert[2]: names device -1; the topology has devices 0..3"),
+    ((*L0, "devices_of_expert", 2), [10**30], "layer 0: devices_of_expert[2]: names device 1000"),
+    ((*L0, "devices_of_expert", 1), [3, 3], "layer 0: devices_of_expert[1]: has two replicas on one device (3, 3); keep at most one"),
+    ((*L0, "devices_of_expert", 1), [1, 3.0], "layers[0].devices_of_expert: not all are whole numbers"),
+    ((*L0, "devices_of_expert", 1), [1, True], "layers[0].devices_of_expert: not all are whole numbers"),
+    ((*L0, "devices_of_expert", 1), "13", "layers[0].devices_of_expert: missing, or not a list of lists"),
+    ((*L0, "replica_weights"), ..., "layers[0].replica_weights: missing, or not a list of lists"),
+    ((*L0, "replica_weights", 3), ..., "layer 0: replica_weights: 3 experts instead of 4"),
+    ((*L0, "replica_weights", 1), [1.0], "layer 0: replica_weights[1]: 1 weights for 2 replicas; give each replica its weight"),
+    ((*L0, "replica_weights", 1), [0.5, 0.6], "layer 0: replica_weights[1]: (0.5, 0.6) are not shares; give weights of 0 or more that sum"),
+    ((*L0, "replica_weights", 1), [-0.5, 1.5], "layer 0: replica_weights[1]: (-0.5, 1.5) are not shares"),
+    ((*L0, "replica_weights", 1), [10**400, 0], "layers[0].replica_weights: a number is out of range"),
+    ((*L0, "replica_weights", 1), [True, False], "layers[0].replica_weights: not all are numbers"),
+    ((*L0, "replica_weights", 1), ["0.5", "0.5"], "layers[0].replica_weights: not all are numbers"),
+    ((*L0, "replica_weights", 1), [None, 1], "layers[0].replica_weights: not all are numbers"),
+]
+
+
+@pytest.mark.parametrize(("where", "new", "text"), BAD)
+def test_what_is_wrong_is_named(tmp_path, where, new, text):
+    path, value = saved(tmp_path)
+    path.write_text(json.dumps(put(value, where, new)))
+    found = refused(path)
+    assert found.startswith(text)
+    assert len(found) < 1000
+
+
+@pytest.mark.parametrize(
+    ("where", "new", "text"),
+    [
+        (("topology",), ..., "topology: NoneType is not an object"),
+        (("topology",), "2x2", "topology: str is not an object"),
+        (("topology", "nodes"), [], "nodes: no nodes"),
+        (("topology", "links", "cross_node", "latency_s"), None, "links.cross_node.latency_s: missing"),
+    ],
+)
+def test_its_topology_is_checked_too(tmp_path, where, new, text):
+    path, value = saved(tmp_path)
+    path.write_text(json.dumps(put(value, where, new)))
+    assert refused(path, TopologyError).removeprefix("topology: ").startswith(text.removeprefix("topology: "))
+
+
+def test_a_smaller_topology_leaves_devices_missing(tmp_path):
+    path, value = saved(tmp_path)
+    path.write_text(json.dumps(put(value, ("topology", "nodes", 1), ...)))
+    assert refused(path) == "layer 0: devices_of_expert[1]: names device 3; the topology has devices 0..1"
+
+
+def test_what_may_be_missing(tmp_path):
+    path, value = saved(tmp_path)
+    path.write_text(json.dumps({n: v for n, v in value.items() if n not in ("model", "provenance", "replica_choice")}))
+    placement = Placement.load(path)
+    assert (placement.model, placement.provenance, placement.replica_choice) == ("", {}, "tar")
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"grace-moe.placement"', "{}"])
+def test_other_json_is_not_a_placement(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    assert "is not 'grace-moe.placement'" in refused(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 5000])
+def test_numbers_that_json_does_not_know(tmp_path, number):
+    path, _ = saved(tmp_path)
+    path.write_text(path.read_text().replace('"seed": 0', f'"seed": {number}'))
+    assert "not valid JSON" in refused(path)
+
+
+def test_a_truncated_file(tmp_path):
+    path, _ = saved(tmp_path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 2, 97):
+        path.write_bytes(whole[:size])
+        assert "not valid JSON" in refused(path)
+
+
+@pytest.mark.parametrize("weights", [(math.nan, 1.0), (math.inf, 0.0), (2.0, -1.0), (0.5,), (0.3, 0.3)])
+def test_weights_are_shares_in_python_too(weights):
+    layer = LayerPlacement(layer_id=0, devices_of_expert=((0, 1),), replica_weights=(weights,))
+    with pytest.raises(PlacementError, match=r"layer 0: replica_weights\[0\]"):
+        Placement(topology=Topology.parse("1x2"), num_experts=1, layers=(layer,))
+
+
+def paths_of(value, prefix=()):
+    """Every place in a JSON value."""
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value)
+    else:
+        return
+    for name, item in inner:
+        yield (*prefix, name)
+        yield from paths_of(item, (*prefix, name))
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(max_size=5)
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_whatever_stands_anywhere_it_loads_and_saves_or_gives_an_error_of_ours(tmp_path, data):
+    path, value = saved(tmp_path)
+    for _ in range(data.draw(st.integers(1, 2))):
+        value = put(value, data.draw(st.sampled_from(list(paths_of(value)))), data.draw(anything | st.just(...)))
+    path.write_text(json.dumps(value))
+    try:
+        placement = Placement.load(path)
+    except GraceError as error:
+        assert type(error) in (PlacementError, TopologyError)
+        assert str(error).startswith(f"{path}: ")
+        assert len(str(error).splitlines()) == 1
+        assert len(str(error)) < 2000
+    else:
+        placement.save(path)
+        assert Placement.load(path) == placement

@@ -1,0 +1,187 @@
+"""Our planner: its exact objective against brute force, its pieces by hand, and what the whole must hold."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grace_moe.errors import UsageError
+from grace_moe.evaluation import evaluate
+from grace_moe.placement import check
+from grace_moe.planning import plan
+from grace_moe.planning.joint.cover import CoverTables, token_cost, tokens_of_experts
+from grace_moe.planning.joint.device_packing import NodeShare, PackingOptions, pack_devices
+from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.joint.split import balance
+from grace_moe.planning.joint.uncertainty import load_shares
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, synthetic_trace
+
+QUICK = {"effort": 0.05}
+
+
+def copies_over_all_sources(host_masks, nodes):
+    """By trying every set of nodes: sum over sources of the fewest other nodes that, with the source, serve all experts."""
+    total = 0
+    for source in range(nodes):
+        others = [n for n in range(nodes) if n != source]
+        total += next(
+            size
+            for size in range(nodes)
+            if any(all(mask & sum(1 << n for n in (source, *chosen)) for mask in host_masks) for chosen in combinations(others, size))
+        )
+    return total
+
+
+@settings(max_examples=150, deadline=None)
+@given(nodes=st.sampled_from([1, 2, 3, 4, 5, 7]), data=st.data())
+def test_the_cost_of_a_token_is_exact(nodes, data):
+    masks = data.draw(st.lists(st.integers(1, (1 << nodes) - 1), min_size=1, max_size=5))
+    tables = CoverTables(nodes)
+    sets = np.vstack([tables.meets[masks], np.full((1, tables.meets.shape[1]), ~np.uint64(0))])
+    ids = np.array([[*range(len(masks)), len(masks)]], dtype=np.int32)  # the last one is "none"
+    scratch = np.empty(sets.shape[1], np.uint64)
+    cost = token_cost(ids, 0, sets, scratch, tables.small, nodes, tables.level, tables.holds)
+    assert cost == copies_over_all_sources(masks, nodes)
+
+
+def test_tokens_of_experts_by_hand():
+    """Three experts; 3 means none."""
+    starts, members = tokens_of_experts(np.array([[0, 2], [2, 3], [0, 1]], np.int32), 3)
+    assert [members[starts[e] : starts[e + 1]].tolist() for e in range(3)] == [[0, 2], [2], [0, 1]]
+
+
+def test_load_shares_by_hand():
+    """Two requests of two pairs: one chooses expert 0 twice, the other expert 1: shares are even, and all in doubt."""
+    share, covariance = load_shares(np.array([[0], [0], [1], [1]]), np.array([0, 0, 1, 1]), 2)
+    assert share.tolist() == [0.5, 0.5]
+    # z = (1, -1) and (-1, 1); 2 * sum z z^T / 16 = 0.25 on the diagonal, -0.25 off it, shrunk by 0.2.
+    assert covariance == pytest.approx(np.array([[0.25, -0.2], [-0.2, 0.25]]))
+    assert load_shares(np.full((3, 2), -1), np.zeros(3, np.int64), 2)[0].tolist() == [0.5, 0.5]
+
+
+def room_of(slots, devices):
+    devices = np.array(devices)
+    return NodeRoom(slots=np.array(slots), devices=devices, capacity=devices / devices.sum())
+
+
+@given(
+    loads=st.lists(st.floats(0, 100), min_size=2, max_size=12),
+    nodes=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    spare=st.integers(0, 3),
+)
+def test_the_start_fills_the_slots_and_places_every_expert(loads, nodes, spare):
+    per_device = -(-len(loads) // sum(nodes)) + spare
+    if per_device > len(loads):
+        return
+    room = room_of([n * per_device for n in nodes], nodes)
+    share = np.array(loads) / max(sum(loads), 1e-9)
+    copies = seed_copies(share, room)
+    assert copies.sum(axis=1).tolist() == room.slots.tolist()
+    assert (copies <= room.devices[:, None]).all()
+    assert (copies.sum(axis=0) >= 1).all()
+
+
+def test_search_finds_the_planted_halves():
+    """Tokens choose 3 of experts 0..7 or 3 of 8..15; two nodes of eight slots: each half belongs on one node, and tokens of
+    either half then reach one node: half a copy a token over both sources."""
+    generator = np.random.default_rng(0)
+    ids = np.array([generator.permutation(8)[:3] + 8 * (t % 2) for t in range(400)])
+    share, noise = load_shares(ids, np.arange(400), 16)
+    room = room_of([8, 8], [2, 2])
+    mixed = np.array([[1, 0] * 8, [0, 1] * 8])
+    found = search_nodes(ids, share, noise, room, SearchOptions(proposals=20_000), 1, mixed)
+    assert found.sum(axis=1).tolist() == [8, 8]
+    assert sorted(map(tuple, found)) == [(0,) * 8 + (1,) * 8, (1,) * 8 + (0,) * 8]
+
+
+def test_packing_puts_companions_together_and_evens_load():
+    """Experts 0, 1 always fire together, as do 2, 3: two devices of two slots."""
+    rows = np.array([[0, 1], [2, 3]] * 50)
+    node = NodeShare(copies=np.ones(4, np.int64), load=np.full(4, 50.0), share_here=np.ones(4), rows=rows, fair=np.full(2, 100.0))
+    slot = pack_devices(node, 2, np.zeros((4, 4)), PackingOptions(proposals=500), seed=0)
+    assert sorted(tuple(sorted(s)) for s in slot.tolist()) == [(0, 1), (2, 3)]
+
+
+def test_the_split_evens_devices_by_hand():
+    """Expert 0 (90 pairs) on both devices, expert 1 (30) on device 0 only, one node: 30 + 30 against 60."""
+    cells = np.array([[0.0, 90.0], [0.0, 30.0]])
+    weights = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.ones(2))
+    assert weights[0] / weights[0].sum() == pytest.approx([1 / 3, 2 / 3], abs=0.01)
+    twice_as_fast = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.array([2.0, 1.0]))
+    assert twice_as_fast[0] / twice_as_fast[0].sum() == pytest.approx([50 / 90, 40 / 90], abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    trace = synthetic_trace(tokens=4000, layers=2, experts=32, top_k=4, clusters=4, affinity=0.9, skew=0.7, requests=80, seed=3)
+    return trace.split_requests()
+
+
+@pytest.mark.parametrize(("shape", "share"), [("2x2", 0.8), ("4x2", 0.9)])
+def test_less_traffic_than_eplb_at_its_balance(clustered, shape, share):
+    planned_on, measured_on = clustered
+    ours = evaluate(plan(planned_on, Topology.parse(shape), "grace", effort=0.3), measured_on)
+    theirs = evaluate(plan(planned_on, Topology.parse(shape), "eplb"), measured_on)
+    assert ours.slots_total_over_experts == theirs.slots_total_over_experts
+    assert ours.cross_node_copies < share * theirs.cross_node_copies
+    assert ours.load_max_over_mean < 1.15 * theirs.load_max_over_mean
+
+
+@pytest.mark.parametrize("shape", ["1x1", "1x4", "2x2", "8x2", "3x1"])
+def test_equal_slots_everywhere_every_expert_placed(clustered, shape):
+    topology = Topology.parse(shape)
+    placement = plan(clustered[0], topology, "grace", **QUICK)
+    check(placement)
+    slots = placement.slots_per_device()
+    assert slots.max() <= -(-32 * 5 // 4 // topology.num_devices) + 1
+    assert placement.replica_choice == "joint"
+
+
+def test_nodes_of_unequal_size_and_speed_share_the_load_by_speed(clustered):
+    topology = Topology.from_dict(
+        {"nodes": [{"devices": [{"relative_speed": 2.0}, {"relative_speed": 2.0}]}, {"devices": [{"relative_speed": 1.0}]}]}
+    )
+    planned_on, measured_on = clustered
+    evaluation = evaluate(plan(planned_on, topology, "grace", effort=0.3), measured_on)
+    assert evaluation.load_max_over_mean < 1.25  # loads are over speed: equal shares of pairs would give 1.67
+
+
+def test_the_plan_does_not_depend_on_threads_and_repeats(clustered):
+    topology = Topology.parse("2x2")
+    one = plan(clustered[0], topology, "grace", threads=1, **QUICK)
+    two = plan(clustered[0], topology, "grace", threads=2, **QUICK)
+    assert one.layers == two.layers == plan(clustered[0], topology, "grace", threads=2, **QUICK).layers
+    assert one.layers != plan(clustered[0], topology, "grace", seed=1, threads=1, **QUICK).layers
+
+
+def test_a_limit_on_slots_is_kept(clustered):
+    placement = plan(clustered[0], Topology.parse("2x2"), "grace", slots_per_device=8, **QUICK)
+    assert placement.slots_total_over_experts == 1.0
+    assert (placement.slots_per_device() == 8).all()
+
+
+def test_a_trace_without_structure_keeps_eplbs_balance():
+    """Uniform routing: nothing to gain, nothing to lose."""
+    generator = np.random.default_rng(1)
+    ids = np.argsort(generator.random((4000, 1, 32)), axis=2)[:, :, :4].astype(np.int16)
+    trace = RoutingTrace(topk_ids=ids, num_experts=32, layer_ids=(0,), request_ids=np.arange(4000, dtype=np.int32) // 50)
+    planned_on, measured_on = trace.split_requests()
+    ours = evaluate(plan(planned_on, Topology.parse("2x2"), "grace", effort=0.3), measured_on)
+    assert ours.load_max_over_mean < 1.1
+
+
+def test_more_than_eight_nodes_fall_back_and_say_so(clustered):
+    placement = plan(clustered[0], Topology.parse("9x1"), "grace")
+    assert placement.replica_choice == "joint"
+    assert any("more nodes than the exact search takes" in note for note in placement.provenance["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"effort": 0}, "effort 0"), ({"threads": 0}, "threads 0"), ({"load_cap": 0.5}, "load_cap 0.5")]
+)
+def test_options_out_of_range(clustered, options, message):
+    with pytest.raises(UsageError, match=message):
+        plan(clustered[0], Topology.parse("2x2"), "grace", **options)

@@ -1,0 +1,213 @@
+"""Topology: shorthands, numbering, files, and whatever else a file may hold."""
+
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from grace_moe.errors import GraceError, TopologyError
+from grace_moe.topology import DEFAULT_PRESET, PRESETS, Device, Link, Node, Topology
+
+LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=0.0)
+positive = st.floats(min_value=1e-300, max_value=1e300)
+links = st.builds(Link, bandwidth_bytes_per_s=positive, latency_s=st.floats(0, 1e300))
+names = st.text(st.characters(codec="utf-8"), max_size=8)
+devices = st.builds(Device, name=names, memory_bytes=st.none() | st.integers(1, 2**70), relative_speed=positive)
+nodes = st.builds(Node, name=names, devices=st.lists(devices, min_size=1, max_size=3).map(tuple))
+
+
+@st.composite
+def topologies(draw):
+    of = tuple(draw(st.lists(nodes, min_size=1, max_size=3)))
+    count = sum(len(node.devices) for node in of)
+    row = st.lists(positive, min_size=count, max_size=count).map(tuple)
+    matrix = draw(st.none() | st.lists(row, min_size=count, max_size=count).map(tuple))
+    return Topology(nodes=of, intra_node=draw(links), cross_node=draw(links), bandwidth=matrix)
+
+
+def test_shorthand():
+    topology = Topology.parse("2x4")
+    assert (topology.num_nodes, topology.num_devices, topology.devices_per_node, topology.shape) == (2, 8, 4, "2x4")
+    assert (topology.intra_node, topology.cross_node) == PRESETS[DEFAULT_PRESET]
+    assert topology.relative_speed.tolist() == [1.0] * 8
+    assert Topology.parse("1x1:h100-400g").cross_node == PRESETS["h100-400g"][1]
+
+
+def test_devices_are_numbered_node_by_node():
+    """Nodes of 3, 1 and 2 devices."""
+    topology = Topology.from_dict({"nodes": [{"devices": [{}] * n} for n in (3, 1, 2)]})
+    assert topology.node_of_device.tolist() == [0, 0, 0, 1, 2, 2]
+    assert [list(topology.devices_of_node(n)) for n in range(3)] == [[0, 1, 2], [3], [4, 5]]
+    assert topology.shape == "3+1+2"
+    assert topology.devices_per_node is None
+    assert [d.name for d in topology.nodes[2].devices] == ["device0", "device1"]
+
+
+@pytest.mark.parametrize("text", ["", "2", "x", "2x", "x2", "2X4", "2 x 4", "-2x4", "2x4x8", "2x4:", "two by four", "2x4\n", "nu\0ll", "\ud800"])
+def test_nonsense_text_names_both_forms(text):
+    with pytest.raises(TopologyError, match="neither NxG nor a .json file; write 2x4 for 2 nodes of 4 devices, or name a file") as error:
+        Topology.parse(text)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["0x4", "4x0", "999999x999999", "4097x1"])
+def test_counts_out_of_range(text):
+    with pytest.raises(TopologyError, match="is out of range; use NxG, such as 2x4"):
+        Topology.parse(text)
+
+
+def test_unknown_preset():
+    with pytest.raises(TopologyError, match="preset: 'dgx' is unknown; use one of a100-25g, h100-400g"):
+        Topology.parse("2x4:dgx")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(topology=topologies())
+def test_round_trip(tmp_path, topology):
+    path = tmp_path / "t.json"
+    topology.save(path)
+    first = path.read_bytes()
+    assert Topology.parse(str(path)) == topology
+    assert Topology.from_dict(topology.to_dict()) == topology
+    Topology.parse(str(path)).save(path)
+    assert path.read_bytes() == first
+
+
+def good(**changes):
+    value = {"nodes": [{"name": "a", "devices": [{"name": "d", "memory_bytes": 8, "relative_speed": 1.0}, {}]}]}
+    return value | changes
+
+
+def device(**changes):
+    return good(nodes=[{"devices": [changes]}])
+
+
+def link(**changes):
+    return good(links={"cross_node": {"bandwidth_bytes_per_s": 1e9, "latency_s": 0} | changes})
+
+
+BAD = [
+    (None, "topology: NoneType is not an object"),
+    ([], "topology: list is not an object"),
+    ("2x4", "topology: str is not an object"),
+    ({}, "nodes: missing"),
+    (good(nodes={}), "nodes: dict is not a list"),
+    (good(nodes="ab"), "nodes: str is not a list"),
+    (good(nodes=[]), "nodes: no nodes, or a node without devices; give each node at least one device"),
+    (good(nodes=[{"devices": []}]), "nodes: no nodes, or a node without devices"),
+    (good(nodes=[[]]), "nodes[0]: list is not an object"),
+    (good(nodes=[{"devices": [{}]}, {}]), "nodes[1].devices: missing"),
+    (good(nodes=[{"name": 3, "devices": [{}]}]), "nodes[0].name: int is not text"),
+    (good(nodes=[{"devices": 4}]), "nodes[0].devices: int is not a list"),
+    (good(nodes=[{"devices": [{}, 4]}]), "nodes[0].devices[1]: int is not an object"),
+    (good(nodes=[{"devices": [{}] * 4097}]), "nodes: 4097 devices are over the limit of 4096; is it the right file?"),
+    (device(name=None), "nodes[0].devices[0].name: NoneType is not text"),
+    (device(memory_bytes="80GB"), "nodes[0].devices[0].memory_bytes: str is not a finite number"),
+    (device(memory_bytes=True), "nodes[0].devices[0].memory_bytes: bool is not a finite number"),
+    (device(memory_bytes=10**400), "nodes[0].devices[0].memory_bytes: int is not a finite number"),
+    (device(memory_bytes=0), "nodes.node0.devices.device0: speed and memory must be positive; correct relative_speed or memory_bytes"),
+    (device(memory_bytes=math.inf), "nodes[0].devices[0].memory_bytes: float is not a finite number"),
+    (device(relative_speed=math.nan), "nodes[0].devices[0].relative_speed: float is not a finite number"),
+    (device(relative_speed=None), "nodes[0].devices[0].relative_speed: missing"),
+    (device(relative_speed=-1), "nodes.node0.devices.device0: speed and memory must be positive"),
+    (good(links=[]), "links: list is not an object"),
+    (good(links=None), "links: NoneType is not an object"),
+    (good(links={"cross_nodes": {}}), "links.cross_nodes: unknown link; name intra_node and cross_node"),
+    (good(links={"cross_node": 3}), "links.cross_node: int is not an object"),
+    (good(links={"cross_node": {"latency_s": 0}}), "links.cross_node.bandwidth_bytes_per_s: missing"),
+    (link(bandwidth_bytes_per_s=0), "links.cross_node: Link(bandwidth_bytes_per_s=0.0, latency_s=0.0) is out of range; give a positive"),
+    (link(bandwidth_bytes_per_s=math.nan), "links.cross_node.bandwidth_bytes_per_s: float is not a finite number"),
+    (link(bandwidth_bytes_per_s=math.inf), "links.cross_node.bandwidth_bytes_per_s: float is not a finite number"),
+    (link(bandwidth_bytes_per_s=10**400), "links.cross_node.bandwidth_bytes_per_s: int is not a finite number"),
+    (link(latency_s=-1e-9), "links.cross_node: Link("),
+    (link(latency_s="1"), "links.cross_node.latency_s: str is not a finite number"),
+    (good(bandwidth=3), "bandwidth: int is not a list"),
+    (good(bandwidth=[[1.0, 1.0], 3]), "bandwidth[1]: int is not a list"),
+    (good(bandwidth=[[1.0, 1.0], [1.0, False]]), "bandwidth[1][1]: bool is not a finite number"),
+    (good(bandwidth=[[1.0, 1.0], [1.0]]), "bandwidth: not a [devices, devices] matrix of positive numbers; give one row a device"),
+    (good(bandwidth=[]), "bandwidth: not a [devices, devices] matrix"),
+    (good(bandwidth=[[1.0, 1.0], [1.0, 0.0]]), "bandwidth: not a [devices, devices] matrix"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), BAD, ids=[text[:60] for _, text in BAD])
+def test_what_is_wrong_is_named(value, text):
+    with pytest.raises(TopologyError) as error:
+        Topology.from_dict(value, source="cluster.json")
+    assert str(error.value).startswith(f"cluster.json: {text}")
+    assert len(str(error.value).splitlines()) == 1
+    assert "; " in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_values_that_no_file_could_hold_are_refused_in_python_too(bad):
+    node = (Node(name="n", devices=(Device(name="d"),)),)
+    for changes in (
+        {"intra_node": Link(bandwidth_bytes_per_s=bad, latency_s=0)},
+        {"nodes": (Node(name="n", devices=(Device(name="d", relative_speed=bad),)),)},
+        {"bandwidth": ((bad,),)},
+    ):
+        with pytest.raises(TopologyError):
+            Topology(**{"nodes": node, "intra_node": LINK, "cross_node": LINK} | changes)
+
+
+def test_hand_written_numbers_may_be_short():
+    topology = Topology.from_dict(device(memory_bytes=8e10))
+    assert topology.nodes[0].devices[0].memory_bytes == 80_000_000_000
+    assert type(topology.nodes[0].devices[0].memory_bytes) is int
+
+
+def test_a_hostile_name_stays_on_one_short_line():
+    value = good(nodes=[{"name": "a\nb\x1b" + "c" * 10_000, "devices": [{"relative_speed": -1}]}])
+    with pytest.raises(TopologyError) as error:
+        Topology.from_dict(value)
+    assert len(str(error.value)) < 1000
+    assert str(error.value).isprintable()
+
+
+def test_a_missing_file():
+    with pytest.raises(TopologyError, match="none.json: file: No such file or directory; check the path"):
+        Topology.parse("/nowhere/none.json")
+
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5) | st.just("x" * 10_000)
+)
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6)
+
+
+def shaped(fields):
+    """Objects with our field names and, here and there, anything for a value."""
+    return st.fixed_dictionaries({}, optional={name: anything | value for name, value in fields.items()}) | anything
+
+
+hostile_devices = shaped({"name": names, "memory_bytes": st.integers(1), "relative_speed": positive})
+hostile_nodes = shaped({"name": names, "devices": st.lists(hostile_devices, max_size=2)})
+hostile_links = shaped({"bandwidth_bytes_per_s": positive, "latency_s": positive})
+hostile_topologies = shaped(
+    {
+        "nodes": st.lists(hostile_nodes, max_size=2),
+        "links": shaped({"intra_node": hostile_links, "cross_node": hostile_links}),
+        "bandwidth": st.lists(st.lists(positive, max_size=2), max_size=2),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(value=hostile_topologies)
+def test_whatever_a_file_holds_it_loads_and_saves_or_gives_an_error_of_ours(tmp_path, value):
+    try:
+        topology = Topology.from_dict(value)
+    except TopologyError as error:
+        assert len(str(error).splitlines()) == 1
+        assert len(str(error)) < 2000
+    else:
+        assert Topology.from_dict(json.loads(json.dumps(topology.to_dict()))) == topology
+        topology.save(tmp_path / "t.json")
+
+
+def test_errors_of_every_kind_are_graceful():
+    assert issubclass(TopologyError, GraceError)
+    assert TopologyError.exit_code == 3
