@@ -15,6 +15,8 @@
 Messages name the file, the field and the mend, in one line.
 """
 
+from typing import Any
+
 __all__ = [
     "GraceError",
     "InputFileError",
@@ -35,6 +37,9 @@ class GraceError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)  # so that it crosses processes whatever its constructor takes
+
 
 class UsageError(GraceError):
     """Options or arguments that are out of range or contradict each other."""
@@ -52,6 +57,12 @@ class InputFileError(GraceError):
         super().__init__(f"{_line(source)}: {_brief(field)}: {_brief(problem)}; {mend}")
         self.source = source
         self.field = field
+
+
+def _restore(kind: type[GraceError], arguments: tuple[Any, ...], state: dict[str, Any]) -> GraceError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 def _line(text: str) -> str:

@@ -1,145 +1,357 @@
-"""The command line through its front door: text, JSON, exit codes, and errors of one line."""
+"""The command line in this process: what it prints, what it writes, and how it fails."""
 
 import json
-import os
-import subprocess
+import re
 import sys
+from pathlib import Path
 
+import click
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save
 
-from grace_moe.cli import COMMANDS, grace_moe, main
-from grace_moe.trace import synthetic_trace
+from grace_moe.cli import COMMANDS, SUMMARIES, grace_moe, main
+from grace_moe.errors import MissingExtraError, UsageError
+from grace_moe.evaluation import METRICS
+from grace_moe.placement import Placement
+from grace_moe.planning import METHODS
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, synthetic_trace
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("trace") / "t.safetensors"
+    synthetic_trace(tokens=200, layers=2, experts=16, top_k=4).save(path)
+    return path
 
 
 @pytest.fixture
-def trace(tmp_path):
-    synthetic_trace(tokens=300, layers=2, experts=16, top_k=4).save(tmp_path / "t.safetensors")
-    return tmp_path / "t.safetensors"
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def call(capsys, *arguments):
-    """Exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as exit_:
-        main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return exit_.value.code or 0, out, err
+@pytest.fixture
+def call(capfd):
+    """Calls the entry point: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    return run
 
 
-def test_help_lists_every_command_and_each_has_json_and_examples(capsys):
-    code, out, _ = call(capsys, "--help")
-    assert code == 0
+def fails(call, code, *arguments) -> str:
+    """The one line on stderr of a command that must fail with this code."""
+    found, out, err = call(*arguments)
+    assert found == code, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1, err
+    assert "Traceback" not in err
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+# --- help --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_in_order():
+    text = CliRunner().invoke(grace_moe, ["--help"]).output
+    places = [text.index(f"\n  {name} ") for name in COMMANDS]
+    assert places == sorted(places)
+    assert list(SUMMARIES) == list(COMMANDS)
+    for summary in SUMMARIES.values():
+        assert " ".join(summary.split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_json_examples_and_words(name):
+    command = grace_moe.get_command(click.Context(grace_moe), name)
+    assert command.name == name
+    assert command.help
+    assert any("--json" in parameter.opts for parameter in command.params)
+    for flag in ("--help", "-h"):
+        result = CliRunner().invoke(grace_moe, [name, flag])
+        assert result.exit_code == 0
+        assert "Examples:" in result.output
+        assert f"grace-moe {name}" in result.output
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name != "seed":
+            assert parameter.help or isinstance(parameter.type, click.Choice), parameter.name
+
+
+def test_compare_help_names_every_method():
+    text = CliRunner().invoke(grace_moe, ["compare", "--help"]).output
+    assert [m for m in METHODS if m not in text] == []
+
+
+def test_help_imports_no_torch():
+    before = "torch" in sys.modules
     for name in COMMANDS:
-        assert f"  {name} " in out
-        command = grace_moe.get_command(None, name)
-        assert any("--json" in o.opts for o in command.params)
-        assert "Examples:" in command.epilog
+        CliRunner().invoke(grace_moe, [name, "--help"])
+    assert ("torch" in sys.modules) == before
 
 
-def test_plan_writes_a_placement_and_says_so(capsys, trace, tmp_path):
-    code, out, _ = call(capsys, "plan", trace, "--topology", "2x2", "--method", "eplb", "-o", tmp_path / "p.json", "--json")
-    summary = json.loads(out)
+def test_version():
+    assert CliRunner().invoke(grace_moe, ["--version"]).output.startswith("grace-moe, version ")
+
+
+# --- plan, compare, inspect --------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_writes_a_placement_and_says_what_it_is(call, trace, folder):
+    code, out, err = call("plan", trace, "--topology", "2x2", "--method", "linear", "-o", "plan.json")
+    assert (code, err) == (0, "")
+    words = r"plan\.json: linear for 2x2, 2 layers in \d+\.\d s, 1\.00x expert memory, 4 to 4 experts a device\n"
+    assert re.fullmatch(words, out)
+    placement = Placement.load("plan.json")
+    assert placement.topology == Topology.parse("2x2")
+    assert placement.provenance["trace_digest"] == RoutingTrace.load(trace).digest
+    assert [p.name for p in folder.iterdir()] == ["plan.json"]
+
+
+def test_plan_json(call, trace, folder):
+    code, out, err = call("plan", trace, "--topology", "2x2", "--method", "eplb", "--redundancy", "1.5", "-o", "plan.json", "--json")
+    value = json.loads(out)
+    assert (code, err) == (0, "")
+    assert list(value) == ["placement", "method", "topology", "plan_seconds", "slots_total_over_experts", "slots_max_per_device", "notes"]
+    assert (value["method"], value["slots_total_over_experts"], value["slots_max_per_device"]) == ("eplb", 1.5, 6)
+
+
+def test_plan_plans_by_default_as_the_library_does(call, trace, folder):
+    assert call("plan", trace, "--topology", "2x2", "-o", "a.json")[0] == 0
+    from grace_moe import plan
+
+    plan(RoutingTrace.load(trace), Topology.parse("2x2")).save("b.json")
+    assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
+
+
+def test_plan_takes_options_of_the_method_and_notes_what_has_no_effect(call, trace, folder):
+    code, _, _ = call("plan", trace, "--topology", "2x2", "--method", "grace_paper", "--option", "r=0.15", "-o", "plan.json")
     assert code == 0
-    assert (summary["method"], summary["topology"], summary["slots_total_over_experts"]) == ("eplb", "2x2", 1.25)
-    code, out, _ = call(
-        capsys, "plan", trace, "--topology", "2x2", "--method", "grace_paper", "--option", "r=0.15", "-o", tmp_path / "q.json"
-    )
+    assert Placement.load("plan.json").provenance["options"]["r"] == 0.15
+    _, out, _ = call("plan", trace, "--topology", "2x2", "--method", "linear", "--redundancy", "2", "-o", "plan.json")
+    assert "note: redundancy 2.0 has no effect" in out
+
+
+def test_plan_follows_the_seed(call, trace, folder):
+    for seed, name in ((1, "a"), (1, "b"), (2, "c")):
+        assert call("plan", trace, "--topology", "2x2", "--method", "grace_paper", "--seed", seed, "-o", name)[0] == 0
+    assert Path("a").read_bytes() == Path("b").read_bytes()
+    assert Placement.load("c").provenance["seed"] == 2
+
+
+def test_compare_json(call, trace):
+    code, out, err = call("compare", trace, "--topology", "2x2", "--methods", "linear, eplb", "--json")
+    value = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [row["method"] for row in value["rows"]] == ["linear", "eplb"]
+    assert set(METRICS) <= set(value["rows"][0])
+    assert value["trace"]["source"] == str(trace)
+    assert value["trace"]["tokens"] + value["eval"]["tokens"] == 200
+
+
+def test_compare_measures_the_trace_it_is_told_to(call, trace, folder):
+    synthetic_trace(tokens=70, layers=2, experts=16, top_k=4, seed=5).save("eval.safetensors")
+    code, out, _ = call("compare", trace, "--eval", "eval.safetensors", "--topology", "2x2", "--methods", "linear", "--json")
+    value = json.loads(out)
     assert code == 0
-    assert "grace_paper for 2x2, 2 layers in" in out
+    assert (value["trace"]["tokens"], value["eval"]["tokens"], value["eval"]["source"]) == (200, 70, "eval.safetensors")
 
 
-def test_inspect_shows_each_kind(capsys, trace, tmp_path):
-    call(capsys, "plan", trace, "--topology", "2x2", "--method", "linear", "-o", tmp_path / "p.json")
-    for file, kind in ((trace, "trace"), (tmp_path / "p.json", "placement"), ("2x4", "topology")):
-        code, out, _ = call(capsys, "inspect", file, "--json")
-        assert (code, json.loads(out)["kind"]) == (0, kind)
-        assert kind in call(capsys, "inspect", file)[1]
+def test_compare_prints_a_table_that_fits(call, trace, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = call("compare", trace, "--topology", "2x2", "--methods", "linear,round_robin")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if "1.00x" in line] == ["linear", "round_robin"]
+    assert "planned on" in out
 
 
-def test_compare_prints_a_row_a_method(capsys, trace):
-    code, out, _ = call(capsys, "compare", trace, "--topology", "2x2", "--methods", "linear,eplb")
-    assert code == 0
-    assert "linear" in out
-    assert "busiest" in out
-    code, out, _ = call(capsys, "compare", trace, "--topology", "2x2", "--methods", "linear,eplb", "--json")
-    assert [r["method"] for r in json.loads(out)["rows"]] == ["linear", "eplb"]
+@pytest.fixture
+def things(trace, folder, call):
+    """One of each file: its argument -> its kind."""
+    assert call("plan", trace, "--topology", "2x2", "--method", "linear", "-o", "plan.json")[0] == 0
+    Topology.parse("2x3").save("cluster.json")
+    return {str(trace): "trace", "plan.json": "placement", "cluster.json": "topology", "2x4": "topology"}
+
+
+def test_inspect_shows_any_of_them(call, things):
+    for argument, kind in things.items():
+        code, out, err = call("inspect", argument, "--json")
+        assert (code, err, json.loads(out)["kind"]) == (0, "", kind)
+        code, out, err = call("inspect", argument)
+        assert (code, err) == (0, "")
+        assert kind in out.split()
+
+
+def test_inspect_says_what_is_in_a_trace(call, trace):
+    value = json.loads(call("inspect", trace, "--json")[1])
+    assert (value["tokens"], value["layers"], value["num_experts"], value["top_k"], value["requests"]) == (200, 2, 16, 4, 16)
+    assert value["digest"] == RoutingTrace.load(trace).digest
+
+
+@pytest.mark.parametrize("name", ["[/nothing]", "[bold red]x", "[link=x", "\\[", "a\nb"])
+def test_a_name_in_a_file_is_text_and_never_markup(call, folder, name):
+    """Rich raises on a closing tag without its opening."""
+    ids = np.zeros((1, 1, 1), np.int16)
+    RoutingTrace(topk_ids=ids, num_experts=1, layer_ids=(0,), model=name).save("t.safetensors")
+    code, out, err = call("inspect", "t.safetensors")
+    assert (code, err) == (0, "")
+    assert name.splitlines()[0] in out
+
+
+# --- failures ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad(trace, folder, call):
+    """A folder of files, each with one fault."""
+    whole = trace.read_bytes()
+    Path("truncated.safetensors").write_bytes(whole[:-100])
+    metadata = {"format": "grace-moe.trace", "version": "1", "num_experts": "16", "layer_ids": "[0]"}
+    ids = {"topk_ids": np.zeros((4, 1, 1), np.int16)}
+    Path("newer.safetensors").write_bytes(save(ids, metadata=metadata | {"version": "2"}))
+    Path("range.safetensors").write_bytes(save({"topk_ids": np.full((4, 1, 1), 16, np.int16)}, metadata=metadata))
+    synthetic_trace(tokens=20, layers=2, experts=8, top_k=2).save("other.safetensors")
+    synthetic_trace(tokens=20, layers=1, experts=16, top_k=4).save("layers.safetensors")
+    synthetic_trace(tokens=20, layers=2, experts=16, top_k=4, requests=1).save("one.safetensors")
+    assert call("plan", trace, "--topology", "2x2", "--method", "linear", "-o", "plan.json")[0] == 0
+    value = json.loads(Path("plan.json").read_text())
+    rows = value["layers"][1]["devices_of_expert"]
+    for name, row, version in (("lost", [], 1), ("device", [4], 1), ("twice", [1, 1], 1), ("new", rows[5], 3)):
+        rows[5] = row
+        Path(f"{name}.json").write_text(json.dumps(value | {"version": version}))
+    Path("garbage.json").write_bytes(b"\xff\x00")
+    Path("empty.json").write_bytes(b"")
+    Path("cluster.json").write_text('{"nodes": [{"devices": [{"relative_speed": "fast"}]}]}')
+    return trace
+
+
+FAILURES = [
+    (3, "plan truncated.safetensors --topology 2x2", "truncated.safetensors: file: not a whole safetensors file"),
+    (3, "compare truncated.safetensors --topology 2x2", "truncated.safetensors: file: not a whole safetensors file"),
+    (3, "inspect truncated.safetensors", "it may be truncated: copy or record it again"),
+    (3, "plan newer.safetensors --topology 2x2", "newer.safetensors: version: 2 is newer than 1; upgrade grace-moe"),
+    (3, "plan range.safetensors --topology 2x2", "range.safetensors: topk_ids: expert id 16 is not in -1..15; check num_experts"),
+    (3, "plan none.safetensors --topology 2x2", "none.safetensors: file: no such file; check the path"),
+    (3, "plan plan.json --topology 2x2", "plan.json: file: not a whole safetensors file"),
+    (3, "inspect lost.json", "lost.json: layer 1: devices_of_expert[5]: the expert is on no device; place every expert at least once"),
+    (3, "inspect device.json", "device.json: layer 1: devices_of_expert[5]: names device 4; the topology has devices 0..3"),
+    (3, "inspect twice.json", "has two replicas on one device (1, 1); keep at most one replica a device"),
+    (3, "inspect new.json", "new.json: version: 3 is newer than 1; upgrade grace-moe"),
+    (3, "inspect garbage.json", "garbage.json: file: not valid JSON"),
+    (3, "inspect empty.json", "empty.json: file: not valid JSON"),
+    (3, "inspect none.json", "none.json: file: No such file or directory; check the path"),
+    (3, "inspect what", "what: topology: neither NxG nor a .json file"),
+    (3, "inspect cluster.json", "cluster.json: nodes[0].devices[0].relative_speed: str is not a finite number"),
+    (3, "plan TRACE --topology nonsense", "nonsense: topology: neither NxG nor a .json file; write 2x4 for 2 nodes of 4 devices"),
+    (3, "plan TRACE --topology 0x2", "topology: shape: 0x2 is out of range; use NxG, such as 2x4"),
+    (3, "plan TRACE --topology 999999x999999", "topology: shape: 999999x999999 is out of range"),
+    (3, "plan TRACE --topology none.json", "none.json: file: No such file or directory"),
+    (3, "plan TRACE --topology plan.json", "plan.json: nodes: missing"),
+    (3, "compare one.safetensors --topology 2x2", "one request can't be split in two halves; give a second trace to measure on"),
+    (2, "plan TRACE --topology 2x2 --method best", "method 'best' is unknown; use one of grace, grace_paper"),
+    (2, "compare TRACE --topology 2x2 --methods linear,best", "--methods: 'best' is unknown; use some of grace, grace_paper"),
+    (2, "compare TRACE --topology 2x2 --methods=", "--methods: '' is unknown"),
+    (2, "plan TRACE --topology 2x2 --redundancy 0.5", "redundancy 0.5 is out of range; use 1"),
+    (2, "plan TRACE --topology 2x2 --redundancy nan", "redundancy nan is out of range"),
+    (
+        2,
+        "plan TRACE --topology 2x2 --slots-per-device 3",
+        "slots_per_device 3 on 4 devices leaves some of 16 experts without a slot; use at",
+    ),
+    (2, "plan TRACE --topology 2x2 --slots-per-device 8 --redundancy 2", "give one of them"),
+    (2, "plan TRACE --topology 2x2 --seed=-1", "seed -1 is out of range"),
+    (2, "plan TRACE --topology 2x2 --option wrong", "--option: 'wrong' is not NAME=VALUE; write it like r=0.15"),
+    (2, "plan TRACE --topology 2x2 --option =3", "--option: '=3' is not NAME=VALUE"),
+    (2, "plan TRACE --topology 2x2 --method grace_paper --option r=[1]", "--option: r='[1]' is not a number or a word"),
+    (2, "plan TRACE --topology 2x2 --method grace_paper --option r=null", "--option: r='null' is not a number or a word"),
+    (2, "plan TRACE --topology 2x2 --method grace_paper --option r=1e999", "--option: r='1e999' is not a number or a word"),
+    (2, "plan TRACE --topology 2x2 --method grace_paper --option r=x", "r 'x' is out of range"),
+    (2, "plan TRACE --topology 2x2 --option colour=red", "has no option 'colour'; it has"),
+    (2, "plan TRACE --topology 2x2 --option seed=3", "--option: seed is not an option of a method; give --seed"),
+    (2, "plan TRACE --topology 2x2 --option topology=2x2", "--option: topology is not an option of a method; give --topology"),
+    (
+        4,
+        "compare TRACE --eval other.safetensors --topology 2x2 --methods linear",
+        "num_experts: 16, but other.safetensors has 8; use a trace of",
+    ),
+    (4, "compare TRACE --eval layers.safetensors --topology 2x2 --methods linear", "but layers.safetensors has 1 with ids [0]"),
+    (
+        1,
+        "plan TRACE --topology 2x2 --method linear -o missing/p.json",
+        "missing/p.json: can't be written: No such file or directory; check",
+    ),
+    (2, "run model --placement plan.json", "--prompt, --text: give one of the two"),
+]
+
+
+@pytest.mark.parametrize(("code", "command", "text"), FAILURES, ids=[f"{c}" for _, c, _ in FAILURES])
+def test_failures_are_one_line_with_the_code_of_their_kind_and_write_nothing(bad, folder, call, code, command, text):
+    arguments = [str(bad) if word == "TRACE" else word for word in command.split(" ")]
+    if arguments[0] == "plan" and "-o" not in arguments:
+        arguments += ["-o", "new-plan.json"]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert text in fails(call, code, *arguments)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_failed_plan_leaves_the_old_one(bad, folder, call):
+    old = Path("plan.json").read_bytes()
+    fails(call, 3, "plan", "truncated.safetensors", "--topology", "2x2", "-o", "plan.json")
+    assert Path("plan.json").read_bytes() == old
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "text"),
     [
-        (["plan", "absent.safetensors", "--topology", "2x2", "-o", "{out}"], 3, "absent.safetensors: file: no such file; check the path"),
-        (["plan", "{cut}", "--topology", "2x2", "-o", "{out}"], 3, "cut.safetensors: file: not a whole safetensors file"),
-        (["plan", "{trace}", "--topology", "two", "-o", "{out}"], 3, "two: topology: neither NxG nor a .json file"),
-        (["plan", "{trace}", "--topology", "2x2", "--method", "magic", "-o", "{out}"], 2, "method 'magic' is unknown; use one of grace, "),
-        (
-            ["plan", "{trace}", "--topology", "2x2", "--method", "linear", "--option", "x=1", "-o", "{out}"],
-            2,
-            "method linear has no option 'x'",
-        ),
-        (
-            ["plan", "{trace}", "--topology", "2x2", "--method", "linear", "--option", "x", "-o", "{out}"],
-            2,
-            "--option: 'x' is not NAME=VALUE",
-        ),
-        (["plan", "{trace}", "--topology", "2x2", "--redundancy", "0.5", "-o", "{out}"], 2, "redundancy 0.5 is out of range"),
-        (["plan", "{trace}", "--topology", "2x2", "--slots-per-device", "3", "-o", "{out}"], 2, "use at least 4"),
-        (["compare", "{trace}", "--topology", "2x2", "--methods", "a,b"], 2, "--methods: 'a' is unknown"),
-        (
-            ["compare", "{trace}", "--topology", "2x2", "--methods", "linear", "--eval", "{other}"],
-            4,
-            "use a trace of the model that was planned for",
-        ),
-        (["inspect", "{lost}"], 3, "lost.json: layer 0: devices_of_expert[0]: the expert is on no device"),
+        (["--nothing"], "No such option '--nothing'"),
+        (["plan", "--nothing"], "No such option '--nothing'"),
+        (["nothing"], "No such command 'nothing'"),
+        (["plan"], "Missing argument 'TRACE'"),
+        (["plan", "t.safetensors"], "Missing option '--topology'"),
+        (["plan", "t.safetensors", "--topology", "2x2"], "Missing option '-o'"),
+        (["plan", "t", "--topology", "2x2", "-o", "p", "--seed", "x"], "'x' is not a valid integer"),
+        (["plan", "t", "--topology", "2x2", "-o", "p", "--slots-per-device", "0"], "0 is not in the range x>=1"),
+        (["compare", "t", "--topology", "2x2", "extra"], "Got unexpected extra argument"),
     ],
 )
-def test_errors_are_one_line_with_the_code_of_their_kind(capsys, trace, tmp_path, arguments, code, message):
-    (tmp_path / "cut.safetensors").write_bytes(trace.read_bytes()[:200])
-    synthetic_trace(tokens=30, experts=8, top_k=4).save(tmp_path / "other.safetensors")
-    call(capsys, "plan", trace, "--topology", "2x2", "--method", "linear", "-o", tmp_path / "lost.json")
-    value = json.loads((tmp_path / "lost.json").read_text())
-    value["layers"][0]["devices_of_expert"][0] = []
-    (tmp_path / "lost.json").write_text(json.dumps(value))
-    names = {
-        "out": tmp_path / "out.json",
-        "trace": trace,
-        "cut": tmp_path / "cut.safetensors",
-        "other": tmp_path / "other.safetensors",
-        "lost": tmp_path / "lost.json",
-    }
-    got, out, err = call(capsys, *[a.format(**names) for a in arguments])
-    assert got == code
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert not (tmp_path / "out.json").exists()
+def test_misuse_is_told_by_click(call, arguments, text):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert text.replace("'", "") in err.splitlines()[-1].replace("'", "")
+    assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("method", ["grace", "grace_paper"])
-def test_planning_twice_gives_the_same_bytes(trace, tmp_path, method):
-    """Two processes, different hash seeds and thread counts."""
-    for name, hash_seed in (("a", "1"), ("b", "2")):
-        environment = dict(os.environ, PYTHONHASHSEED=hash_seed, OMP_NUM_THREADS=hash_seed)
-        command = [
-            sys.executable,
-            "-m",
-            "grace_moe",
-            "plan",
-            str(trace),
-            "--topology",
-            "2x2",
-            "--method",
-            method,
-            "-o",
-            str(tmp_path / f"{name}.json"),
-        ]
-        subprocess.run(
-            [*command, *(["--option", "effort=0.05"] if method == "grace" else [])], env=environment, check=True, capture_output=True
-        )
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+def test_no_arguments_show_the_help(call):
+    _, out, err = call()
+    assert "demo" in out + err
 
 
-def test_no_traceback_from_a_real_process(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "grace_moe", "inspect", str(tmp_path / "no.json")], capture_output=True, text=True)
-    assert result.returncode == 3
-    assert result.stderr == f"error: {tmp_path}/no.json: file: No such file or directory; check the path\n"
+def test_main_gives_each_error_its_own_code(call, monkeypatch):
+    for error, code in ((UsageError("a\nb"), 2), (MissingExtraError("torch", "runtime"), 6)):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(RoutingTrace, "load", fail)
+        text = fails(call, code, "inspect", "t.safetensors")
+        assert text == " ".join(str(error).splitlines())
+
+
+def test_errors_that_are_not_ours_are_not_hidden(monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RoutingTrace, "load", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", "t.safetensors"])

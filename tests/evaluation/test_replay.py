@@ -1,184 +1,338 @@
-"""Replay against plain loops, straight from the definitions; bytes and modelled time by hand."""
+"""Replay against a slow, obvious reference written from DESIGN.md's definitions, and by hand."""
 
-from collections import Counter
+import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation import compare, cross_node_bytes, evaluate, modelled_layer_time
-from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.planning import choice_tables, plan
-from grace_moe.topology import Device, Link, Node, Topology
+from grace_moe.errors import MismatchError
+from grace_moe.evaluation import METRICS, evaluate
+from grace_moe.evaluation import replay as replay_module
+from grace_moe.evaluation.replay import decode_steps, sources
+from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, even_weights
+from grace_moe.planning import choice_table
+from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
-from grace_moe.wire import WireFormat
 
 
-def trace_of(ids, experts, **more):
-    ids = np.array(ids, dtype=np.int16)[:, None, :]
-    return RoutingTrace(topk_ids=ids, num_experts=experts, layer_ids=(0,), **more)
+def topology_of(sizes, speeds=None) -> Topology:
+    """Nodes of these sizes; devices of these speeds."""
+    speeds = iter([1.0] * sum(sizes) if speeds is None else speeds)
+    return Topology.from_dict({"nodes": [{"devices": [{"relative_speed": next(speeds)} for _ in range(n)]} for n in sizes]})
 
 
-def placement_of(topology, devices, choice="tar"):
-    layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices))
-    return Placement(topology=topology, num_experts=len(devices), layers=(layer,), replica_choice=choice)
-
-
-def test_by_hand():
-    """2x2, expert e on device e; tokens from devices 0, 1, 2, 3.
-
-    token 0 from 0 to {1, 2}: node 1 once. Inside: 0 -> 1; on node 1 the ingress device is 2, which hosts it.
-    token 1 from 1 to {2, 3}: node 1 once. Ingress 3 hosts expert 3, and forwards to 2.
-    token 2 from 2 to {2, 3}: stays. Inside: 2 -> 3.
-    token 3 from 3 to {0, -}: node 0 once. Ingress is 1, which forwards to 0.
-    """
-    trace = trace_of([[1, 2], [2, 3], [2, 3], [0, -1]], 4)
-    result = evaluate(placement_of(Topology.parse("2x2"), ((0,), (1,), (2,), (3,))), trace)
-    assert result.cross_node.tolist() == [3]
-    assert result.intra_node.tolist() == [1 + 1 + 1 + 1]
-    assert result.flat.tolist() == [2 + 2 + 1 + 1]
-    assert result.flat_cross_node.tolist() == [1 + 2 + 0 + 1]
-    assert result.pairs.tolist() == [6]
-    assert result.pairs_cross_node.tolist() == [4]
-    assert result.device_load.tolist() == [[1, 1, 3, 2]]
-    assert result.load_max_over_mean == pytest.approx(3 / 1.75)
-    assert result.idle_fraction == pytest.approx(1 - 1.75 / 3)
-    assert result.active_experts_max is None
-
-
-def test_active_experts_count_a_decode_batch():
-    """Two requests: a prefill token each, then two decode steps. Expert e on device e // 2."""
-    trace = trace_of(
-        [[0, 1], [2, 3], [0, 1], [1, 0], [0, 2], [0, 1]],
-        4,
-        request_ids=np.array([0, 1, 0, 1, 0, 1], np.int32),
-        phase=np.array([0, 0, 1, 1, 1, 1], np.uint8),
+def placement_of(topology, *layers, replica_choice="tar", layer_ids=None) -> Placement:
+    rows = [tuple(tuple(devices) for devices in layer) for layer in layers]
+    ids = range(len(rows)) if layer_ids is None else layer_ids
+    return Placement(
+        topology=topology,
+        num_experts=len(rows[0]),
+        layers=tuple(
+            LayerPlacement(layer_id=i, devices_of_expert=r, replica_weights=even_weights(r)) for i, r in zip(ids, rows, strict=True)
+        ),
+        replica_choice=replica_choice,
     )
-    result = evaluate(placement_of(Topology.parse("1x2"), ((0,), (0,), (1,), (1,))), trace)
-    assert result.active_experts_max == 2.0  # step 0: {0, 1} on device 0; step 1: {0, 1} on device 0, {2} on device 1
+
+
+def trace_of(ids, experts, **rest) -> RoutingTrace:
+    ids = np.array(ids, dtype=np.int16)
+    return RoutingTrace(topk_ids=ids, num_experts=experts, layer_ids=tuple(range(ids.shape[1])), source="t", **rest)
+
+
+# --- the reference -----------------------------------------------------------------------------------------------------------------------
+
+
+def reference_sources(requests, num_devices):
+    dealt = {}
+    for request in requests:
+        dealt.setdefault(request, len(dealt) % num_devices)
+    return [dealt[request] for request in requests]
+
+
+def reference_steps(requests, phase):
+    """Token -> number of its decode batch: the j-th decode token of its request. Prefill tokens are absent."""
+    done, steps = {}, {}
+    for token, (request, is_decode) in enumerate(zip(requests, phase, strict=True)):
+        if is_decode:
+            steps[token] = done.get(request, 0)
+            done[request] = steps[token] + 1
+    return steps
+
+
+def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
+    """Every number of DESIGN.md, one token, one expert, one device at a time."""
+    topology = placement.topology
+    members = [list(topology.devices_of_node(n)) for n in range(topology.num_nodes)]
+    node_of = {device: n for n, devices in enumerate(members) for device in devices}
+    speed = [device.relative_speed for node in topology.nodes for device in node.devices]
+    requests = list(range(trace.num_tokens)) if trace.request_ids is None else trace.request_ids.tolist()
+    source_of = reference_sources(requests, len(node_of))
+    steps = None if trace.phase is None else reference_steps(requests, trace.phase.tolist())
+    result = {name: [] for name in ("cross", "intra", "flat", "flat_cross", "pairs", "pairs_cross", "load", "active")}
+    for index, layer in enumerate(placement.layers):
+        table = choice_table(layer, topology, placement.replica_choice)
+        cross = intra = flat = flat_cross = pairs = pairs_cross = 0
+        computed = [0] * len(node_of)
+        active = {}
+        for token in range(trace.num_tokens):
+            source, experts = source_of[token], trace.topk_ids[token, index].tolist()
+            chosen = table.choose(layer.layer_id, np.array([experts], np.int64), np.array([source]), np.array([token]), seed=seed)[
+                0
+            ].tolist()
+            hosts = set()
+            for expert, device in zip(experts, chosen, strict=True):
+                if expert == -1:
+                    assert device == -1
+                    continue
+                assert device in layer.devices_of_expert[expert]
+                hosts.add(device)
+                computed[device] += 1
+                pairs += device != source
+                pairs_cross += node_of[device] != node_of[source]
+                if steps is not None and token in steps:
+                    active.setdefault(steps[token], {}).setdefault(device, set()).add(expert)
+            for node, devices in enumerate(members):
+                here = [device for device in devices if device in hosts]
+                if node == node_of[source]:
+                    intra += sum(device != source for device in here)
+                elif here:
+                    cross += 1
+                    ingress = devices[members[node_of[source]].index(source) % len(devices)]
+                    intra += sum(device != ingress for device in here)
+            flat += sum(device != source for device in hosts)
+            flat_cross += sum(node_of[device] != node_of[source] for device in hosts)
+        for name, value in zip(
+            ("cross", "intra", "flat", "flat_cross", "pairs", "pairs_cross"),
+            (cross, intra, flat, flat_cross, pairs, pairs_cross),
+            strict=True,
+        ):
+            result[name].append(value)
+        result["load"].append([count / s for count, s in zip(computed, speed, strict=True)])
+        if steps:
+            batches = range(max(steps.values()) + 1)
+            result["active"].append([max((len(experts) for experts in active.get(b, {}).values()), default=0) for b in batches])
+    return result
 
 
 @st.composite
 def cases(draw):
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    speeds = st.sampled_from([1.0, 0.5, 2.0])
-    nodes = tuple(
-        Node(name=f"n{n}", devices=tuple(Device(name=f"d{d}", relative_speed=draw(speeds)) for d in range(size)))
-        for n, size in enumerate(sizes)
+    devices, experts, layers = sum(sizes), draw(st.integers(1, 6)), draw(st.integers(1, 2))
+    topology = topology_of(sizes, draw(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=devices, max_size=devices)))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    placed = []
+    for layer_id in draw(st.lists(st.integers(0, 60), min_size=layers, max_size=layers, unique=True)):
+        rows = tuple(tuple(generator.permutation(devices)[: generator.integers(1, devices + 1)].tolist()) for _ in range(experts))
+        raw = [generator.random(len(row)) + 0.01 for row in rows]
+        weights = tuple(tuple((w / w.sum()).tolist()) for w in raw)
+        placed.append(LayerPlacement(layer_id=layer_id, devices_of_expert=rows, replica_weights=weights))
+    placement = Placement(
+        topology=topology, num_experts=experts, layers=tuple(placed), replica_choice=draw(st.sampled_from(REPLICA_CHOICES))
     )
-    link = Link(bandwidth_bytes_per_s=1e9, latency_s=0)
-    topology = Topology(nodes=nodes, intra_node=link, cross_node=link)
-    experts = draw(st.integers(2, 6))
-    devices = tuple(
-        tuple(draw(st.lists(st.integers(0, topology.num_devices - 1), min_size=1, max_size=3, unique=True))) for _ in range(experts)
+    tokens, k = draw(st.integers(0, 12)), draw(st.integers(1, experts))
+    ids = np.array([[generator.permutation(experts)[:k] for _ in range(layers)] for _ in range(tokens)], dtype=np.int16).reshape(
+        tokens, layers, k
     )
-    generator = np.random.default_rng(draw(st.integers(0, 10_000)))
-    tokens, k = draw(st.integers(0, 12)), draw(st.integers(1, min(3, experts)))
-    ids = np.array([generator.permutation(experts)[:k] for _ in range(tokens)], dtype=np.int64).reshape(tokens, k)
-    ids[generator.random(ids.shape) < 0.15] = -1
-    more = {}
-    if draw(st.booleans()):
-        more["request_ids"] = generator.integers(0, 5, tokens).astype(np.int32)
-    if draw(st.booleans()):
-        more["phase"] = generator.integers(0, 2, tokens).astype(np.uint8)
-    return placement_of(topology, devices, draw(st.sampled_from(["tar", "wrr", "joint"]))), trace_of(ids, experts, **more)
+    ids[generator.random(ids.shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = -1
+    trace = RoutingTrace(
+        topk_ids=ids,
+        num_experts=experts,
+        layer_ids=placement.layer_ids,
+        request_ids=draw(st.none() | hnp.arrays(np.int32, tokens, elements=st.integers(-3, 5))),
+        phase=draw(st.none() | hnp.arrays(np.uint8, tokens, elements=st.integers(0, 1))),
+    )
+    return placement, trace, draw(st.integers(0, 3))
 
 
-@settings(max_examples=80, deadline=None)
-@given(case=cases(), seed=st.integers(0, 99))
-def test_agrees_with_plain_loops(case, seed):
-    placement, trace = case
-    topology = placement.topology
-    node, devices = topology.node_of_device, topology.num_devices
-    order = {r: i for i, r in enumerate(dict.fromkeys(trace.requests.tolist()))}
-    source = [order[r] % devices for r in trace.requests.tolist()]
-    ids = trace.topk_ids[:, 0].astype(np.int64)
-    chosen = choice_tables(placement)[0].choose(0, ids, np.array(source, dtype=np.int64), np.arange(len(ids)), seed=seed)
-    want, load, active = Counter(), np.zeros(devices), {}
-    steps = Counter()
-    for t, s in enumerate(source):
-        hosts = {int(d) for d in chosen[t] if d >= 0}
-        want["cross"] += len({node[d] for d in hosts} - {node[s]})
-        want["flat"] += len(hosts - {s})
-        want["flat_cross"] += sum(node[d] != node[s] for d in hosts)
-        for n in {node[d] for d in hosts}:
-            members = topology.devices_of_node(n)
-            entry = s if n == node[s] else members[(s - topology.devices_of_node(node[s]).start) % len(members)]
-            want["intra"] += len({d for d in hosts if node[d] == n} - {entry})
-        for d in chosen[t]:
-            if d >= 0:
-                load[d] += 1
-                want["pairs"] += d != s
-                want["pairs_cross"] += node[d] != node[s]
-        if trace.phase is not None and trace.phase[t] == 1:
-            step = steps[trace.requests[t]]
-            steps[trace.requests[t]] += 1
-            for expert, d in zip(ids[t], chosen[t], strict=True):
-                if d >= 0:
-                    active.setdefault((step, int(d)), set()).add(int(expert))
-    result = evaluate(placement, trace, seed=seed)
-    got = {
-        "cross": result.cross_node,
-        "intra": result.intra_node,
-        "flat": result.flat,
-        "flat_cross": result.flat_cross_node,
-        "pairs": result.pairs,
-        "pairs_cross": result.pairs_cross_node,
-    }
-    assert {k: int(v[0]) for k, v in got.items()} == {k: int(want[k]) for k in got}
-    np.testing.assert_allclose(result.device_load[0], load / topology.relative_speed)
-    if trace.phase is None or not (trace.phase == 1).any():
-        assert result.active_experts_max is None
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), chunk=st.sampled_from([1, 12, 2**20]))
+def test_replay_is_the_reference(case, chunk):
+    placement, trace, seed = case
+    want = reference(placement, trace, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_module, "_CHUNK_CELLS", chunk)
+        got = evaluate(placement, trace, seed=seed)
+    for name, field in (
+        ("cross", got.cross_node),
+        ("intra", got.intra_node),
+        ("flat", got.flat),
+        ("flat_cross", got.flat_cross_node),
+        ("pairs", got.pairs),
+        ("pairs_cross", got.pairs_cross_node),
+        ("load", got.device_load),
+    ):
+        assert field.tolist() == want[name], name
+    per_token = max(1, trace.num_tokens)
+    assert got.cross_node_copies == pytest.approx(statistics.mean(want["cross"]) / per_token)
+    assert got.intra_node_copies == pytest.approx(statistics.mean(want["intra"]) / per_token)
+    assert got.flat_copies == pytest.approx(statistics.mean(want["flat"]) / per_token)
+    assert got.flat_cross_node_copies == pytest.approx(statistics.mean(want["flat_cross"]) / per_token)
+    assert got.pair_copies == pytest.approx(statistics.mean(want["pairs"]) / per_token)
+    assert got.pair_cross_node_copies == pytest.approx(statistics.mean(want["pairs_cross"]) / per_token)
+    if all(sum(load) for load in want["load"]):
+        assert got.load_max_over_mean == pytest.approx(statistics.mean(max(x) / statistics.mean(x) for x in want["load"]))
+        assert got.load_std_over_mean == pytest.approx(statistics.mean(statistics.pstdev(x) / statistics.mean(x) for x in want["load"]))
+        assert got.idle_fraction == pytest.approx(statistics.mean(1 - statistics.mean(x) / max(x) for x in want["load"]))
+    if want["active"]:
+        assert got.active_experts_max == pytest.approx(statistics.mean(statistics.mean(batches) for batches in want["active"]))
     else:
-        batches = max(steps.values())
-        mean = np.mean([max([len(v) for (s, _), v in active.items() if s == b], default=0) for b in range(batches)])
-        assert result.active_experts_max == pytest.approx(mean)
+        assert got.active_experts_max is None
+    copies = [sum(map(len, layer.devices_of_expert)) for layer in placement.layers]
+    assert got.slots_total_over_experts == pytest.approx(statistics.mean(copies) / placement.num_experts)
 
 
-def test_bytes_by_hand():
-    """The hand-worked case: 3 copies between nodes, 4 flat, 4 pairs; hidden 10 x 4 bytes, k = 2: rows of 52 and 40 bytes."""
-    trace = trace_of([[1, 2], [2, 3], [2, 3], [0, -1]], 4)
-    result = evaluate(placement_of(Topology.parse("2x2"), ((0,), (1,), (2,), (3,))), trace)
-    wire = WireFormat(hidden_size=10, itemsize=4, top_k=2)
-    assert cross_node_bytes(result, wire, "hierarchical", steps=2) == 3 * (52 + 40) + 2 * 4 * 8
-    assert cross_node_bytes(result, wire, "flat", steps=1) == 4 * (52 + 40) + 8 * 8
-    assert cross_node_bytes(result, wire, "vanilla", steps=1) == 4 * 2 * 40 + 8 * 1 * 8
-    with pytest.raises(UsageError, match="dispatch 'x' is unknown"):
-        cross_node_bytes(result, wire, "x", steps=1)
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_copies_are_ordered(case):
+    """Deduplication never adds: nodes <= devices <= pairs; the hierarchy moves the rest inside nodes."""
+    placement, trace, seed = case
+    got = evaluate(placement, trace, seed=seed)
+    assert (got.cross_node <= got.flat_cross_node).all()
+    assert (got.flat_cross_node <= got.flat).all()
+    assert (got.flat <= got.pairs).all()
+    assert (got.flat_cross_node <= got.pairs_cross_node).all()
+    assert (got.flat <= got.cross_node + got.intra_node).all()
+    assert 0 <= got.idle_fraction <= 1
 
 
-def test_modelled_time_is_the_sum_of_its_parts_and_falls_with_bandwidth():
-    trace = synthetic_trace(tokens=200, experts=16, top_k=4)
-    placement = plan(trace, Topology.parse("2x2"), "linear")
-    slow = modelled_layer_time(evaluate(placement, trace), Topology.parse("2x2"))
-    fast = modelled_layer_time(evaluate(placement, trace), Topology.parse("2x2:h100-400g"))
-    assert slow.total == pytest.approx(slow.dispatch + slow.compute + slow.combine + slow.idle)
-    assert fast.dispatch < slow.dispatch
-    assert fast.compute == slow.compute
-    one = modelled_layer_time(evaluate(plan(trace, Topology.parse("1x1"), "linear"), trace), Topology.parse("1x1"))
-    assert one.dispatch == one.idle == 0
+# --- by hand -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_by_hand():
+    """2x2, expert e on device e, k = 2; tokens 0..3 are dealt to devices 0..3.
+
+    token (source) -> experts: nodes beyond its own, copies inside, devices, those on other nodes, pairs
+    0 (0) -> 0, 1:   0, 1 (0>1), 1, 0, 1
+    1 (1) -> 2, 3:   1, 1 (enters at 3, 3>2), 2, 2, 2
+    2 (2) -> 0, 3:   1, 1 (enters at 0, 2>3), 2, 1, 2
+    3 (3) -> -1, 1:  1, 0 (enters at 1), 1, 1, 1
+    """
+    got = evaluate(placement_of(topology_of([2, 2]), [[0], [1], [2], [3]]), trace_of([[[0, 1]], [[2, 3]], [[0, 3]], [[-1, 1]]], 4))
+    assert [got.cross_node.tolist(), got.intra_node.tolist(), got.flat.tolist()] == [[3], [3], [6]]
+    assert [got.flat_cross_node.tolist(), got.pairs.tolist(), got.pairs_cross_node.tolist()] == [[4], [6], [4]]
+    assert (got.cross_node_copies, got.intra_node_copies, got.flat_copies) == (3 / 4, 3 / 4, 6 / 4)
+    assert got.device_load.tolist() == [[2, 2, 1, 2]]
+    assert got.load_max_over_mean == 2 / 1.75
+    assert got.load_std_over_mean == pytest.approx((3 * 0.25**2 + 0.75**2) ** 0.5 / 2 / 1.75)
+    assert got.idle_fraction == 1 - 1.75 / 2
+    assert got.active_experts_max is None
+    assert (got.slots_total_over_experts, got.slots_max_per_device) == (1.0, 1)
+
+
+def test_two_experts_on_one_device_are_two_pairs_and_one_copy():
+    """2x1, experts 0 and 1 on device 1: token 0 (source 0) sends one copy, and would send two pairs."""
+    got = evaluate(placement_of(topology_of([1, 1]), [[1], [1]]), trace_of([[[0, 1]]], 2))
+    assert (got.cross_node_copies, got.flat_copies, got.pair_copies, got.intra_node_copies) == (1, 1, 2, 0)
+
+
+def test_replicas_keep_a_token_at_home():
+    """Expert 0 on devices 0 and 2 (one a node): under TAR nothing crosses, and sources 1 and 3 hand over inside their nodes."""
+    placement = placement_of(topology_of([2, 2]), [[0, 2]])
+    got = evaluate(placement, trace_of([[[0]]] * 4, 1))
+    assert (got.cross_node_copies, got.intra_node_copies, got.pair_copies) == (0, 0.5, 0.5)
+    assert got.device_load.tolist() == [[2, 0, 2, 0]]
+    assert (got.slots_total_over_experts, got.slots_max_per_device) == (2.0, 1)
+
+
+def test_load_is_over_relative_speed():
+    """A device of speed 2 with four pairs is as busy as one of speed 1 with two."""
+    got = evaluate(placement_of(topology_of([2], [2.0, 1.0]), [[0], [1]]), trace_of([[[0]]] * 4 + [[[1]]] * 2, 2))
+    assert got.device_load.tolist() == [[2.0, 2.0]]
+    assert (got.load_max_over_mean, got.idle_fraction) == (1.0, 0.0)
+
+
+def test_links_and_speeds_to_judge_by_may_be_others():
+    placement, trace = placement_of(topology_of([2]), [[0], [1]]), trace_of([[[0]], [[1]]], 2)
+    assert evaluate(placement, trace, topology_of([2], [2.0, 1.0])).device_load.tolist() == [[0.5, 1.0]]
+
+
+def test_the_ingress_is_the_rail_peer_and_wraps_on_smaller_nodes():
+    """Nodes of 3 and 2 devices. Source 2 (third of its node) enters the other node at device 3 + 2 % 2 = 3, so expert 0 on 4 is one more copy."""
+    placement = placement_of(topology_of([3, 2]), [[4], [3]])
+    requests = np.array([0, 1, 2], np.int32)
+    got = evaluate(placement, trace_of([[[-1]], [[-1]], [[0]]], 2, request_ids=requests))
+    assert (got.cross_node.tolist(), got.intra_node.tolist()) == ([1], [1])
+    got = evaluate(placement, trace_of([[[-1]], [[-1]], [[1]]], 2, request_ids=requests))
+    assert (got.cross_node.tolist(), got.intra_node.tolist()) == ([1], [0])
+
+
+def test_requests_are_dealt_in_order_of_first_appearance():
+    """Requests 9, 3, 9, 7, 3, -1 over two devices: 9 -> 0, 3 -> 1, 7 -> 0, -1 -> 1."""
+    trace = trace_of([[[0]]] * 6, 1, request_ids=np.array([9, 3, 9, 7, 3, -1], np.int32))
+    assert sources(trace, 2).tolist() == [0, 1, 0, 0, 1, 1]
+    assert sources(trace, 3).tolist() == [0, 1, 0, 2, 1, 0]
+    assert sources(trace_of([[[0]]] * 4, 1), 3).tolist() == [0, 1, 2, 0]
+
+
+@given(requests=st.lists(st.integers(-3, 6), max_size=20), devices=st.integers(1, 5))
+def test_sources_are_the_reference(requests, devices):
+    trace = trace_of(np.zeros((len(requests), 1, 1)), 1, request_ids=np.array(requests, np.int32))
+    assert sources(trace, devices).tolist() == reference_sources(requests, devices)
+
+
+def test_decode_batches_by_hand():
+    """Requests a a b a b b: prefill, decode, decode, decode, prefill, decode."""
+    requests, phase = np.array([4, 4, 2, 4, 2, 2], np.int32), np.array([0, 1, 1, 1, 0, 1], np.uint8)
+    trace = trace_of([[[0]]] * 6, 1, request_ids=requests, phase=phase)
+    assert decode_steps(trace).tolist() == [-1, 0, 0, 1, -1, 1]
+    assert decode_steps(trace_of([[[0]]], 1)) is None
+    assert decode_steps(trace_of([[[0]]], 1, phase=np.zeros(1, np.uint8))) is None
+
+
+def test_active_experts_by_hand():
+    """1x2, experts 0, 1, 2 on device 0, expert 3 on device 1; two requests decode two steps.
+
+    Step 0: {0, 1} and {0, 2}: device 0 computes three distinct experts. Step 1: {3, 0} and {3, 1}: device 0 two, device 1 one.
+    """
+    ids = [[[0, 1]], [[0, 2]], [[3, 0]], [[3, 1]]]
+    trace = trace_of(ids, 4, request_ids=np.array([0, 1, 0, 1], np.int32), phase=np.ones(4, np.uint8))
+    assert evaluate(placement_of(topology_of([2]), [[0], [0], [0], [1]]), trace).active_experts_max == 2.5
+
+
+def test_numbers_are_means_over_layers():
+    """Two layers, one token on device 0: layer 0 sends it to the other node, layer 1 keeps it."""
+    placement = placement_of(topology_of([1, 1]), [[1]], [[0]])
+    got = evaluate(placement, trace_of([[[0], [0]]], 1))
+    assert got.cross_node.tolist() == [1, 0]
+    assert got.cross_node_copies == 0.5
+
+
+def test_an_empty_trace_costs_nothing():
+    got = evaluate(placement_of(topology_of([2, 2]), [[0], [1]]), trace_of(np.empty((0, 1, 2)), 2))
+    numbers = got.to_dict()
+    assert tuple(numbers) == METRICS
+    assert {name for name, value in numbers.items() if value not in (0, None)} == {"slots_total_over_experts", "slots_max_per_device"}
+
+
+def test_a_thousand_nodes_replay_in_bounded_memory():
+    topology = Topology.parse("1024x1")
+    trace = synthetic_trace(tokens=3000, experts=8, top_k=2)
+    got = evaluate(placement_of(topology, [[e] for e in range(8)]), trace)
+    assert got.pairs.tolist() == got.pairs_cross_node.tolist()
+    assert got.device_load.sum() == 6000
+
+
+def test_the_same_seed_replays_the_same():
+    trace = synthetic_trace(tokens=500, experts=8, top_k=2)
+    placement = placement_of(topology_of([2, 2]), [[e % 4, (e + 1) % 4] for e in range(8)], replica_choice="wrr")
+    one, again, other = (evaluate(placement, trace, seed=s).device_load.tolist() for s in (1, 1, 2))
+    assert one == again != other
 
 
 def test_what_does_not_belong_together():
-    trace = synthetic_trace(tokens=40, experts=8, top_k=2)
-    placement = plan(trace, Topology.parse("2x2"), "linear")
-    with pytest.raises(MismatchError, match=r"num_experts: 8, but synthetic trace has 16; use a trace of the model"):
-        evaluate(placement, synthetic_trace(tokens=40, experts=16, top_k=2))
-    with pytest.raises(MismatchError, match=r"layers: 1 with ids \[0\]..., but synthetic trace has 2"):
-        evaluate(placement, synthetic_trace(tokens=40, layers=2, experts=8, top_k=2))
-    with pytest.raises(MismatchError, match="nodes: 2x4, but plan by linear is planned for 2x2; plan again"):
-        evaluate(placement, trace, Topology.parse("2x4"))
-
-
-def test_compare_measures_on_the_other_half():
-    trace = synthetic_trace(tokens=200, experts=16, top_k=4)
-    result = compare(trace, Topology.parse("2x2"), methods=("linear", "eplb"))
-    assert [r.method for r in result.rows] == ["linear", "eplb"]
-    assert not set(result.planned_on.requests) & set(result.measured_on.requests)
-    value = result.to_dict()
-    assert set(value) == {"rows", "topology", "trace", "eval"}
-    assert {"method", "plan_seconds", "cross_node_copies", "load_max_over_mean", "slots_total_over_experts", "modelled_layer_time"} <= set(
-        value["rows"][0]
-    )
+    topology = topology_of([2, 2])
+    trace = trace_of([[[0], [1]]], 4)
+    two = [[[0], [1], [2], [3]]] * 2
+    evaluate(placement_of(topology, *two), trace)
+    with pytest.raises(MismatchError) as error:
+        evaluate(placement_of(topology, *[layer[:3] for layer in two]), trace)
+    assert str(error.value) == "placement: num_experts: 3, but t has 4; use a trace of the model that was planned for"
+    assert error.value.exit_code == 4
+    for bad in (placement_of(topology, two[0]), placement_of(topology, *two, layer_ids=(0, 2))):
+        with pytest.raises(MismatchError, match=r"placement: layers: \d with ids \[0.*but t has 2 with ids \[0, 1\]"):
+            evaluate(bad, trace)
+    with pytest.raises(MismatchError, match="1x4: nodes: 1x4, but placement is planned for 2x2; plan again"):
+        evaluate(placement_of(topology, *two), trace, Topology.parse("1x4"))

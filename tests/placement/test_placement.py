@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grace_moe.errors import GraceError, PlacementError, TopologyError
+from grace_moe.errors import PlacementError, TopologyError
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, even_weights
 from grace_moe.placement.validation import slots_within
 from grace_moe.topology import Topology
@@ -47,7 +47,7 @@ def placements(draw):
     devices, experts = sum(sizes), draw(st.integers(1, 5))
     layers = []
     for layer_id in draw(st.lists(st.integers(0, 99_999), min_size=1, max_size=3, unique=True)):
-        hosts = [draw(st.permutations(range(devices)).map(lambda p: p[: draw(st.integers(1, devices))])) for _ in range(experts)]  # noqa: B023
+        hosts = [draw(st.permutations(range(devices)).map(lambda p: p[: draw(st.integers(1, devices))])) for _ in range(experts)]
         raw = [[draw(st.floats(1e-6, 1.0)) for _ in row] for row in hosts]
         layers.append(
             LayerPlacement(
@@ -62,7 +62,9 @@ def placements(draw):
         layers=tuple(layers),
         model=draw(st.text(st.characters(codec="utf-8"), max_size=8)),
         replica_choice=draw(st.sampled_from(REPLICA_CHOICES)),
-        provenance=draw(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.none() | st.integers() | st.booleans(), max_size=3)),
+        provenance=draw(
+            st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.none() | st.integers() | st.booleans(), max_size=3)
+        ),
     )
 
 
@@ -77,6 +79,7 @@ def test_round_trip_with_the_same_bytes(tmp_path, placement):
     assert path.read_bytes() == again.read_bytes()
 
 
+@settings(max_examples=40, deadline=None)
 @given(placement=placements())
 def test_every_copy_is_in_exactly_one_slot(placement):
     slots = placement.physical_to_logical_map().reshape(len(placement.layers), placement.topology.num_devices, -1)
@@ -135,6 +138,8 @@ BAD = [
     (("model",), 3, "model: 3 is not text"),
     (("replica_choice",), "nearest", "replica_choice: 'nearest' is unknown; use one of tar, wrr"),
     (("replica_choice",), ["tar"], "replica_choice: ['tar'] is not text"),
+    (("topology",), ..., "topology: NoneType is not an object"),
+    (("topology",), "2x2", "topology: str is not an object"),
     (("provenance",), [], "provenance: not an object"),
     (("layers",), ..., "layers: missing or not a list"),
     (("layers",), {}, "layers: missing or not a list"),
@@ -182,16 +187,15 @@ def test_what_is_wrong_is_named(tmp_path, where, new, text):
 @pytest.mark.parametrize(
     ("where", "new", "text"),
     [
-        (("topology",), ..., "topology: NoneType is not an object"),
-        (("topology",), "2x2", "topology: str is not an object"),
-        (("topology", "nodes"), [], "nodes: no nodes"),
-        (("topology", "links", "cross_node", "latency_s"), None, "links.cross_node.latency_s: missing"),
+        (("topology", "nodes"), [], "topology: nodes: no nodes"),
+        (("topology", "nodes", 0), 3, "topology: nodes[0]: int is not an object"),
+        (("topology", "links", "cross_node", "latency_s"), None, "topology: links.cross_node.latency_s: missing"),
     ],
 )
 def test_its_topology_is_checked_too(tmp_path, where, new, text):
     path, value = saved(tmp_path)
     path.write_text(json.dumps(put(value, where, new)))
-    assert refused(path, TopologyError).removeprefix("topology: ").startswith(text.removeprefix("topology: "))
+    assert refused(path, TopologyError).startswith(text)
 
 
 def test_a_smaller_topology_leaves_devices_missing(tmp_path):
@@ -250,23 +254,27 @@ def paths_of(value, prefix=()):
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(max_size=5)
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5
+)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_stands_anywhere_it_loads_and_saves_or_gives_an_error_of_ours(tmp_path, data):
     path, value = saved(tmp_path)
     for _ in range(data.draw(st.integers(1, 2))):
         value = put(value, data.draw(st.sampled_from(list(paths_of(value)))), data.draw(anything | st.just(...)))
     path.write_text(json.dumps(value))
+    placement, problem = None, ""
     try:
         placement = Placement.load(path)
-    except GraceError as error:
-        assert type(error) in (PlacementError, TopologyError)
-        assert str(error).startswith(f"{path}: ")
-        assert len(str(error).splitlines()) == 1
-        assert len(str(error)) < 2000
+    except (PlacementError, TopologyError) as error:
+        problem = str(error)
+    if placement is None:
+        assert problem.startswith(f"{path}: ")
+        assert len(problem.splitlines()) == 1
+        assert len(problem) < 2000
     else:
         placement.save(path)
         assert Placement.load(path) == placement

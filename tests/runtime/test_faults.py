@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,14 @@ def workers() -> list[int]:
     """Rank processes that this test process started, in rank order."""
     listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.worker" in line]
+
+
+def runs(pid: int) -> bool:
+    """Whether the process exists and is not a zombie that init has yet to reap."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_killed_rank_is_named_and_nothing_is_left(tiny_model, tmp_path):
@@ -81,13 +90,13 @@ JOIN = """
 import sys
 from datetime import timedelta
 from grace_moe.errors import RankError
-from grace_moe.runtime.ranks import joined
+from grace_moe.runtime.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=2)):
         pass
 except RankError as error:
     print(error)
-    sys.exit(error.exit_code)
+    leave(error.exit_code)
 """
 
 LOSE = """
@@ -95,7 +104,7 @@ import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from grace_moe.errors import RankError
-from grace_moe.runtime.ranks import joined
+from grace_moe.runtime.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
         if member.rank == 1:
@@ -103,7 +112,7 @@ try:
         dist.all_reduce(torch.ones(1))
 except RankError as error:
     print(error)
-    sys.exit(error.exit_code)
+    leave(error.exit_code)
 """
 
 
@@ -127,6 +136,36 @@ def test_survivors_name_the_lost_rank(tmp_path):
     for rank in (0, 2):
         assert processes[rank].returncode == RankError.exit_code, outputs[rank]
         assert f"rank {rank}: lost rank 1" in outputs[rank]
+
+
+def test_ranks_leave_when_their_parent_is_killed(tiny_model, tmp_path):
+    """The launcher itself is killed: it can stop nobody, so the ranks watch it."""
+    make_job(tiny_model, tmp_path, new_tokens=100_000).save(tmp_path / "job.json")
+    code = (
+        "import sys; from pathlib import Path; from grace_moe.runtime.job import Job; from grace_moe.runtime.launch import run_local\n"
+        "run_local(Job.load(Path(sys.argv[1])), 2, on_status=lambda _: print('running', flush=True))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "running\n"
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent.pid)], capture_output=True, text=True).stdout
+    ranks = [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.worker" in line]
+    assert len(ranks) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(map(runs, ranks)):
+        time.sleep(0.2)
+    assert not any(map(runs, ranks))
+
+
+def test_vanilla_needs_experts_that_divide(tiny_model, tmp_path):
+    path = tmp_path / "plan.json"
+    placement_of("3x1", contiguous(3)).save(path)
+    run = RunSpec(name="run", placement=str(path), dispatch="vanilla")
+    job = replace(make_job(tiny_model, tmp_path), runs=(run,))
+    with pytest.raises(MismatchError, match="vanilla needs 16 experts to divide over 3 ranks; use flat or hierarchical"):
+        run_local(job, 3)
 
 
 def test_unknown_dispatch():

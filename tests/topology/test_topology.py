@@ -45,9 +45,11 @@ def test_devices_are_numbered_node_by_node():
     assert [d.name for d in topology.nodes[2].devices] == ["device0", "device1"]
 
 
-@pytest.mark.parametrize("text", ["", "2", "x", "2x", "x2", "2X4", "2 x 4", "-2x4", "2x4x8", "2x4:", "two by four", "2x4\n", "nu\0ll", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "x", "2x", "x2", "2X4", "2 x 4", "-2x4", "2x4x8", "2x4:", "two by four", "2x4\n", "nu\0ll", "\ud800"]
+)
 def test_nonsense_text_names_both_forms(text):
-    with pytest.raises(TopologyError, match="neither NxG nor a .json file; write 2x4 for 2 nodes of 4 devices, or name a file") as error:
+    with pytest.raises(TopologyError, match=r"neither NxG nor a \.json file; write 2x4 for 2 nodes of 4 devices, or name a file") as error:
         Topology.parse(text)
     assert len(str(error.value).splitlines()) == 1
 
@@ -168,14 +170,16 @@ def test_a_hostile_name_stays_on_one_short_line():
 
 
 def test_a_missing_file():
-    with pytest.raises(TopologyError, match="none.json: file: No such file or directory; check the path"):
+    with pytest.raises(TopologyError, match=r"none\.json: file: No such file or directory; check the path"):
         Topology.parse("/nowhere/none.json")
 
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5) | st.just("x" * 10_000)
 )
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6
+)
 
 
 def shaped(fields):
@@ -195,14 +199,17 @@ hostile_topologies = shaped(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(value=hostile_topologies)
 def test_whatever_a_file_holds_it_loads_and_saves_or_gives_an_error_of_ours(tmp_path, value):
+    topology, problem = None, ""
     try:
         topology = Topology.from_dict(value)
     except TopologyError as error:
-        assert len(str(error).splitlines()) == 1
-        assert len(str(error)) < 2000
+        problem = str(error)
+    if topology is None:
+        assert len(problem.splitlines()) == 1
+        assert len(problem) < 2000
     else:
         assert Topology.from_dict(json.loads(json.dumps(topology.to_dict()))) == topology
         topology.save(tmp_path / "t.json")

@@ -217,7 +217,7 @@ def test_random_bytes_give_errors_of_ours_only(tmp_path, content):
         RoutingTrace.load(path)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_loads_or_gives_an_error_of_ours(tmp_path, data):
     """One to three bytes of a whole file changed, most in its header."""
@@ -228,6 +228,7 @@ def test_a_damaged_file_loads_or_gives_an_error_of_ours(tmp_path, data):
     (tmp_path / "t").write_bytes(bytes(content))
     try:
         RoutingTrace.load(tmp_path / "t")
+        problem = None
     except GraceError as error:
-        assert len(str(error).splitlines()) == 1
-        assert len(str(error)) < 2000
+        problem = str(error)
+    assert problem is None or (len(problem.splitlines()) == 1 and len(problem) < 2000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`("r=0.15", "replication=none")` as keyword arguments; values are read as JSON, else as text.
 
     Raises:
-        UsageError: a pair without `=`.
+        UsageError: a pair without `=`, a value that is a list or an object, or an argument with an option of its own.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -48,7 +49,10 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         if name in _OWN_OPTIONS:
             raise UsageError(f"--option: {name} is not an option of a method; give --{name.replace('_', '-')}")
         try:
-            options[name] = json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
-            options[name] = text
+            value = text
+        if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UsageError(f"--option: {name}={text!r} is not a number or a word; write it like r=0.15")
+        options[name] = value
     return options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from grace_moe.errors import MismatchError, UsageError
+from grace_moe.errors import GraceError, MismatchError, UsageError
 from grace_moe.wire import DISPATCHES
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def run(
 
     from grace_moe.placement import Placement
     from grace_moe.runtime.generation import GenerationOptions, Request
-    from grace_moe.runtime.job import Job, RunSpec
+    from grace_moe.runtime.job import Job, RunSpec, execute
     from grace_moe.runtime.loading import load_config
+    from grace_moe.runtime.ranks import joined, leave
     from grace_moe.runtime.recording import requests_from_text
     from grace_moe.topology import Topology
 
@@ -97,14 +98,28 @@ def run(
         runs=tuple(RunSpec(name=d, placement=str(placement_path), dispatch=d) for d in dispatches),
         seed=seed,
     )
-    results = _execute(job, placement.topology.num_devices, local=local is not None)
-    if not results:
-        return  # a torchrun rank other than 0
+    if local is not None:
+        _print(_on_local_ranks(job, placement.topology.num_devices), job, tokenizer, with_text=bool(prompts), as_json=as_json)
+        return
+    if os.environ.get("WORLD_SIZE") is None:
+        raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
+    try:
+        with joined() as member:
+            results = execute(job, member)
+    except GraceError as error:
+        click.echo(f"error: {error}", err=True)
+        leave(error.exit_code)
+    if results:  # rank 0 alone has them
+        _print(results, job, tokenizer, with_text=bool(prompts), as_json=as_json)
+    leave(0)
+
+
+def _print(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_text: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"runs": [_summary(r, tokenizer) for r in results]}, indent=2))
         return
     for completion, request in zip(results[0].completions, job.requests, strict=True):
-        if prompts:
+        if with_text:
             click.echo(f"{tokenizer.decode(request.prompt)}{click.style(tokenizer.decode(completion.tokens), bold=True)}\n")
     for result in results:
         click.echo(
@@ -114,19 +129,12 @@ def run(
         )
 
 
-def _execute(job: "Job", num_ranks: int, *, local: bool) -> "tuple[RunResult, ...]":
+def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
     from grace_moe.cli.progress import status_line
-    from grace_moe.runtime.job import execute
     from grace_moe.runtime.launch import run_local
-    from grace_moe.runtime.ranks import joined
 
-    if local:
-        with status_line() as tell:
-            return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
-    if os.environ.get("WORLD_SIZE") is None:
-        raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
-    with joined() as member:
-        return execute(job, member)
+    with status_line() as tell:
+        return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
 
 
 def _summary(result: "RunResult", tokenizer: Any) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def demo_sentence(result: DemoResult) -> str:
 
 
 def _less(row: DemoRow, other: DemoRow) -> str:
+    if not other.cross_node_bytes_per_token:
+        return "nothing, as there is one node,"
     change = 1 - row.cross_node_bytes_per_token / other.cross_node_bytes_per_token
     return f"{change:.0%} less" if change >= 0 else f"{-change:.0%} MORE"
 

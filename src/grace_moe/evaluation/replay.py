@@ -199,7 +199,7 @@ def _replay_layer(
     totals = np.zeros(6, dtype=np.int64)
     load = np.zeros(num_devices)
     chosen = np.empty(topk_ids.shape, dtype=np.int64)
-    chunk = min(16_384, max(64, _CHUNK_CELLS // num_devices))
+    chunk = min(16_384, max(1, _CHUNK_CELLS // num_devices))
     for start in range(0, len(topk_ids), chunk):
         ids = topk_ids[start : start + chunk].astype(np.int64)
         own = source[start : start + chunk]

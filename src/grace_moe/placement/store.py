@@ -36,11 +36,14 @@ def load_placement(path: Path) -> Placement:
     layers = value.get("layers")
     if not isinstance(layers, list):
         raise PlacementError(source, "layers", "missing or not a list", "write the placement again")
+    topology = value.get("topology")
+    if not isinstance(topology, dict):
+        raise PlacementError(source, "topology", f"{type(topology).__name__} is not an object", "write the placement again")
     provenance = value.get("provenance", {})
     if not isinstance(provenance, dict):
         raise PlacementError(source, "provenance", "not an object", "write the placement again")
     return Placement(
-        topology=Topology.from_dict(value.get("topology"), source=f"{source}: topology"),
+        topology=Topology.from_dict(topology, source=f"{source}: topology"),
         num_experts=num_experts,
         layers=tuple(_layer(source, index, layer) for index, layer in enumerate(layers)),
         model=_text(source, "model", value.get("model", "")),

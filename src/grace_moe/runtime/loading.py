@@ -24,6 +24,8 @@ from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import layer_routes
 from grace_moe.runtime.session import ExpertParallelSession
 
+MAX_SLOT_CODE = 32_767
+"""A dispatched row names the device and slot on the far node in 16 bits."""
 _DISPATCHERS: dict[str, Callable[..., Dispatcher]] = {"flat": FlatDispatcher, "hierarchical": HierarchicalDispatcher}
 _ONE_EXPERT = re.compile(r"^(?P<prefix>.*\.experts)\.(?P<expert>\d+)\.(?P<rest>.+)$")
 
@@ -88,6 +90,8 @@ def load_model(
             f"{placement.source}: num_experts: {placement.num_experts} placed, {path} has {num_experts_of(config, path)}; "
             "plan on a trace of this model"
         )
+    _check_fits(placement, dispatch)
+    transformers_logging.disable_progress_bar()  # one bar a rank would be noise
     meter = TrafficMeter(topology=groups.topology, rank=groups.rank)
     session = None
     weights: dict[str, Any] | None = None
@@ -101,7 +105,7 @@ def load_model(
         register_grace(session, placement.num_experts)
         name, ep_plan = GRACE, _grace_plan(config)
         local = {layer_id: route.local_experts or (0,) for layer_id, route in routes.items()}
-        weights = local_weights(Path(path), local, placement.num_experts)
+        weights = local_weights(local_folder(path), local, placement.num_experts)
     world = groups.topology.num_devices
     distributed = DistributedConfig(fsdp_size=world, ep_size=world, ep_implementation=name, ep_plan=ep_plan)
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
@@ -114,6 +118,32 @@ def load_model(
     )
     keep_dense_weights(model)
     return LoadedModel(model=model, meter=meter, session=session, expert_bytes=_expert_bytes(model))
+
+
+def _check_fits(placement: Placement, dispatch: str) -> None:
+    """What the dispatch can't do, said before anything is loaded."""
+    devices, experts = placement.topology.num_devices, placement.num_experts
+    if dispatch == "vanilla" and experts % devices:
+        raise MismatchError(f"--dispatch: vanilla needs {experts} experts to divide over {devices} ranks; use flat or hierarchical")
+    codes = int(placement.slots_per_device().max()) * max(len(node.devices) for node in placement.topology.nodes)
+    if codes > MAX_SLOT_CODE:
+        raise MismatchError(f"{placement.source}: layers: {codes} slots on a node are over the limit of {MAX_SLOT_CODE}; use more nodes")
+
+
+def local_folder(path: str) -> Path:
+    """The model's folder; a hub id is downloaded (weights and configuration) where there is a hub.
+
+    Raises:
+        ModelError: neither a folder nor a hub id that can be had.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: neither a folder nor a model of the hub ({str(error).splitlines()[0]}); check the name") from error
 
 
 def keep_dense_weights(model: Any) -> None:

@@ -1,18 +1,22 @@
 """One local rank: `python -m grace_moe.runtime.worker FOLDER`, started by `launch.run_local`."""
 
 import logging
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
 from grace_moe.errors import GraceError
 from grace_moe.runtime.job import Job, execute, save_results
-from grace_moe.runtime.ranks import joined
+from grace_moe.runtime.ranks import joined, leave
 
 
 def main(folder: Path) -> int:
     """Do the job in `folder`; the exit code is the error's kind."""
+    _leave_with_parent()
     logging.basicConfig(level=logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:
@@ -27,9 +31,21 @@ def main(folder: Path) -> int:
     return 0
 
 
+def _leave_with_parent() -> None:
+    """End this rank when the process that started it is gone, however it went: nobody would stop it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _note(folder: Path, status: str) -> None:
     (folder / "status").write_text(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    leave(main(Path(sys.argv[1])))

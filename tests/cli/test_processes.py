@@ -1,0 +1,57 @@
+"""The command line as its own process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from grace_moe.trace import synthetic_trace
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trace") / "t.safetensors"
+    synthetic_trace(tokens=200, layers=2, experts=16, top_k=4).save(path)
+    return path
+
+
+def grace(*arguments, cwd, **environment):
+    command = [sys.executable, "-W", "error::SyntaxWarning", "-m", "grace_moe", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_processes_agree_to_the_byte_whatever_their_hash_seed_and_threads(trace, tmp_path):
+    for seed in ("1", "2"):
+        result = grace(
+            "plan", trace, "--topology", "2x2", "-o", f"plan{seed}.json", "--json", cwd=tmp_path, PYTHONHASHSEED=seed, OMP_NUM_THREADS=seed
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert json.loads(result.stdout)["placement"] == f"plan{seed}.json"
+    assert (tmp_path / "plan1.json").read_bytes() == (tmp_path / "plan2.json").read_bytes()
+
+
+def test_an_error_is_one_line_and_its_code(trace, tmp_path):
+    (tmp_path / "t.safetensors").write_bytes(trace.read_bytes()[:500])
+    result = grace("plan", "t.safetensors", "--topology", "2x2", "-o", "plan.json", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: t.safetensors: file: not a whole safetensors file")
+    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(trace, tmp_path):
+    command = [sys.executable, "-m", "grace_moe", "inspect", str(trace)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(60) != 0
+    assert err == ""
+
+
+def test_a_plan_can_go_to_standard_output(trace, tmp_path):
+    result = grace("plan", trace, "--topology", "2x2", "--method", "linear", "-o", "/dev/stdout", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert '"format": "grace-moe.placement"' in result.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,166 @@
+"""Bytes between nodes, the modelled time of a layer, and methods side by side."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grace_moe import compare, evaluate
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.evaluation import METRICS, Evaluation, cross_node_bytes, modelled_layer_time
+from grace_moe.planning import plan
+from grace_moe.topology import Link, Topology
+from grace_moe.trace import synthetic_trace
+from grace_moe.wire import DISPATCHES, WireFormat
+
+TRACE = synthetic_trace(tokens=400, layers=2, experts=16, top_k=4)
+TOPOLOGY = Topology.parse("2x2")
+WIRE = WireFormat(hidden_size=32, itemsize=4, top_k=4)
+
+
+def evaluation_of(*, layers=1, devices_per_node=(2, 2), tokens=10, load=None, **copies) -> Evaluation:
+    """An evaluation of these totals (the same in every layer); what isn't given is 0."""
+    names = ("cross_node", "intra_node", "flat", "flat_cross_node", "pairs", "pairs_cross_node")
+    devices = sum(devices_per_node)
+    return Evaluation(
+        num_tokens=tokens,
+        **{name: np.full(layers, copies.get(name, 0), dtype=np.int64) for name in names},
+        device_load=np.array([load or [tokens / devices] * devices] * layers, dtype=float),
+        active_experts=None,
+        slots=np.full((layers, devices), 4),
+        num_experts=16,
+        devices_per_node=devices_per_node,
+    )
+
+
+def test_a_row_on_the_wire():
+    """32 floats, and four slots of 2 bytes and weights of 4."""
+    assert (WIRE.hidden_bytes, WIRE.dispatch_row_bytes) == (128, 152)
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "copies", "want"),
+    [
+        # rows there (152) and back (128), and a count of 8 bytes per step, layer and pair of rail peers: 4 devices x 1 other node
+        ("hierarchical", {"cross_node": 7}, 2 * (7 * 280 + 3 * 4 * 8)),
+        # counts between devices on different nodes: 4 x 2
+        ("flat", {"flat_cross_node": 7}, 2 * (7 * 280 + 3 * 8 * 8)),
+        # hidden states there and back; counts of each of a peer's 16 / 4 experts
+        ("vanilla", {"pairs_cross_node": 7}, 2 * (7 * 256 + 3 * 8 * 4 * 8)),
+    ],
+)
+def test_cross_node_bytes_by_hand(dispatch, copies, want):
+    """2x2, two layers, seven copies in each, three steps."""
+    others = {"cross_node": 1000, "flat_cross_node": 1000, "pairs_cross_node": 1000, "intra_node": 1000}
+    assert cross_node_bytes(evaluation_of(layers=2, **others | copies), WIRE, dispatch, steps=3) == want
+
+
+def test_unequal_nodes_have_fewer_far_pairs():
+    """Nodes of 3 and 1: 6 ordered pairs on different nodes; 4 devices each with one rail peer on the other node."""
+    nothing = evaluation_of(devices_per_node=(3, 1))
+    assert cross_node_bytes(nothing, WIRE, "flat", steps=1) == 6 * 8
+    assert cross_node_bytes(nothing, WIRE, "hierarchical", steps=1) == 4 * 8
+
+
+def test_one_node_has_nothing_to_send_across():
+    for dispatch in DISPATCHES:
+        assert cross_node_bytes(evaluation_of(devices_per_node=(4,), intra_node=9), WIRE, dispatch, steps=5) == 0
+
+
+def test_an_unknown_dispatch():
+    with pytest.raises(UsageError, match="dispatch 'ring' is unknown; use one of vanilla, flat, hierarchical"):
+        cross_node_bytes(evaluation_of(), WIRE, "ring", steps=1)
+
+
+def test_layer_time_by_hand():
+    """2x2, 8 tokens of 100 bytes: 2 tokens a device. Half a copy a token across (100 bytes a device at 50 B/s, latency 1 s),
+    one inside (200 bytes at 100 B/s, latency 0.5 s). Loads 6, 2, 4, 4 of 16 pairs at 2 pairs a second."""
+    topology = replace(
+        TOPOLOGY, cross_node=Link(bandwidth_bytes_per_s=50, latency_s=1), intra_node=Link(bandwidth_bytes_per_s=100, latency_s=0.5)
+    )
+    got = modelled_layer_time(
+        evaluation_of(tokens=8, cross_node=4, intra_node=8, load=[6, 2, 4, 4]), topology, batch_tokens=8, row_bytes=100, pairs_per_second=2
+    )
+    assert (got.dispatch, got.combine) == ((1 + 2) + (0.5 + 2), (1 + 2) + (0.5 + 2))
+    assert (got.compute, got.idle) == (2.0, 1.0)
+    assert got.total == 5.5 + 5.5 + 2 + 1
+
+
+def test_layer_time_is_the_sum_of_its_parts():
+    got = modelled_layer_time(evaluate(plan(TRACE, TOPOLOGY, "linear"), TRACE), TOPOLOGY)
+    parts = got.to_dict()
+    assert parts.pop("modelled_layer_time") == got.total == pytest.approx(sum(parts.values()))
+    assert set(parts) == {f"modelled_{part}_time" for part in ("dispatch", "compute", "combine", "idle")}
+    assert min(parts.values()) >= 0
+
+
+def test_without_copies_nothing_is_transferred():
+    got = modelled_layer_time(evaluation_of(), TOPOLOGY)
+    assert (got.dispatch, got.combine, got.idle) == (0, 0, 0)
+    assert got.compute > 0
+
+
+def test_twice_the_bandwidth_halves_what_is_not_latency():
+    cross, intra = Link(bandwidth_bytes_per_s=1e9, latency_s=0.25), Link(bandwidth_bytes_per_s=1e12, latency_s=0)
+    slow = replace(TOPOLOGY, cross_node=cross, intra_node=intra)
+    fast = replace(slow, cross_node=replace(cross, bandwidth_bytes_per_s=2e9))
+    one, two = (modelled_layer_time(evaluation_of(cross_node=5), topology) for topology in (slow, fast))
+    assert two.dispatch - 0.25 == pytest.approx((one.dispatch - 0.25) / 2)
+    assert (two.compute, two.idle) == (one.compute, one.idle)
+
+
+def test_time_is_linear_in_the_batch_but_for_latency():
+    free = Link(bandwidth_bytes_per_s=1e9, latency_s=0)
+    topology = replace(TOPOLOGY, cross_node=free, intra_node=free)
+    evaluation = evaluation_of(cross_node=5, intra_node=3, load=[1, 2, 3, 4])
+    one, two = (modelled_layer_time(evaluation, topology, batch_tokens=n).total for n in (1000, 2000))
+    assert two == pytest.approx(2 * one)
+
+
+def test_compare_has_a_row_a_method_in_order():
+    told = []
+    comparison = compare(TRACE, TOPOLOGY, methods=("eplb", "linear"), on_method=told.append)
+    assert [row.method for row in comparison.rows] == told == ["eplb", "linear"]
+    assert [row.placement.provenance["method"] for row in comparison.rows] == told
+    for row in comparison.rows:
+        assert row.evaluation.to_dict() == evaluate(row.placement, comparison.measured_on).to_dict()
+
+
+def test_compare_measures_requests_that_were_not_planned_on():
+    comparison = compare(TRACE, TOPOLOGY, methods=("linear",))
+    planned, measured = comparison.planned_on, comparison.measured_on
+    assert not set(planned.requests.tolist()) & set(measured.requests.tolist())
+    assert planned.num_tokens + measured.num_tokens == TRACE.num_tokens
+    assert comparison.rows[0].placement.provenance["trace_digest"] == planned.digest
+    assert comparison.rows[0].evaluation.num_tokens == measured.num_tokens
+
+
+def test_a_second_trace_is_measured_whole_and_the_first_planned_on_whole():
+    other = synthetic_trace(tokens=100, layers=2, experts=16, top_k=4, seed=1)
+    comparison = compare(TRACE, TOPOLOGY, measure_on=other, methods=("linear",))
+    assert comparison.planned_on is TRACE
+    assert comparison.measured_on is other
+
+
+def test_comparison_json_is_designs():
+    value = json.loads(json.dumps(compare(TRACE, TOPOLOGY, methods=("linear",)).to_dict(), allow_nan=False))
+    assert set(value) == {"rows", "topology", "trace", "eval"}
+    assert value["topology"] == "2x2"
+    assert value["trace"]["digest"] != value["eval"]["digest"]
+    (row,) = value["rows"]
+    assert list(row)[:2] == ["method", "plan_seconds"]
+    assert set(METRICS) | {"modelled_layer_time"} <= set(row)
+    assert {"cross_node_copies", "intra_node_copies", "flat_copies", "flat_cross_node_copies", "pair_copies"} <= set(METRICS)
+    assert {"load_max_over_mean", "load_std_over_mean", "idle_fraction", "active_experts_max"} <= set(METRICS)
+    assert {"slots_total_over_experts", "slots_max_per_device"} <= set(METRICS)
+
+
+def test_a_trace_of_another_model_is_refused():
+    with pytest.raises(MismatchError, match="num_experts: 16, but synthetic trace has 8; use a trace of the model that was planned for"):
+        compare(TRACE, TOPOLOGY, measure_on=synthetic_trace(tokens=10, layers=2, experts=8, top_k=4), methods=("linear",))
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UsageError, match="method 'best' is unknown; use one of grace, "):
+        compare(TRACE, TOPOLOGY, methods=("best",))
