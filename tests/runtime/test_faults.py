@@ -160,7 +160,7 @@ def test_ranks_leave_when_their_parent_is_killed(tiny_model, tmp_path):
 
 
 def test_vanilla_needs_experts_that_divide(tiny_model, tmp_path):
-    path = tmp_path / "plan.json"
+    path = tmp_path / "three.json"
     placement_of("3x1", contiguous(3)).save(path)
     run = RunSpec(name="run", placement=str(path), dispatch="vanilla")
     job = replace(make_job(tiny_model, tmp_path), runs=(run,))
