@@ -14,7 +14,6 @@ from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import reference_moe
 from grace_moe.runtime.dispatch.model import add_rows, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
-from grace_moe.runtime.groups import rail_peer
 from grace_moe.runtime.layer import layer_routes
 from grace_moe.topology import Topology
 from grace_moe.wire import WireFormat
@@ -53,10 +52,10 @@ def test_add_rows_by_hand():
 
 def test_rail_peers():
     regular = Topology.parse("3x4")
-    assert [rail_peer(regular, 5, n) for n in (0, 2)] == [1, 9]
+    assert regular.rail_peers[5].tolist() == [1, 5, 9]
     uneven = Topology.from_dict({"nodes": [{"devices": [{}] * 3}, {"devices": [{}] * 2}]})
-    assert [rail_peer(uneven, d, 1) for d in (0, 1, 2)] == [3, 4, 3]
-    assert [rail_peer(uneven, d, 0) for d in (3, 4)] == [0, 1]
+    assert uneven.rail_peers[:, 1].tolist() == [3, 4, 3, 3, 4]
+    assert uneven.rail_peers[:, 0].tolist() == [0, 1, 2, 0, 1]
 
 
 def test_meter_counts_by_tier_and_not_what_stays():

@@ -195,7 +195,7 @@ def _replay_layer(
     """Six totals of copies, pairs per device, and the device of each pair `[tokens, k]`."""
     num_devices, num_nodes = topology.num_devices, topology.num_nodes
     node = topology.node_of_device
-    ingress = _ingress(topology)
+    ingress = topology.rail_peers
     totals = np.zeros(6, dtype=np.int64)
     load = np.zeros(num_devices)
     chosen = np.empty(topk_ids.shape, dtype=np.int64)
@@ -229,15 +229,6 @@ def _replay_layer(
             (away & (node[devices] != node[own][:, None])).sum(),
         ]
     return totals.tolist(), load, chosen
-
-
-def _ingress(topology: Topology) -> Ints:
-    """`[devices, nodes]` the device of each node that takes in a source's tokens: itself on its own node, else its rail peer."""
-    sizes = np.array([len(node.devices) for node in topology.nodes])
-    starts = np.cumsum(sizes) - sizes
-    local = np.arange(topology.num_devices) - starts[topology.node_of_device]
-    table: Ints = starts[None, :] + local[:, None] % sizes[None, :]
-    return table
 
 
 def _active_experts(topk_ids: npt.NDArray[Any], devices: Ints, steps: Ints, num_devices: int) -> float:

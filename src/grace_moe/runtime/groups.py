@@ -31,21 +31,6 @@ class RankGroups:
         """Ranks of this node."""
         return self.topology.devices_of_node(self.node_index)
 
-    @property
-    def local_rank(self) -> int:
-        return self.rank - self.node_ranks.start
-
-    def rail_peer(self, node: int) -> int:
-        """The rank on `node` that takes in this rank's tokens (METHOD.md, HSC stage 1)."""
-        return rail_peer(self.topology, self.rank, node)
-
-
-def rail_peer(topology: Topology, device: int, node: int) -> int:
-    """The device of `node` with the same local rank, modulo its device count where nodes differ."""
-    own = topology.devices_of_node(int(topology.node_of_device[device]))
-    there = topology.devices_of_node(node)
-    return there.start + (device - own.start) % len(there)
-
 
 def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:
     """Build the process groups; every rank calls it once, after `init_process_group`.

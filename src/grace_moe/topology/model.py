@@ -126,6 +126,18 @@ class Topology:
         """`[devices]` relative speed of each device."""
         return np.array([device.relative_speed for node in self.nodes for device in node.devices])
 
+    @cached_property
+    def rail_peers(self) -> npt.NDArray[np.int64]:
+        """`[devices, nodes]` the device of each node that takes in a device's tokens: the one of the same local rank.
+
+        A device is its own peer on its own node; on nodes with fewer devices, local ranks wrap (METHOD.md, HSC stage 1).
+        """
+        sizes = np.array([len(node.devices) for node in self.nodes])
+        starts = np.cumsum(sizes) - sizes
+        local = np.arange(self.num_devices) - starts[self.node_of_device]
+        peers: npt.NDArray[np.int64] = starts[None, :] + local[:, None] % sizes[None, :]
+        return peers
+
     def devices_of_node(self, node: int) -> range:
         """Device numbers of one node."""
         start = sum(len(n.devices) for n in self.nodes[:node])

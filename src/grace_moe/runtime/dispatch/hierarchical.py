@@ -13,7 +13,7 @@ import torch
 from grace_moe.runtime.collectives import TrafficMeter, exchange_counts, exchange_rows
 from grace_moe.runtime.dispatch.model import Received, add_rows, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
-from grace_moe.runtime.groups import RankGroups, rail_peer
+from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
 
 
@@ -93,8 +93,8 @@ class HierarchicalDispatcher:
         counts = [-1] * len(ranks)
         for node, count in enumerate(rows_of_node):
             if node != own_node:
-                counts[self.groups.rail_peer(node)] = count
-        peers = [r for r in ranks if topology.node_of_device[r] != own_node and rail_peer(topology, r, own_node) == rank]
+                counts[topology.rail_peers[rank, node]] = count
+        peers = [r for r in ranks if topology.node_of_device[r] != own_node and topology.rail_peers[r, own_node] == rank]
         receive = exchange_counts(counts, peers, ranks, self.groups.world, self.meter, rows.device)
         send = [max(c, 0) for c in counts]
         arrived = exchange_rows(rows, send, receive, ranks, self.groups.world, self.meter)
