@@ -113,3 +113,28 @@ def test_import_is_light():
     heavy = "import sys, grace_moe.planning; print(sorted({'sklearn', 'kneed', 'torch', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def memory_topology(*memory_bytes):
+    return Topology.from_dict({"nodes": [{"devices": [{"memory_bytes": m} for m in memory_bytes]}]})
+
+
+def test_memory_of_the_devices_limits_the_slots():
+    """Two layers of 16 experts of 10 bytes: 100 bytes hold 5 experts a layer, 200 hold 10."""
+    trace = synthetic_trace(tokens=200, layers=2, experts=16, top_k=4)
+    uneven = memory_topology(100, 100, 200)
+    assert (plan(trace, uneven, "grace_paper", expert_bytes=10).slots_per_device() <= [5, 5, 10]).all()
+    notes = plan(trace, uneven, "linear", expert_bytes=10).provenance["notes"]  # 6, 5 and 5 experts
+    assert notes == ["linear keeps no limit on slots: some device holds more experts than its limit"]
+    for method in ("grace", "eplb"):  # equal slots of 5 hold 15 of 16 experts
+        with pytest.raises(UsageError, match="the smallest device has room for 5 experts a layer, and equal slots need 6"):
+            plan(trace, uneven, method, expert_bytes=10)
+        assert (plan(trace, memory_topology(120, 120, 200), method, expert_bytes=10).slots_per_device() == 6).all()
+
+
+def test_too_little_memory_is_said():
+    trace = synthetic_trace(tokens=200, layers=2, experts=16, top_k=4)
+    with pytest.raises(UsageError, match=r"room for 15 experts a layer \(least on a device: 5\), 16 are needed"):
+        plan(trace, memory_topology(100, 100, 100), expert_bytes=10)
+    with pytest.raises(UsageError, match="expert_bytes 0 is out of range"):
+        plan(trace, memory_topology(100), expert_bytes=0)

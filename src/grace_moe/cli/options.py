@@ -16,6 +16,12 @@ redundancy_option = click.option("--redundancy", type=float, metavar="X", help="
 slots_option = click.option(
     "--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer."
 )
+expert_bytes_option = click.option(
+    "--expert-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Memory of one expert of one layer: keeps to the topology's memory_bytes.",
+)
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from grace_moe.cli.options import json_option, method_options, redundancy_option, seed_option, shared, slots_option, topology_option
+from grace_moe.cli.options import (
+    expert_bytes_option,
+    json_option,
+    method_options,
+    redundancy_option,
+    seed_option,
+    shared,
+    slots_option,
+    topology_option,
+)
 
 
 @click.command(
@@ -21,7 +30,7 @@ Examples:
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
 @topology_option
 @click.option("--method", help="How to plan; `grace-moe compare --help` lists the methods.  [default: the best]")
-@shared(redundancy_option, slots_option, seed_option)
+@shared(redundancy_option, slots_option, expert_bytes_option, seed_option)
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeat for several.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Placement to write (.json).")
 @json_option
@@ -31,6 +40,7 @@ def plan_command(
     method: str | None,
     redundancy: float | None,
     slots_per_device: int | None,
+    expert_bytes: int | None,
     seed: int,
     pairs: tuple[str, ...],
     output: Path,
@@ -53,6 +63,7 @@ def plan_command(
             seed=seed,
             redundancy=redundancy,
             slots_per_device=slots_per_device,
+            expert_bytes=expert_bytes,
             progress=lambda done, total: advance(1),
             **options,
         )

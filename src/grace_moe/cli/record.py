@@ -46,7 +46,7 @@ def record(
     from transformers import AutoTokenizer
 
     from grace_moe.runtime.generation import GenerationOptions
-    from grace_moe.runtime.loading import load_whole_model
+    from grace_moe.runtime.loading import expert_bytes, load_whole_model
     from grace_moe.runtime.recording import record_trace, requests_from_text
     from grace_moe.trace import skew
 
@@ -65,6 +65,7 @@ def record(
         "layers": trace.num_layers,
         "num_experts": trace.num_experts,
         "top_k": trace.top_k,
+        "expert_bytes": expert_bytes(loaded) // (trace.num_layers * trace.num_experts),
         "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
     }
     if as_json:

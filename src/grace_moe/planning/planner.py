@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
 from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
@@ -41,6 +43,7 @@ def plan(
     seed: int = 0,
     redundancy: float | None = None,
     slots_per_device: int | None = None,
+    expert_bytes: int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Placement:
@@ -51,6 +54,7 @@ def plan(
         seed: of whatever the method draws at random.
         redundancy: slots in all over experts, 1 or more (1.25 = a quarter more slots than experts).
         slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
+        expert_bytes: memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots.
         progress: called with (layers done, layers in all).
         options: the method's own; see its function. Methods that make nothing of an argument say so in the
             provenance's notes.
@@ -65,11 +69,18 @@ def plan(
         if name not in allowed:
             raise UsageError(f"method {method} has no option {name!r}; it has {', '.join(allowed) or 'none'}")
     request = PlanRequest(
-        trace=trace, topology=topology, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device, progress=progress
+        trace=trace,
+        topology=topology,
+        seed=seed,
+        redundancy=redundancy,
+        slots_per_device=slots_per_device,
+        expert_bytes=expert_bytes,
+        progress=progress,
     )
     planned = function(request, **options)
     used = {name: options.get(name, signature.parameters[name].default) for name in allowed}
-    return Placement(
+    limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
+    placement = Placement(
         topology=topology,
         num_experts=trace.num_experts,
         layers=planned.layers,
@@ -77,7 +88,7 @@ def plan(
         replica_choice=planned.replica_choice,
         provenance={
             "method": method,
-            "options": used | {"redundancy": redundancy, "slots_per_device": slots_per_device},
+            "options": used | limits,
             "seed": seed,
             "trace_digest": trace.digest,
             "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens},
@@ -86,6 +97,9 @@ def plan(
         },
         source=f"plan by {method}",
     )
+    if (placement.slots_per_device() > np.array(request.slot_limits)).any():
+        placement.provenance["notes"].append(f"{method} keeps no limit on slots: some device holds more experts than its limit")
+    return placement
 
 
 def _function(method: str) -> Callable[..., PlannedLayers]:

@@ -39,6 +39,8 @@ class PlanRequest:
     """Slots in all over experts that the user allows; None = the method's own."""
     slots_per_device: int | None = None
     """Most experts a device may hold in a layer; None = no limit."""
+    expert_bytes: int | None = None
+    """Memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +60,13 @@ class PlanRequest:
                 f"slots_per_device {self.slots_per_device} on {devices} devices leaves some of {experts} experts without a slot; "
                 f"use at least {-(-experts // devices)}"
             )
+        if self.expert_bytes is not None and self.expert_bytes < 1:
+            raise UsageError(f"expert_bytes {self.expert_bytes} is out of range; give the bytes of one expert of one layer")
+        if min(self.slot_limits) < 1 or sum(self.slot_limits) < experts:
+            raise UsageError(
+                f"{self.topology.source}: memory_bytes: room for {sum(self.slot_limits)} experts a layer (least on a device: "
+                f"{min(self.slot_limits)}), {experts} are needed and one on each device; use more devices or memory"
+            )
 
     @property
     def num_experts(self) -> int:
@@ -73,15 +82,29 @@ class PlanRequest:
     def slot_limits(self) -> tuple[int, ...]:
         """`[devices]` most experts that each device may hold in a layer."""
         limit = self.num_experts if self.slots_per_device is None else min(self.slots_per_device, self.num_experts)
-        return (limit,) * self.num_devices
+        if self.expert_bytes is None:
+            return (limit,) * self.num_devices
+        stack = self.expert_bytes * self.trace.num_layers  # a slot in every layer
+        memory = (device.memory_bytes for node in self.topology.nodes for device in node.devices)
+        return tuple(limit if m is None else min(limit, m // stack) for m in memory)
 
     @property
     def equal_slots(self) -> int:
-        """Slots of each device for methods that fill all devices alike: the limit, else the redundancy rounded up to whole slots."""
+        """Slots of each device for methods that fill all devices alike: the limit, else the redundancy rounded up to whole slots.
+
+        Raises:
+            UsageError: the device with the least memory is too small for an equal share of the experts.
+        """
+        most = min(self.slot_limits)
+        if most * self.num_devices < self.num_experts:
+            raise UsageError(
+                f"{self.topology.source}: memory_bytes: the smallest device has room for {most} experts a layer, and equal slots "
+                f"need {-(-self.num_experts // self.num_devices)}; use method grace_paper, or more memory there"
+            )
         if self.slots_per_device is not None:
-            return min(self.slots_per_device, self.num_experts)
+            return most
         redundancy = DEFAULT_REDUNDANCY if self.redundancy is None else self.redundancy
-        return min(self.num_experts, math.ceil(redundancy * self.num_experts / self.num_devices - 1e-9))
+        return min(most, math.ceil(redundancy * self.num_experts / self.num_devices - 1e-9))
 
     def layers(self) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
         """(layer id, `[tokens, k]` choices) of each layer; reports progress as each is done."""

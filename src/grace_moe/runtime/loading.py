@@ -117,7 +117,7 @@ def load_model(
         distributed_config=distributed,
     )
     keep_dense_weights(model)
-    return LoadedModel(model=model, meter=meter, session=session, expert_bytes=_expert_bytes(model))
+    return LoadedModel(model=model, meter=meter, session=session, expert_bytes=expert_bytes(model))
 
 
 def _check_fits(placement: Placement, dispatch: str) -> None:
@@ -225,7 +225,8 @@ def _grace_plan(config: Any) -> dict[str, str]:
     return {name: GRACE_EXPERTS if style == "grouped_gemm" else style for name, style in plan.items()}
 
 
-def _expert_bytes(model: Any) -> int:
+def expert_bytes(model: Any) -> int:
+    """Memory of the experts that this rank holds, all layers."""
     from torch.distributed.tensor import DTensor
 
     total = 0
