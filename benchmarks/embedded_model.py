@@ -9,12 +9,11 @@ import argparse
 import json
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from grace_moe import Topology, evaluate, plan
 from grace_moe.embedded import DOMAINS, embedded_model, embedded_texts
 from grace_moe.runtime.generation import GenerationOptions
-from grace_moe.runtime.loading import load_whole_model
+from grace_moe.runtime.loading import load_tokenizer, load_whole_model
 from grace_moe.runtime.recording import record_trace, requests_from_text
 from grace_moe.trace import expert_loads, skew
 
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=960)
     arguments = parser.parse_args()
     model = load_whole_model(str(embedded_model()))
-    tokenizer = AutoTokenizer.from_pretrained(str(embedded_model()))
+    tokenizer = load_tokenizer(str(embedded_model()))
     requests = requests_from_text(list(embedded_texts().values()), tokenizer, tokens_per_request=64, max_requests=arguments.requests)
     options = GenerationOptions(new_tokens=8, batch_size=48, stop_at_eos=False)
     trace, _ = record_trace(model, requests, options, name="embedded OLMoE", dataset="held-out text")

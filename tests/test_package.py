@@ -24,6 +24,12 @@ def python(code: str) -> str:
     return result.stdout.strip()
 
 
+def public_imports(path: str) -> set[str]:
+    """Names that the module imports for type checkers."""
+    (block,) = (node for node in ast.parse(Path(path).read_text()).body if isinstance(node, ast.If))
+    return {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
 def test_importing_it_is_light():
     heavy = ["torch", "transformers", "sklearn", "scipy", "numba", "rich", "click", "numpy"]
     assert python(f"import sys, grace_moe; print([m for m in {heavy} if m in sys.modules])") == "[]"
@@ -60,12 +66,20 @@ def test_the_runtime_without_torch_names_the_extra(monkeypatch):
 
 
 def test_public_names():
-    assert grace_moe.__all__ == ["METHODS", "Evaluation", "Placement", "RoutingTrace", "Topology", "compare", "evaluate", "plan"]
+    names = ["METHODS", "Evaluation", "Placement", "RoutingTrace", "Topology", "compare", "errors", "evaluate", "plan"]
+    assert grace_moe.__all__ == sorted(names, key=lambda name: (not name.isupper(), name))
+    assert set(names) == public_imports(grace_moe.__file__)
     for name in grace_moe.__all__:
         assert getattr(grace_moe, name) is not None
     assert set(dir(grace_moe)) >= set(grace_moe.__all__)
     with pytest.raises(AttributeError, match="module 'grace_moe' has no attribute 'nothing'"):
         _ = grace_moe.nothing
+
+
+def test_names_come_when_they_are_asked_for():
+    """In a process that has imported nothing else of ours."""
+    assert python("import grace_moe; print(grace_moe.errors.UsageError.exit_code, grace_moe.__version__)").startswith("2 ")
+    assert python("from grace_moe import *; print(Topology.parse('2x2').shape, errors.GraceError.exit_code)") == "2x2 1"
 
 
 def test_version_is_the_distributions():

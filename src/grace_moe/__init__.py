@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from grace_moe import errors
     from grace_moe.evaluation import Evaluation, compare, evaluate
     from grace_moe.placement import Placement
     from grace_moe.planning import METHODS, plan
@@ -31,7 +32,7 @@ _HOMES = {
     "plan": "planning",
 }
 
-__all__ = ["METHODS", "Evaluation", "Placement", "RoutingTrace", "Topology", "compare", "evaluate", "plan"]
+__all__ = ["METHODS", "Evaluation", "Placement", "RoutingTrace", "Topology", "compare", "errors", "evaluate", "plan"]
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +40,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("grace-moe")
+    if name == "errors":
+        return import_module("grace_moe.errors")
     if name in _HOMES:
         return getattr(import_module(f"grace_moe.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'grace_moe' has no attribute {name!r}")

@@ -89,7 +89,8 @@ def test_every_command_has_json_examples_and_words(name):
 
 def test_compare_help_names_every_method():
     text = CliRunner().invoke(grace_moe, ["compare", "--help"]).output
-    assert [m for m in METHODS if m not in text] == []
+    listed = re.search(r"Methods: (.*?)\.\n", text)[1]
+    assert tuple(listed.split(", ")) == METHODS
 
 
 def test_help_imports_no_torch():
@@ -166,6 +167,14 @@ def test_compare_measures_the_trace_it_is_told_to(call, trace, folder):
     assert (value["trace"]["tokens"], value["eval"]["tokens"], value["eval"]["source"]) == (200, 70, "eval.safetensors")
 
 
+def test_compare_keeps_to_the_memory_of_the_topology(call, trace, folder):
+    devices = [{"memory_bytes": 1000}] * 2
+    Path("small.json").write_text(json.dumps({"nodes": [{"devices": devices}] * 2}))
+    arguments = ("compare", trace, "--topology", "small.json", "--methods", "eplb", "--redundancy", 2, "--json", "--expert-bytes")
+    assert json.loads(call(*arguments, 100)[1])["rows"][0]["slots_max_per_device"] == 5
+    assert "memory_bytes: room for 12 experts a layer" in fails(call, 2, *arguments, 150)
+
+
 def test_compare_prints_a_table_that_fits(call, trace, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     code, out, err = call("compare", trace, "--topology", "2x2", "--methods", "linear,round_robin")
@@ -173,7 +182,28 @@ def test_compare_prints_a_table_that_fits(call, trace, monkeypatch):
     lines = out.splitlines()
     assert max(map(len, lines)) <= 100
     assert [line.split()[0] for line in lines if "1.00x" in line] == ["linear", "round_robin"]
-    assert "planned on" in out
+    assert "* = best. Measured on 100 tokens; planned on 100 of other requests." in out
+
+
+def test_compare_fits_eighty_columns_of_ascii_and_stars_the_best(call, trace, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    methods = "linear,round_robin,eplb,cooccurrence"
+    code, out, err = call("compare", trace, "--topology", "2x2", "--methods", methods)
+    assert (code, err) == (0, "")
+    assert out.isascii()
+    assert max(map(len, out.splitlines())) <= 80
+    rows = json.loads(call("compare", trace, "--topology", "2x2", "--methods", methods, "--json")[1])["rows"]
+    cells = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line[2:3].isalpha() and ("x " in line or "x*" in line)}
+    assert list(cells) == methods.split(",")
+    for column, name in enumerate(("cross_node_copies", "intra_node_copies", "load_max_over_mean")):
+        best = min(rows, key=lambda row: row[name])
+        assert cells[best["method"]][column].endswith("*")
+        worst = max(rows, key=lambda row: row[name])
+        assert not cells[worst["method"]][column].endswith("*")
+
+
+def test_compare_says_when_it_measures_what_it_planned_on(call, trace):
+    assert "planned on 200 of the same requests" in call("compare", trace, "--eval", trace, "--topology", "2x2", "--methods", "linear")[1]
 
 
 @pytest.fixture
@@ -191,6 +221,22 @@ def test_inspect_shows_any_of_them(call, things):
         code, out, err = call("inspect", argument)
         assert (code, err) == (0, "")
         assert kind in out.split()
+
+
+def test_inspect_knows_a_file_by_its_content_too(call, things):
+    for argument, kind in things.items():
+        if Path(argument).is_file():
+            Path("file").write_bytes(Path(argument).read_bytes())
+            assert json.loads(call("inspect", "file", "--json")[1])["kind"] == kind
+
+
+def test_inspect_says_what_is_in_a_topology(call, folder):
+    devices = [{"memory_bytes": 1000, "relative_speed": 2}, {}]
+    Path("t.json").write_text(json.dumps({"nodes": [{"devices": devices}], "bandwidth": [[1, 2], [3, 4]]}))
+    value = json.loads(call("inspect", "t.json", "--json")[1])
+    assert (value["memory_bytes"], value["relative_speeds"], value["bandwidth_matrix"]) == ([1000], [1.0, 2.0], "given")
+    value = json.loads(call("inspect", "2x2", "--json")[1])
+    assert (value["memory_bytes"], value["bandwidth_matrix"]) == ("not limited", "not given")
 
 
 def test_inspect_says_what_is_in_a_trace(call, trace):
@@ -231,7 +277,8 @@ def bad(trace, folder, call):
         rows[5] = row
         Path(f"{name}.json").write_text(json.dumps(value | {"version": version}))
     Path("garbage.json").write_bytes(b"\xff\x00")
-    Path("empty.json").write_bytes(b"")
+    for name in ("empty.json", "empty"):
+        Path(name).write_bytes(b"")
     Path("cluster.json").write_text('{"nodes": [{"devices": [{"relative_speed": "fast"}]}]}')
     return trace
 
@@ -251,6 +298,8 @@ FAILURES = [
     (3, "inspect garbage.json", "garbage.json: file: not valid JSON"),
     (3, "inspect empty.json", "empty.json: file: not valid JSON"),
     (3, "inspect none.json", "none.json: file: No such file or directory; check the path"),
+    (3, "inspect empty", "empty: file: not valid JSON"),
+    (3, "inspect .", ".: topology: neither NxG nor a .json file"),
     (3, "inspect what", "what: topology: neither NxG nor a .json file"),
     (3, "inspect cluster.json", "cluster.json: nodes[0].devices[0].relative_speed: str is not a finite number"),
     (3, "plan TRACE --topology nonsense", "nonsense: topology: neither NxG nor a .json file; write 2x4 for 2 nodes of 4 devices"),
@@ -346,6 +395,15 @@ def test_main_gives_each_error_its_own_code(call, monkeypatch):
         monkeypatch.setattr(RoutingTrace, "load", fail)
         text = fails(call, code, "inspect", "t.safetensors")
         assert text == " ".join(str(error).splitlines())
+
+
+def test_an_interrupt_is_130(call, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RoutingTrace, "load", interrupt)
+    code, out, err = call("inspect", "t.safetensors")
+    assert (code, out, err.strip()) == (130, "", "interrupted")
 
 
 def test_errors_that_are_not_ours_are_not_hidden(monkeypatch):

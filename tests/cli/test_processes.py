@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from grace_moe.trace import synthetic_trace
+from grace_moe.trace import RoutingTrace, synthetic_trace
 
 
 @pytest.fixture(scope="module")
@@ -54,4 +57,44 @@ def test_a_plan_can_go_to_standard_output(trace, tmp_path):
     result = grace("plan", trace, "--topology", "2x2", "--method", "linear", "-o", "/dev/stdout", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert '"format": "grace-moe.placement"' in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "2x4"], ["inspect", "2x4", "--json"], ["compare", "t", "--topology", "2x2", "--methods", "linear"]]
+)
+def test_a_full_disk_behind_standard_output_is_one_line(trace, tmp_path, arguments):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / "t").write_bytes(trace.read_bytes())
+    command = [sys.executable, "-m", "grace_moe", *arguments]
+    with full.open("w") as stdout:
+        result = subprocess.run(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (1, "error: output: No space left on device; check the disk\n")
+
+
+def test_a_terminal_that_knows_only_ascii(tmp_path):
+    ids = np.zeros((1, 1, 1), np.int16)
+    RoutingTrace(topk_ids=ids, num_experts=1, layer_ids=(0,), model="modèle").save(tmp_path / "t.safetensors")
+    result = grace("inspect", "t.safetensors", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "mod\\xe8le" in result.stdout
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
+    """The command waits where it would read its trace, and says when it does."""
+    code = """
+import sys, time
+from grace_moe import RoutingTrace
+from grace_moe.cli import main
+RoutingTrace.load = lambda _: (print("waiting", flush=True), time.sleep(60))
+main(["plan", "t.safetensors", "--topology", "2x2", "-o", "plan.json"])
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
     assert list(tmp_path.iterdir()) == []

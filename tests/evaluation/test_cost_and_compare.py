@@ -1,5 +1,6 @@
 """Bytes between nodes, the modelled time of a layer, and methods side by side."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -8,24 +9,27 @@ import pytest
 
 from grace_moe import compare, evaluate
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation import METRICS, Evaluation, cross_node_bytes, modelled_layer_time
+from grace_moe.evaluation import METRICS, Evaluation, cross_node_bytes, cross_node_bytes_per_token, modelled_layer_time
 from grace_moe.planning import plan
 from grace_moe.topology import Link, Topology
 from grace_moe.trace import synthetic_trace
 from grace_moe.wire import DISPATCHES, WireFormat
 
+compare_module = importlib.import_module("grace_moe.evaluation.compare")  # the package's own `compare` is the function
 TRACE = synthetic_trace(tokens=400, layers=2, experts=16, top_k=4)
 TOPOLOGY = Topology.parse("2x2")
 WIRE = WireFormat(hidden_size=32, itemsize=4, top_k=4)
 
 
-def evaluation_of(*, layers=1, devices_per_node=(2, 2), tokens=10, load=None, **copies) -> Evaluation:
-    """An evaluation of these totals (the same in every layer); what isn't given is 0."""
+def evaluation_of(*, layers=1, devices_per_node=(2, 2), tokens=10, load=None, cross=None, intra=None, **copies) -> Evaluation:
+    """An evaluation of these totals and links (the same in every layer); what isn't given is 0."""
     names = ("cross_node", "intra_node", "flat", "flat_cross_node", "pairs", "pairs_cross_node")
     devices = sum(devices_per_node)
     return Evaluation(
         num_tokens=tokens,
         **{name: np.full(layers, copies.get(name, 0), dtype=np.int64) for name in names},
+        cross_node_links=np.array([cross or [[0] * len(devices_per_node)] * devices] * layers),
+        intra_node_links=np.array([intra or [[0] * max(devices_per_node)] * devices] * layers),
         device_load=np.array([load or [tokens / devices] * devices] * layers, dtype=float),
         active_experts=None,
         slots=np.full((layers, devices), 4),
@@ -73,18 +77,82 @@ def test_an_unknown_dispatch():
         cross_node_bytes(evaluation_of(), WIRE, "ring", steps=1)
 
 
+def test_bytes_per_token():
+    evaluation = evaluation_of(tokens=10, cross_node=7)
+    assert cross_node_bytes_per_token(evaluation, WIRE, "hierarchical", steps=3) == (7 * 280 + 3 * 4 * 8) / 10
+    assert cross_node_bytes_per_token(evaluation_of(tokens=0), WIRE, "hierarchical", steps=3) == 0
+
+
+def slow_links(**changes) -> Topology:
+    """2x2: 50 B/s and 1 s across, 100 B/s and 0.5 s inside."""
+    across, inside = Link(bandwidth_bytes_per_s=50, latency_s=1), Link(bandwidth_bytes_per_s=100, latency_s=0.5)
+    return replace(TOPOLOGY, cross_node=across, intra_node=inside, **changes)
+
+
+ACROSS = [[0, 1], [0, 1], [1, 0], [1, 0]]
+"""Every device sends one copy to its rail peer on the other node."""
+INSIDE = [[0, 2], [2, 0], [0, 2], [2, 0]]
+"""Every device sends two copies to the other device of its node."""
+
+
+def dispatch_time(topology=None, *, row_bytes=100, **links) -> float:
+    """Of 8 tokens, as many as were replayed."""
+    return modelled_layer_time(evaluation_of(tokens=8, **links), topology or slow_links(), batch_tokens=8, row_bytes=row_bytes).dispatch
+
+
 def test_layer_time_by_hand():
-    """2x2, 8 tokens of 100 bytes: 2 tokens a device. Half a copy a token across (100 bytes a device at 50 B/s, latency 1 s),
-    one inside (200 bytes at 100 B/s, latency 0.5 s). Loads 6, 2, 4, 4 of 16 pairs at 2 pairs a second."""
-    topology = replace(
-        TOPOLOGY, cross_node=Link(bandwidth_bytes_per_s=50, latency_s=1), intra_node=Link(bandwidth_bytes_per_s=100, latency_s=0.5)
-    )
-    got = modelled_layer_time(
-        evaluation_of(tokens=8, cross_node=4, intra_node=8, load=[6, 2, 4, 4]), topology, batch_tokens=8, row_bytes=100, pairs_per_second=2
-    )
+    """A copy of 100 bytes from each device across (50 B/s, 1 s), two inside (100 B/s, 0.5 s).
+    Loads 6, 2, 4, 4 of 16 pairs at 2 pairs a second."""
+    evaluation = evaluation_of(tokens=8, cross=ACROSS, intra=INSIDE, load=[6, 2, 4, 4])
+    got = modelled_layer_time(evaluation, slow_links(), batch_tokens=8, row_bytes=100, pairs_per_second=2)
     assert (got.dispatch, got.combine) == ((1 + 2) + (0.5 + 2), (1 + 2) + (0.5 + 2))
     assert (got.compute, got.idle) == (2.0, 1.0)
     assert got.total == 5.5 + 5.5 + 2 + 1
+
+
+def test_a_stage_ends_with_the_device_that_sends_most():
+    """The same four copies, all from device 0: 4 x 2 s."""
+    assert dispatch_time(cross=[[0, 4], [0, 0], [0, 0], [0, 0]]) == 1 + 8
+
+
+def test_or_that_takes_in_most():
+    """1x4, one copy from each of three devices to the fourth: it takes in for 3 s, each sender is done after one."""
+    topology = replace(Topology.parse("1x4"), intra_node=Link(bandwidth_bytes_per_s=100, latency_s=0.5))
+    assert dispatch_time(topology, devices_per_node=(4,), cross=[[0]] * 4, intra=[[0] * 4, [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]) == 3.5
+
+
+def test_sending_and_taking_in_go_on_at_once():
+    assert dispatch_time(cross=ACROSS) == dispatch_time(cross=[[0, 1], [0, 0], [0, 0], [0, 0]]) == 1 + 2
+
+
+def test_layers_are_waited_for_one_by_one():
+    """Layer 0 loads device 0, layer 1 device 1: over both they are even, and yet each layer takes 4 x 2 s."""
+    evaluation = replace(
+        evaluation_of(layers=2, tokens=8), cross_node_links=np.array([[[0, 4], [0, 0], [0, 0], [0, 0]], [[0, 0], [0, 4], [0, 0], [0, 0]]])
+    )
+    assert modelled_layer_time(evaluation, slow_links(), batch_tokens=8, row_bytes=100).dispatch == 1 + 8
+
+
+def test_a_matrix_of_bandwidths_is_used_where_it_is_given():
+    """All links 50 B/s but 0 -> 2, of 10 B/s: its copy takes 10 s, and the others' do not matter. Inside, 2 copies of 2 s."""
+    matrix = [[50.0] * 4 for _ in range(4)]
+    matrix[0][2] = 10.0
+    irregular = slow_links(bandwidth=tuple(map(tuple, matrix)))
+    assert dispatch_time(irregular, cross=ACROSS) == 1 + 10
+    assert dispatch_time(irregular, cross=[[0, 0], *ACROSS[1:]]) == 1 + 2
+    assert dispatch_time(irregular, intra=INSIDE) == 0.5 + 4
+
+
+def test_unequal_nodes_send_to_the_peer_that_is_there():
+    """Nodes of 3 and 1: the three devices of node 0 all send to device 3, which takes in 3 x 2 s."""
+    topology = Topology.from_dict({"nodes": [{"devices": [{}] * 3}, {"devices": [{}]}]})
+    topology = replace(topology, cross_node=Link(bandwidth_bytes_per_s=50, latency_s=1))
+    assert dispatch_time(topology, devices_per_node=(3, 1), cross=[[0, 1]] * 3 + [[0, 0]]) == 1 + 6
+
+
+def test_layer_time_of_another_shape_is_refused():
+    with pytest.raises(MismatchError, match=r"1x4: nodes: 1x4, but the evaluation is of nodes of 2\+2; evaluate again"):
+        modelled_layer_time(evaluation_of(), Topology.parse("1x4"))
 
 
 def test_layer_time_is_the_sum_of_its_parts():
@@ -105,7 +173,7 @@ def test_twice_the_bandwidth_halves_what_is_not_latency():
     cross, intra = Link(bandwidth_bytes_per_s=1e9, latency_s=0.25), Link(bandwidth_bytes_per_s=1e12, latency_s=0)
     slow = replace(TOPOLOGY, cross_node=cross, intra_node=intra)
     fast = replace(slow, cross_node=replace(cross, bandwidth_bytes_per_s=2e9))
-    one, two = (modelled_layer_time(evaluation_of(cross_node=5), topology) for topology in (slow, fast))
+    one, two = (modelled_layer_time(evaluation_of(cross=ACROSS), topology) for topology in (slow, fast))
     assert two.dispatch - 0.25 == pytest.approx((one.dispatch - 0.25) / 2)
     assert (two.compute, two.idle) == (one.compute, one.idle)
 
@@ -113,7 +181,7 @@ def test_twice_the_bandwidth_halves_what_is_not_latency():
 def test_time_is_linear_in_the_batch_but_for_latency():
     free = Link(bandwidth_bytes_per_s=1e9, latency_s=0)
     topology = replace(TOPOLOGY, cross_node=free, intra_node=free)
-    evaluation = evaluation_of(cross_node=5, intra_node=3, load=[1, 2, 3, 4])
+    evaluation = evaluation_of(cross=ACROSS, intra=INSIDE, load=[1, 2, 3, 4])
     one, two = (modelled_layer_time(evaluation, topology, batch_tokens=n).total for n in (1000, 2000))
     assert two == pytest.approx(2 * one)
 
@@ -158,7 +226,24 @@ def test_comparison_json_is_designs():
 
 def test_a_trace_of_another_model_is_refused():
     with pytest.raises(MismatchError, match="num_experts: 16, but synthetic trace has 8; use a trace of the model that was planned for"):
-        compare(TRACE, TOPOLOGY, measure_on=synthetic_trace(tokens=10, layers=2, experts=8, top_k=4), methods=("linear",))
+        compare(TRACE, TOPOLOGY, measure_on=synthetic_trace(tokens=10, layers=2, experts=8, top_k=4))
+
+
+def test_it_is_refused_before_anything_is_planned(monkeypatch):
+    monkeypatch.setattr(compare_module, "plan", None)
+    with pytest.raises(MismatchError, match=r"layers: 2 with ids \[0, 1\]..., but synthetic trace has 1 with ids \[0\]"):
+        compare(TRACE, TOPOLOGY, measure_on=synthetic_trace(tokens=10, layers=1, experts=16, top_k=4))
+
+
+def test_limits_reach_every_plan():
+    """A device of 1,000 bytes holds 5 experts of 100 bytes in each of two layers: four of them hold 20, not 1.25 x 16."""
+    small = Topology.from_dict({"nodes": [{"devices": [{"memory_bytes": 1000}] * 2}] * 2})
+    methods = ("linear", "eplb", "grace_paper")
+    for row in compare(TRACE, small, methods=methods, expert_bytes=100).rows:
+        assert row.placement.provenance["options"]["expert_bytes"] == 100
+        assert row.evaluation.slots_max_per_device <= 5
+    with pytest.raises(UsageError, match="memory_bytes: room for 12 experts a layer"):
+        compare(TRACE, small, methods=methods, expert_bytes=150)
 
 
 def test_an_unknown_method_is_refused():

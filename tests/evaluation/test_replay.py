@@ -1,6 +1,7 @@
 """Replay against a slow, obvious reference written from DESIGN.md's definitions, and by hand."""
 
 import statistics
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -71,10 +72,15 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
     requests = list(range(trace.num_tokens)) if trace.request_ids is None else trace.request_ids.tolist()
     source_of = reference_sources(requests, len(node_of))
     steps = None if trace.phase is None else reference_steps(requests, trace.phase.tolist())
-    result = {name: [] for name in ("cross", "intra", "flat", "flat_cross", "pairs", "pairs_cross", "load", "active")}
+    result = {
+        name: []
+        for name in ("cross", "intra", "flat", "flat_cross", "pairs", "pairs_cross", "cross_links", "intra_links", "load", "active")
+    }
     for index, layer in enumerate(placement.layers):
         table = choice_table(layer, topology, placement.replica_choice)
         cross = intra = flat = flat_cross = pairs = pairs_cross = 0
+        cross_links = [[0] * len(members) for _ in node_of]
+        intra_links = [[0] * max(map(len, members)) for _ in node_of]
         computed = [0] * len(node_of)
         active = {}
         for token in range(trace.num_tokens):
@@ -97,11 +103,16 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
             for node, devices in enumerate(members):
                 here = [device for device in devices if device in hosts]
                 if node == node_of[source]:
-                    intra += sum(device != source for device in here)
-                elif here:
-                    cross += 1
-                    ingress = devices[members[node_of[source]].index(source) % len(devices)]
-                    intra += sum(device != ingress for device in here)
+                    hands_on = source
+                else:
+                    hands_on = devices[members[node_of[source]].index(source) % len(devices)]
+                    if here:
+                        cross += 1
+                        cross_links[source][node] += 1
+                for device in here:
+                    if device != hands_on:
+                        intra += 1
+                        intra_links[hands_on][devices.index(device)] += 1
             flat += sum(device != source for device in hosts)
             flat_cross += sum(node_of[device] != node_of[source] for device in hosts)
         for name, value in zip(
@@ -110,6 +121,8 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
             strict=True,
         ):
             result[name].append(value)
+        result["cross_links"].append(cross_links)
+        result["intra_links"].append(intra_links)
         result["load"].append([count / s for count, s in zip(computed, speed, strict=True)])
         if steps:
             batches = range(max(steps.values()) + 1)
@@ -162,6 +175,8 @@ def test_replay_is_the_reference(case, chunk):
         ("flat_cross", got.flat_cross_node),
         ("pairs", got.pairs),
         ("pairs_cross", got.pairs_cross_node),
+        ("cross_links", got.cross_node_links),
+        ("intra_links", got.intra_node_links),
         ("load", got.device_load),
     ):
         assert field.tolist() == want[name], name
@@ -220,6 +235,9 @@ def test_copies_by_hand():
     assert got.idle_fraction == 1 - 1.75 / 2
     assert got.active_experts_max is None
     assert (got.slots_total_over_experts, got.slots_max_per_device) == (1.0, 1)
+    # Which links carry them. Across: 1 to node 1, 2 and 3 to node 0. Inside: 0 and 2 to local rank 1, 3 to local rank 0.
+    assert got.cross_node_links.tolist() == [[[0, 0], [0, 1], [1, 0], [1, 0]]]
+    assert got.intra_node_links.tolist() == [[[0, 1], [0, 0], [0, 1], [1, 0]]]
 
 
 def test_two_experts_on_one_device_are_two_pairs_and_one_copy():
@@ -313,6 +331,25 @@ def test_a_thousand_nodes_replay_in_bounded_memory():
     got = evaluate(placement_of(topology, [[e] for e in range(8)]), trace)
     assert got.pairs.tolist() == got.pairs_cross_node.tolist()
     assert got.device_load.sum() == 6000
+
+
+def test_equal_loads_are_never_less_than_even():
+    """The mean of equal floats may round to more than each of them."""
+    got = evaluate(placement_of(topology_of([3], [0.1] * 3), [[0], [1], [2]]), trace_of([[[0, 1, 2]]] * 3, 3))
+    assert got.idle_fraction == 0
+
+
+def test_choices_are_not_kept_beyond_their_layer():
+    """24 layers of 4,000 tokens, k = 8: all layers' devices would be 6 MB, one layer's 0.25 MB."""
+    trace = synthetic_trace(tokens=4000, layers=1, experts=16, top_k=8)
+    trace = trace_of(np.repeat(trace.topk_ids, 24, axis=1), 16)
+    placement = placement_of(topology_of([2, 2]), *[[[e % 4] for e in range(16)]] * 24)
+    evaluate(placement, trace)
+    tracemalloc.start()
+    evaluate(placement, trace)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
 
 
 def test_the_same_seed_replays_the_same():

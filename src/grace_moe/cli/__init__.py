@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -28,6 +30,8 @@ SUMMARIES = {
     "compare": "Plan with several methods and measure each on held-out requests.",
     "run": "Run a model with its experts placed by a plan.",
 }
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
 
 
 class LazyGroup(click.Group):
@@ -60,13 +64,28 @@ def grace_moe() -> None:
     """
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors of ours become one line on stderr and the exit code of their kind."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: errors of ours become one line on stderr and the exit code of their kind; an interrupt is 130, as in shells."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal or pipe that knows only ASCII still gets its line
     try:
-        return grace_moe.main(args=arguments, prog_name="grace-moe")
+        code = grace_moe.main(args=arguments, prog_name="grace-moe", standalone_mode=False)
     except GraceError as error:
-        click.echo(f"error: {' '.join(str(error).splitlines())}", err=True)
+        _fail(" ".join(str(error).splitlines()), error.exit_code)
+    except click.ClickException as error:
+        error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush at exit is quiet
-        sys.exit(141)
+        _fail(f"output: {error.strerror}; check the disk", GraceError.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)  # None of a command that ended, an int of one that exits
+
+
+def _fail(text: str, exit_code: int) -> NoReturn:
+    click.echo(f"error: {text}", err=True)
+    sys.exit(exit_code)

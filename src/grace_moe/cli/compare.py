@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from grace_moe.cli.options import json_option, redundancy_option, seed_option, shared, slots_option, topology_option
+from grace_moe.cli.options import expert_bytes_option, json_option, redundancy_option, seed_option, shared, slots_option, topology_option
 from grace_moe.errors import UsageError
 
 
@@ -14,15 +14,15 @@ from grace_moe.errors import UsageError
     epilog="""\b
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
-  grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace_paper
-Methods: linear, round_robin, eplb, occult, c2r, cooccurrence, biased, grace_paper.
+  grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
+Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased.
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
 @topology_option
 @click.option("--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]")
 @click.option("--methods", help="Comma-separated.  [default: all]")
-@shared(redundancy_option, slots_option, seed_option, json_option)
+@shared(redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
 def compare_command(
     trace_path: Path,
     topology_text: str,
@@ -30,6 +30,7 @@ def compare_command(
     methods: str | None,
     redundancy: float | None,
     slots_per_device: int | None,
+    expert_bytes: int | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -57,6 +58,7 @@ def compare_command(
             methods=chosen,
             redundancy=redundancy,
             slots_per_device=slots_per_device,
+            expert_bytes=expert_bytes,
             seed=seed,
             on_method=lambda _: advance(1),
         )

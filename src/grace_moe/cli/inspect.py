@@ -2,10 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from grace_moe.errors import PlacementError
+from grace_moe.errors import InputFileError
+
+if TYPE_CHECKING:
+    from grace_moe.placement import Placement
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
 
 
 @click.command(
@@ -23,22 +29,39 @@ def inspect_file(file: str, as_json: bool) -> None:
     """Show FILE: a trace, a placement or a topology (also a shorthand such as 2x4)."""
     from rich.console import Console
 
-    from grace_moe.files import read_json
-    from grace_moe.placement import Placement
     from grace_moe.report import describe, facts_table
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
 
-    thing: RoutingTrace | Topology | Placement
-    if file.endswith(".safetensors"):
-        thing = RoutingTrace.load(file)
-    elif file.endswith(".json"):
-        value = read_json(Path(file), PlacementError)
-        thing = Topology.parse(file) if isinstance(value, dict) and "nodes" in value else Placement.load(file)
-    else:
-        thing = Topology.parse(file)
-    facts = describe(thing)
+    facts = describe(_load(file))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         Console().print(facts_table(facts))
+
+
+def _load(file: str) -> "RoutingTrace | Topology | Placement":
+    """By ending, or by its first byte where it has neither of ours."""
+    from grace_moe.files import read_json
+    from grace_moe.placement import Placement
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
+
+    path = Path(file)
+    if file.endswith(".safetensors"):
+        return RoutingTrace.load(path)
+    if not file.endswith(".json"):
+        if not path.is_file():
+            return Topology.parse(file)
+        if not _starts_like_json(path):
+            return RoutingTrace.load(path)
+    value = read_json(path, InputFileError)
+    if isinstance(value, dict) and "nodes" in value:
+        return Topology.from_dict(value, source=file)
+    return Placement.load(path)
+
+
+def _starts_like_json(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(1) in (b"{", b"")  # a safetensors file starts with a multiple of 8, its header's size
+    except OSError:
+        return True  # whoever reads it says why not

@@ -43,16 +43,15 @@ def record(
 
     require_runtime()
     import torch
-    from transformers import AutoTokenizer
 
     from grace_moe.runtime.generation import GenerationOptions
-    from grace_moe.runtime.loading import expert_bytes, load_whole_model
+    from grace_moe.runtime.loading import expert_bytes, load_tokenizer, load_whole_model
     from grace_moe.runtime.recording import record_trace, requests_from_text
     from grace_moe.trace import skew
 
     contents = [_read(path) for path in texts]
     loaded = load_whole_model(model, dtype=getattr(torch, dtype))
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     prompts = requests_from_text(contents, tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
     options = GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=True)
     with progress_bar("recording", total=len(prompts) * new_tokens) as advance:

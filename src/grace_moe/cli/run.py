@@ -64,12 +64,10 @@ def run(
     from grace_moe.runtime import require_runtime
 
     require_runtime()
-    from transformers import AutoTokenizer
-
     from grace_moe.placement import Placement
     from grace_moe.runtime.generation import GenerationOptions, Request
     from grace_moe.runtime.job import Job, RunSpec, execute
-    from grace_moe.runtime.loading import load_config
+    from grace_moe.runtime.loading import load_config, load_tokenizer
     from grace_moe.runtime.ranks import joined, leave
     from grace_moe.runtime.recording import requests_from_text
     from grace_moe.topology import Topology
@@ -81,7 +79,7 @@ def run(
             f"plan for {local} or start {placement.topology.shape}"
         )
     load_config(model)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     if prompts:
         encoded = [tuple(tokenizer.encode(text)) for text in prompts]
         if any(not ids for ids in encoded):

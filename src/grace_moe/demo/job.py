@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_moe.embedded import embedded_model, embedded_texts
-from grace_moe.errors import VerificationError
+from grace_moe.errors import UsageError, VerificationError
 from grace_moe.evaluation import cross_node_bytes, evaluate
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of a logit (float32) between the ranks and one process."""
+DEVICES = (2, 4, 8, 16)
+"""Numbers of local ranks that the demo takes: vanilla expert parallelism needs equal shards."""
 BYTES_TOLERANCE = 0.02
 """Largest relative difference between bytes sent and bytes predicted."""
 
@@ -140,9 +142,14 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
     from grace_moe.runtime.loading import load_whole_model
     from grace_moe.runtime.recording import record_trace
 
+    topology = Topology.parse(options.topology)
+    if topology.num_devices not in DEVICES:
+        raise UsageError(
+            f"--topology: {topology.shape} has {topology.num_devices} devices; the demo runs {', '.join(map(str, DEVICES))} "
+            "processes, over which the 64 experts divide"
+        )
     torch.set_num_threads(1)  # so small a model's threads wait for each other longer than they compute
     began = time.monotonic()
-    topology = Topology.parse(options.topology)
     path = str(embedded_model())
     model = load_whole_model(path)
     planning_requests, requests = _requests(options)
@@ -203,11 +210,10 @@ ROWS = (
 
 def _requests(options: DemoOptions) -> tuple[list[Request], list[Request]]:
     """Requests to plan on and to measure on: different stretches of each domain's held-out text."""
-    from transformers import AutoTokenizer
-
+    from grace_moe.runtime.loading import load_tokenizer
     from grace_moe.runtime.recording import requests_from_text
 
-    tokenizer = AutoTokenizer.from_pretrained(str(embedded_model()))
+    tokenizer = load_tokenizer(str(embedded_model()))
     texts = list(embedded_texts().values())
     cut = [text.rfind("\n", 0, int(len(text) * 0.7)) for text in texts]
     plan_on = requests_from_text(

@@ -3,7 +3,7 @@
 from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare
 from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
-from grace_moe.evaluation.traffic import cross_node_bytes
+from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token
 
 __all__ = [
     "METRICS",
@@ -13,6 +13,7 @@ __all__ = [
     "LayerTime",
     "compare",
     "cross_node_bytes",
+    "cross_node_bytes_per_token",
     "evaluate",
     "modelled_layer_time",
 ]

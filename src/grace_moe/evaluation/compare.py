@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grace_moe.evaluation.cost import modelled_layer_time
-from grace_moe.evaluation.replay import Evaluation, evaluate
+from grace_moe.evaluation.replay import Evaluation, check_same_model, evaluate
 from grace_moe.placement import Placement
 from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Topology
@@ -57,6 +57,7 @@ def compare(
     methods: Sequence[str] = METHODS,
     redundancy: float | None = None,
     slots_per_device: int | None = None,
+    expert_bytes: int | None = None,
     seed: int = 0,
     on_method: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
@@ -64,19 +65,23 @@ def compare(
 
     Args:
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
-        on_method: told the name of each method as it begins.
+        redundancy, slots_per_device, expert_bytes, seed: of every plan; see `planning.plan`. The seed is the replay's too.
+        on_method: told the name of each method when it is planned and measured.
 
     Raises:
         MismatchError: the traces are of different models.
         UsageError: an unknown method, or slots that can't be met.
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
+    check_same_model(planned_on, measured_on)
     rows = []
     for method in methods:
-        on_method(method)
         began = time.perf_counter()
-        placement = plan(planned_on, topology, method, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device)
+        placement = plan(
+            planned_on, topology, method, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device, expert_bytes=expert_bytes
+        )
         seconds = time.perf_counter() - began
         evaluation = evaluate(placement, measured_on, seed=seed)
         rows.append(ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+        on_method(method)
     return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)

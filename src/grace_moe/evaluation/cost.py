@@ -1,19 +1,25 @@
-"""Modelled time of one MoE layer: alpha-beta links and expert compute.
+"""Modelled time of one MoE layer under hierarchical dispatch: alpha-beta links and expert compute.
 
-For a batch of T tokens, of which each device serves T / D:
+Replay's counts are scaled to a batch. Every step ends when its slowest device does:
 
-- dispatch = cross-node stage + intra-node stage; each is `latency + bytes of a device / bandwidth`, with the copies shared
-  evenly by the devices (replay gives totals; links that carry more than the mean are not modelled);
-- combine = the same copies back;
-- compute of a device = its pairs / its rate; the layer waits for the slowest, and the rest is idle.
+- dispatch = cross-node stage + intra-node stage. A stage takes `latency_s` (0 where nothing is sent), and then as long as the device
+  that sends, or takes in, for longest; a device sends and takes in at once, its copies one after the other:
+  `row_bytes / bandwidth` each, by the topology's matrix where it has one, else by its kind of link;
+- combine = the same copies back, so the same time;
+- compute = pairs over rate, mean over devices; idle = what the slowest device adds to that mean.
+
+Nothing overlaps, and the copies of one link share it without contention in between: a model to compare placements by, not a clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from grace_moe.errors import MismatchError
 from grace_moe.evaluation.replay import Evaluation
 from grace_moe.topology import Link, Topology
 
@@ -62,18 +68,43 @@ def modelled_layer_time(
     """Time of one layer with hierarchical dispatch (module docstring).
 
     Args:
+        topology: of the evaluation's shape; its links are used, its speeds are in the evaluation already.
         batch_tokens: tokens over all devices.
         row_bytes: bytes of one copy of a token.
         pairs_per_second: of a device of relative speed 1.
+
+    Raises:
+        MismatchError: the evaluation is of another shape.
     """
-    per_device = batch_tokens / topology.num_devices * row_bytes
-    cross = _transfer(topology.cross_node, evaluation.cross_node_copies * per_device)
-    intra = _transfer(topology.intra_node, evaluation.intra_node_copies * per_device)
-    load = evaluation.device_load * (batch_tokens / max(1, evaluation.num_tokens)) / pairs_per_second
+    if evaluation.devices_per_node != tuple(len(node.devices) for node in topology.nodes):
+        sizes = "+".join(map(str, evaluation.devices_per_node))
+        raise MismatchError(f"{topology.source}: nodes: {topology.shape}, but the evaluation is of nodes of {sizes}; evaluate again")
+    batches = batch_tokens / max(1, evaluation.num_tokens)
+    size = batches * row_bytes
+    members = [topology.devices_of_node(node) for node in range(topology.num_nodes)]
+    width = evaluation.intra_node_links.shape[2]
+    neighbours = np.array([[members[n][rank % len(members[n])] for rank in range(width)] for n in topology.node_of_device])
+    cross = _stage_time(evaluation.cross_node_links * size, topology.rail_peers, topology.cross_node, topology)
+    intra = _stage_time(evaluation.intra_node_links * size, neighbours, topology.intra_node, topology)
+    load = evaluation.device_load * batches / pairs_per_second
     compute = float(load.mean())
-    idle = float(np.mean(load.max(axis=1))) - compute
+    idle = max(0.0, float(np.mean(load.max(axis=1))) - compute)
     return LayerTime(dispatch=cross + intra, compute=compute, combine=cross + intra, idle=idle)
 
 
-def _transfer(link: Link, size: float) -> float:
-    return link.latency_s + size / link.bandwidth_bytes_per_s if size else 0.0
+def _stage_time(sent: npt.NDArray[np.floating[Any]], receiver: npt.NDArray[np.int64], link: Link, topology: Topology) -> float:
+    """Mean over layers of one stage's time.
+
+    Args:
+        sent: `[layers, devices, j]` bytes from each device to each of its receivers.
+        receiver: `[devices, j]` their device numbers.
+    """
+    devices = np.arange(len(receiver))[:, None]
+    bandwidth = link.bandwidth_bytes_per_s if topology.bandwidth is None else np.array(topology.bandwidth)[devices, receiver]
+    seconds = sent / bandwidth
+    busiest = []
+    for layer in seconds:
+        taken_in = np.bincount(receiver.ravel(), weights=layer.ravel(), minlength=len(receiver))
+        longest = max(layer.sum(axis=1).max(), taken_in.max())
+        busiest.append(longest + link.latency_s if longest else 0.0)
+    return float(np.mean(busiest))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
 from grace_moe.placement import Placement
-from grace_moe.planning import ChoiceTable, choice_tables
+from grace_moe.planning import ChoiceTable, choice_table
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
@@ -41,6 +41,10 @@ class Evaluation:
     """`[layers]` (token, expert) pairs sent to another device."""
     pairs_cross_node: Ints
     """`[layers]` (token, expert) pairs sent to another node."""
+    cross_node_links: Ints
+    """`[layers, devices, nodes]` the copies of `cross_node`, by sender and node: each goes to the sender's rail peer there."""
+    intra_node_links: Ints
+    """`[layers, devices, local ranks]` the copies of `intra_node`, by sender and local rank on the sender's own node."""
     device_load: Floats
     """`[layers, devices]` pairs computed, over the device's relative speed."""
     active_experts: Floats | None
@@ -87,7 +91,8 @@ class Evaluation:
 
     @property
     def idle_fraction(self) -> float:
-        return float((1 - self._mean_load / np.maximum(self.device_load.max(axis=1), 1e-12)).mean())
+        most = np.maximum(self.device_load.max(axis=1), self._mean_load)
+        return float((1 - self._mean_load / most).mean())
 
     @property
     def active_experts_max(self) -> float | None:
@@ -139,29 +144,30 @@ def evaluate(placement: Placement, trace: RoutingTrace, topology: Topology | Non
         MismatchError: trace, placement and topology don't belong together.
     """
     topology = placement.topology if topology is None else topology
-    _check(placement, trace, topology)
-    source = sources(trace, topology.num_devices)
-    layers = [
-        _replay_layer(table, layer_id, trace.topk_ids[:, index], source, topology, seed)
-        for index, (layer_id, table) in enumerate(zip(placement.layer_ids, choice_tables(placement), strict=True))
-    ]
-    totals = np.array([layer[0] for layer in layers], dtype=np.int64).reshape(len(layers), 6)
-    steps = decode_steps(trace)
-    active = None
-    if steps is not None:
-        active = np.array(
-            [_active_experts(trace.topk_ids[:, i], devices, steps, topology.num_devices) for i, (_, _, devices) in enumerate(layers)]
-        )
+    check_same_model(placement, trace)
+    _check_shape(placement, topology)
+    source, steps = sources(trace, topology.num_devices), decode_steps(trace)
+    layers, active = [], []
+    for index, layer in enumerate(placement.layers):
+        table = choice_table(layer, placement.topology, placement.replica_choice)
+        replayed, devices = _replay_layer(table, layer.layer_id, trace.topk_ids[:, index], source, topology, seed)
+        layers.append(replayed)
+        if steps is not None:
+            active.append(_active_experts(trace.topk_ids[:, index], devices, steps, topology.num_devices))
+    cross_node_links = np.stack([layer.cross_node_links for layer in layers])
+    intra_node_links = np.stack([layer.intra_node_links for layer in layers])
     return Evaluation(
         num_tokens=trace.num_tokens,
-        cross_node=totals[:, 0],
-        intra_node=totals[:, 1],
-        flat=totals[:, 2],
-        flat_cross_node=totals[:, 3],
-        pairs=totals[:, 4],
-        pairs_cross_node=totals[:, 5],
-        device_load=np.array([load for _, load, _ in layers]) / topology.relative_speed,
-        active_experts=active,
+        cross_node=cross_node_links.sum(axis=(1, 2)),
+        intra_node=intra_node_links.sum(axis=(1, 2)),
+        flat=np.array([layer.flat for layer in layers]),
+        flat_cross_node=np.array([layer.flat_cross_node for layer in layers]),
+        pairs=np.array([layer.pairs for layer in layers]),
+        pairs_cross_node=np.array([layer.pairs_cross_node for layer in layers]),
+        cross_node_links=cross_node_links,
+        intra_node_links=intra_node_links,
+        device_load=np.stack([layer.pairs_of_device for layer in layers]) / topology.relative_speed,
+        active_experts=None if steps is None else np.array(active),
         slots=placement.slots_per_device(),
         num_experts=placement.num_experts,
         devices_per_node=tuple(len(node.devices) for node in topology.nodes),
@@ -189,46 +195,59 @@ def decode_steps(trace: RoutingTrace) -> Ints | None:
     return steps
 
 
+class _LayerCounts:
+    """Counts of one layer, added up chunk by chunk. Letters: T tokens, D devices, N nodes."""
+
+    def __init__(self, topology: Topology) -> None:
+        sizes = [len(node.devices) for node in topology.nodes]
+        self.node, self.rail_peers = topology.node_of_device, topology.rail_peers
+        self.first_device_of_node = np.cumsum([0, *sizes[:-1]])
+        self.local_rank = np.arange(topology.num_devices) - self.first_device_of_node[self.node]
+        self.cross_node_links = np.zeros((topology.num_devices, topology.num_nodes), dtype=np.int64)
+        self.intra_node_links = np.zeros((topology.num_devices, max(sizes)), dtype=np.int64)
+        self.pairs_of_device = np.zeros(topology.num_devices, dtype=np.int64)
+        self.flat = self.flat_cross_node = self.pairs = self.pairs_cross_node = 0
+
+    def add(self, devices: Ints, own: Ints) -> None:
+        """Count one chunk: `devices` `[tokens, k]` (-1 = none) compute the pairs of tokens whose source is `own` `[tokens]`."""
+        node, num_devices = self.node, len(self.node)
+        rows, own_node = np.arange(len(own)), node[own]
+        sent = (devices >= 0) & (devices != own[:, None])
+        self.pairs += int(sent.sum())
+        self.pairs_cross_node += int((sent & (node[devices] != own_node[:, None])).sum())
+        self.pairs_of_device += np.bincount(devices[devices >= 0], minlength=num_devices)
+
+        reached_TD = np.zeros((len(own), num_devices + 1), dtype=bool)
+        reached_TD[rows[:, None], devices] = True  # -1 falls into the last column
+        reached_TD = reached_TD[:, :num_devices]
+        reached_TN = np.logical_or.reduceat(reached_TD, self.first_device_of_node, axis=1)
+        reached_TN[rows, own_node] = False
+        token, to_node = np.nonzero(reached_TN)
+        np.add.at(self.cross_node_links, (own[token], to_node), 1)
+
+        # Inside each node, the device of the source's local rank hands copies on: the source itself, or the ingress device.
+        token, device = np.nonzero(reached_TD)
+        hands_on = self.rail_peers[own[token], node[device]]
+        to_other = hands_on != device
+        np.add.at(self.intra_node_links, (hands_on[to_other], self.local_rank[device[to_other]]), 1)
+        self.flat += int((device != own[token]).sum())
+        self.flat_cross_node += int((node[device] != own_node[token]).sum())
+
+
 def _replay_layer(
     table: ChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, topology: Topology, seed: int
-) -> tuple[list[int], Floats, Ints]:
-    """Six totals of copies, pairs per device, and the device of each pair `[tokens, k]`."""
-    num_devices, num_nodes = topology.num_devices, topology.num_nodes
-    node = topology.node_of_device
-    ingress = topology.rail_peers
-    totals = np.zeros(6, dtype=np.int64)
-    load = np.zeros(num_devices)
+) -> tuple[_LayerCounts, Ints]:
+    """The layer's counts, and the device of each pair `[tokens, k]`."""
+    counts = _LayerCounts(topology)
     chosen = np.empty(topk_ids.shape, dtype=np.int64)
-    chunk = min(16_384, max(1, _CHUNK_CELLS // num_devices))
+    chunk = min(16_384, max(1, _CHUNK_CELLS // topology.num_devices))
     for start in range(0, len(topk_ids), chunk):
         ids = topk_ids[start : start + chunk].astype(np.int64)
         own = source[start : start + chunk]
-        rows = np.arange(len(ids))
         devices = table.choose(layer_id, ids, own, np.arange(start, start + len(ids)), seed=seed)
         chosen[start : start + chunk] = devices
-        load += np.bincount(devices[devices >= 0], minlength=num_devices)
-        reached = np.zeros((len(ids), num_devices + 1), dtype=bool)
-        reached[rows[:, None], devices] = True  # -1 falls into the last column
-        reached = reached[:, :num_devices]
-        reached_nodes = np.zeros((len(ids), num_nodes), dtype=bool)
-        for device in range(num_devices):
-            reached_nodes[:, node[device]] |= reached[:, device]
-        away = devices >= 0
-        # Each device that hosts an expert gets a copy inside its node, unless it is the source or the ingress device itself.
-        entry = ingress[own]
-        handed = reached & (entry[:, node] != np.arange(num_devices))
-        reached_nodes[rows, node[own]] = False
-        reached[rows, own] = False
-        far = node[None, :] != node[own][:, None]
-        totals += [
-            reached_nodes.sum(),
-            handed.sum(),
-            reached.sum(),
-            (reached & far).sum(),
-            (away & (devices != own[:, None])).sum(),
-            (away & (node[devices] != node[own][:, None])).sum(),
-        ]
-    return totals.tolist(), load, chosen
+        counts.add(devices, own)
+    return counts, chosen
 
 
 def _active_experts(topk_ids: npt.NDArray[Any], devices: Ints, steps: Ints, num_devices: int) -> float:
@@ -241,17 +260,21 @@ def _active_experts(topk_ids: npt.NDArray[Any], devices: Ints, steps: Ints, num_
     return float(counts.reshape(-1, num_devices).max(axis=1).mean())
 
 
-def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> None:
-    if placement.num_experts != trace.num_experts:
+def check_same_model(planned: Placement | RoutingTrace, trace: RoutingTrace) -> None:
+    """Raise MismatchError unless `trace` has the experts and layers of what was planned, or is to be planned on."""
+    if planned.num_experts != trace.num_experts:
         raise MismatchError(
-            f"{placement.source}: num_experts: {placement.num_experts}, but {trace.source} has {trace.num_experts}; "
+            f"{planned.source}: num_experts: {planned.num_experts}, but {trace.source} has {trace.num_experts}; "
             "use a trace of the model that was planned for"
         )
-    if placement.layer_ids != trace.layer_ids:
+    if planned.layer_ids != trace.layer_ids:
         raise MismatchError(
-            f"{placement.source}: layers: {len(placement.layers)} with ids {list(placement.layer_ids)[:4]}..., but {trace.source} has "
+            f"{planned.source}: layers: {len(planned.layer_ids)} with ids {list(planned.layer_ids)[:4]}..., but {trace.source} has "
             f"{trace.num_layers} with ids {list(trace.layer_ids)[:4]}...; use a trace of the model that was planned for"
         )
+
+
+def _check_shape(placement: Placement, topology: Topology) -> None:
     if placement.topology.shape != topology.shape:
         raise MismatchError(
             f"{topology.source}: nodes: {topology.shape}, but {placement.source} is planned for {placement.topology.shape}; plan again"

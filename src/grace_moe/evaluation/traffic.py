@@ -34,3 +34,10 @@ def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *,
         counts = far_pairs * (evaluation.num_experts // num_devices)
         return float(evaluation.pairs_cross_node.sum() * 2 * wire.hidden_bytes + layers * steps * counts * COUNT_BYTES)
     raise UsageError(f"dispatch {dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
+
+
+def cross_node_bytes_per_token(evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int) -> float:
+    """`cross_node_bytes` over the tokens of the trace; 0 for an empty one."""
+    if not evaluation.num_tokens:
+        return 0.0
+    return cross_node_bytes(evaluation, wire, dispatch, steps=steps) / evaluation.num_tokens

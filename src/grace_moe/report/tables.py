@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich import box
@@ -12,6 +13,9 @@ from grace_moe.evaluation import Comparison
 from grace_moe.placement import Placement
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, skew
+
+_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+"""A line under the heading, and nothing else: the same on a terminal and in a pipe of any encoding."""
 
 _COLUMNS = (
     ("cross_node_copies", "between\nnodes", "{:.3f}", min),
@@ -25,26 +29,29 @@ _COLUMNS = (
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row a method; the best of each column is bold."""
+    """One row a method; the best of each column has a star, and is bold."""
     rows = [row.to_dict(comparison.topology) for row in comparison.rows]
     for row in rows:
         row["modelled_layer_time"] *= 1000
     title = f"{comparison.topology.shape}: copies per token between and inside nodes; busiest device over the mean"
-    caption = (
-        f"Measured on {comparison.measured_on.num_tokens:,} tokens; planned on {comparison.planned_on.num_tokens:,} of other requests."
-    )
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    measured, planned = comparison.measured_on, comparison.planned_on
+    others = "the same requests" if measured.digest == planned.digest else "other requests"
+    caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
     table.add_column("method", no_wrap=True)
     for _, heading, _, _ in _COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
-        cells = []
-        for name, _, form, best in _COLUMNS:
-            text = form.format(row[name])
-            is_best = best is not None and len(rows) > 1 and text == form.format(best(r[name] for r in rows))
-            cells.append(f"[bold green]{text}[/]" if is_best else text)
-        table.add_row(str(row["method"]), *cells)
+        table.add_row(row["method"], *(_cell(row, rows, *column) for column in _COLUMNS))
     return table
+
+
+def _cell(row: dict[str, Any], rows: list[dict[str, Any]], name: str, _: str, form: str, best: Callable[..., Any] | None) -> Text:
+    """The value, then a star if no row prints a better one, else a space."""
+    text = form.format(row[name])
+    if best is None or len(rows) == 1 or text != form.format(best(r[name] for r in rows)):
+        return Text(f"{text} ")
+    return Text(f"{text}*", style="bold green")
 
 
 def describe(thing: RoutingTrace | Topology | Placement) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def describe(thing: RoutingTrace | Topology | Placement) -> dict[str, Any]:
 
 def facts_table(facts: dict[str, Any]) -> Table:
     """Two columns: what, and its value."""
-    table = Table(show_header=False, box=box.SIMPLE)
+    table = Table(show_header=False, box=_RULE)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
@@ -98,7 +105,9 @@ def _describe_topology(topology: Topology) -> dict[str, Any]:
         "devices": topology.num_devices,
         "link_inside_nodes": link("intra_node"),
         "link_between_nodes": link("cross_node"),
+        "bandwidth_matrix": "given" if topology.bandwidth is not None else "not given",
         "relative_speeds": sorted(set(topology.relative_speed.tolist())),
+        "memory_bytes": sorted({device.memory_bytes or 0 for node in topology.nodes for device in node.devices} - {0}) or "not limited",
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -48,6 +48,8 @@ def load_config(path: str) -> Any:
     Raises:
         ModelError: no model there, or not a Mixture-of-Experts.
     """
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise ModelError(f"{path}: no such folder; give a model folder or hub id")
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -67,10 +69,25 @@ def num_experts_of(config: Any, path: str = "model") -> int:
 
 
 def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: str = "grouped_mm") -> Any:
-    """The model on one process, as a reference and for recording."""
+    """The model on one process, as a reference and for recording.
+
+    Raises:
+        ModelError: no whole Mixture-of-Experts model there.
+    """
     load_config(path)
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, experts_implementation=experts)
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, experts_implementation=experts)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path}: weights: can't be read ({str(error).splitlines()[0]}); download or copy them again") from error
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer. Raises ModelError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: tokenizer: can't be read ({str(error).splitlines()[0]}); add the model's tokenizer files") from error
 
 
 def load_model(
