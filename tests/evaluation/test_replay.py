@@ -335,7 +335,7 @@ def test_a_thousand_nodes_replay_in_bounded_memory():
 
 def test_equal_loads_are_never_less_than_even():
     """The mean of equal floats may round to more than each of them."""
-    got = evaluate(placement_of(topology_of([3], [0.1] * 3), [[0], [1], [2]]), trace_of([[[0, 1, 2]]] * 3, 3))
+    got = evaluate(placement_of(topology_of([3], [2.5] * 3), [[0], [1], [2]]), trace_of([[[0, 1, 2]]], 3))
     assert got.idle_fraction == 0
 
 

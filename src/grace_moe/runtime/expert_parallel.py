@@ -36,7 +36,9 @@ class GraceExpertParallel(EPImplementation):
         super().__init__(experts, ep_mesh, tp_mesh)
         session = getattr(experts, _SESSION, None)
         if session is None:
-            raise ModelError('ep_implementation="grace" needs ep_plan to name "grace_experts": load by grace_moe.runtime.load_model')
+            raise ModelError(
+                'ep_implementation="grace" needs ep_plan to name "grace_experts": load with grace_moe.runtime.loading.load_model'
+            )
         if tp_mesh.size() > 1:
             raise ModelError("grace runs data-parallel attention: use tp_size=1")
         self.session: ExpertParallelSession = session

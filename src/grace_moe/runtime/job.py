@@ -18,7 +18,7 @@ from grace_moe.placement import Placement
 from grace_moe.runtime.generation import Completion, GenerationOptions, GenerationResult, Request, generate
 from grace_moe.runtime.groups import RankGroups, make_groups
 from grace_moe.runtime.loading import LoadedModel, load_model
-from grace_moe.runtime.ranks import TIMEOUT, Membership
+from grace_moe.runtime.ranks import TIMEOUT, Membership, rank_device
 from grace_moe.wire import DISPATCHES
 
 
@@ -119,7 +119,7 @@ def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None =
             _generate(loaded, mine[:1], GenerationOptions(new_tokens=2, batch_size=1, stop_at_eos=False), 1)
             loaded.meter.reset()
             if loaded.session is not None:
-                loaded.session.first_token = 0
+                loaded.session.restart()
         dist.barrier()
         result = _generate(loaded, mine, job.options, batches)
         gathered: list[Any] | None = [None] * member.world_size if member.rank == 0 else None
@@ -136,7 +136,7 @@ def _generate(loaded: LoadedModel, requests: Sequence[Request], options: Generat
 
 def _anyone(mine: bool) -> bool:
     """Whether any rank says yes."""
-    flag = torch.tensor([int(mine)])
+    flag = torch.tensor([int(mine)], device=rank_device())
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag.item())
 

@@ -22,6 +22,7 @@ from grace_moe.runtime.dispatch import Dispatcher, FlatDispatcher, HierarchicalD
 from grace_moe.runtime.expert_parallel import GRACE, GRACE_EXPERTS, VANILLA, layer_number, register_grace, register_vanilla
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import layer_routes
+from grace_moe.runtime.ranks import rank_device
 from grace_moe.runtime.session import ExpertParallelSession
 
 MAX_SLOT_CODE = 32_767
@@ -117,7 +118,7 @@ def load_model(
         name, ep_plan = VANILLA, None
     else:
         dispatcher = _DISPATCHERS[dispatch](groups=groups, meter=meter)
-        routes = layer_routes(placement, groups.rank, seed=seed, device=torch.device("cpu"))
+        routes = layer_routes(placement, groups.rank, seed=seed, device=rank_device())
         session = ExpertParallelSession(routes=routes, dispatcher=dispatcher, meter=meter)
         register_grace(session, placement.num_experts)
         name, ep_plan = GRACE, _grace_plan(config)

@@ -33,6 +33,11 @@ class Membership:
     store: Store
 
 
+def rank_device() -> torch.device:
+    """Where this rank computes: its own accelerator by local rank, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextmanager
 def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) -> Iterator[Membership]:
     """Join the ranks that torchrun, or our own launcher, started; leave at the end.
@@ -49,7 +54,10 @@ def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) 
         raise RankError("RANK and WORLD_SIZE are not set: start the ranks with torchrun, or give --local NxG") from error
     store = _store(rendezvous_file, world_size, timeout)
     _wait_for_all(store, rank, world_size, timeout)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(rank_device())
     member = Membership(rank=rank, world_size=world_size, store=store)
     with naming_lost_ranks(member):
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout)

@@ -25,6 +25,10 @@ class ExpertParallelSession:
     """bool: rows of the coming pass that are real tokens; None = all."""
     _rows_of_step: int = 0
 
+    def restart(self) -> None:
+        """Number tokens from 0 again."""
+        self.first_token = self._rows_of_step = 0
+
     def begin_step(self, step: Step) -> None:
         """Note which rows are real; padding and idle rows are not dispatched."""
         self.first_token += self._rows_of_step
