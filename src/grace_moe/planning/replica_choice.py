@@ -66,19 +66,21 @@ def replica_choice_table(layer: LayerPlacement, topology: Topology, policy: str)
     node = topology.node_of_device
     width = max(len(devices) for devices in layer.devices_of_expert)
     table = np.zeros((num_devices, num_experts, width), dtype=np.int64)
-    thresholds = np.full((num_devices, num_experts, max(width - 1, 0)), 1 << DRAW_BITS, dtype=np.int64)
+    thresholds = np.full((num_devices, num_experts, width - 1), 1 << DRAW_BITS, dtype=np.int64)
     for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
-        for source in range(num_devices):
-            pairs = list(zip(devices, weights, strict=True))
-            if policy == "tar":
-                local = [p for p in pairs if p[0] == source]
-                near = [p for p in pairs if node[p[0]] == node[source]]
-                pairs = local or near or pairs
-            total = sum(w for _, w in pairs)
-            shares = [w / total for _, w in pairs] if total > 0 else [1 / len(pairs)] * len(pairs)
-            cumulative = np.cumsum(shares)[:-1]
-            thresholds[source, expert, : len(pairs) - 1] = np.round(cumulative * (1 << DRAW_BITS))
-            table[source, expert] = [p[0] for p in pairs] + [pairs[-1][0]] * (width - len(pairs))
+        pairs = list(zip(devices, weights, strict=True))
+        cases: list[tuple[slice | range | int, list[tuple[int, float]]]] = [(slice(None), pairs)]  # later ones overrule
+        if policy == "tar":
+            nodes = dict.fromkeys(int(node[device]) for device in devices)
+            cases += [(topology.devices_of_node(n), [p for p in pairs if node[p[0]] == n]) for n in nodes]
+            cases += [(device, [(device, 1.0)]) for device in devices]
+        for sources, candidates in cases:
+            total = sum(w for _, w in candidates)
+            shares = [w / total for _, w in candidates] if total > 0 else [1 / len(candidates)] * len(candidates)
+            spare = width - len(candidates)
+            table[sources, expert] = [d for d, _ in candidates] + [candidates[-1][0]] * spare
+            cumulative = np.round(np.cumsum(shares)[:-1] * (1 << DRAW_BITS)).astype(np.int64)
+            thresholds[sources, expert] = [*cumulative, *[1 << DRAW_BITS] * spare]
     return ReplicaChoiceTable(devices=table, thresholds=thresholds)
 
 
