@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,3 +63,11 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"--option: {name}={text!r} is not a number or a word; write it like r=0.15")
         options[name] = value
     return options
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; bytes that are not UTF-8 become replacement characters. Raises UsageError where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"--text: {path}: {error.strerror}; check the path") from error

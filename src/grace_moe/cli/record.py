@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from grace_moe.errors import UsageError
+from grace_moe.cli.options import read_text
 
 
 @click.command(
@@ -49,7 +49,7 @@ def record(
     from grace_moe.runtime.recording import record_trace, requests_from_text
     from grace_moe.trace import skew
 
-    contents = [_read(path) for path in texts]
+    contents = [read_text(path) for path in texts]
     loaded = load_whole_model(model, dtype=getattr(torch, dtype))
     tokenizer = load_tokenizer(model)
     prompts = requests_from_text(contents, tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
@@ -75,10 +75,3 @@ def record(
             f"of {trace.num_experts} experts, top-{trace.top_k}; "
             f"the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
         )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"--text: {path}: {error.strerror}; check the path") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from grace_moe.cli.options import read_text
 from grace_moe.errors import GraceError, MismatchError, UsageError
 from grace_moe.wire import DISPATCHES
 
@@ -86,9 +87,7 @@ def run(
             raise UsageError("--prompt: a prompt is empty; give it some text")
         asked = [Request(request_id=i, prompt=ids) for i, ids in enumerate(encoded)]
     else:
-        from grace_moe.cli.record import _read
-
-        asked = requests_from_text([_read(p) for p in texts], tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
+        asked = requests_from_text([read_text(p) for p in texts], tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
     job = Job(
         model=model,
         requests=tuple(asked),

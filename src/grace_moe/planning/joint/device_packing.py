@@ -99,7 +99,7 @@ def _swap(
     doubt: Any,
     seed: Any,
 ) -> None:
-    np.random.seed(seed)  # noqa: NPY002 (numba has its own generator)
+    np.random.seed(seed)
     num_devices, slots = slot.shape
     num_rows, k = rows.shape
     experts = per_copy.shape[0]
@@ -134,8 +134,8 @@ def _swap(
     best_slot = slot.copy()
     for _ in range(proposals):
         temperature *= cooling
-        d1, d2 = np.random.randint(num_devices), np.random.randint(num_devices)  # noqa: NPY002
-        i1, i2 = np.random.randint(slots), np.random.randint(slots)  # noqa: NPY002
+        d1, d2 = np.random.randint(num_devices), np.random.randint(num_devices)
+        i1, i2 = np.random.randint(slots), np.random.randint(slots)
         a, b = slot[d1, i1], slot[d2, i2]
         if d1 == d2 or a < 0 or b < 0 or a == b or has[d2, a] or has[d1, b]:
             continue
@@ -173,7 +173,7 @@ def _swap(
                     more += 1 if new & low else -1
                     changed ^= low
         delta += more / num_rows
-        if delta > -np.log(np.random.random() + 1e-300) * temperature:  # noqa: NPY002
+        if delta > -np.log(np.random.random() + 1e-300) * temperature:
             continue
         energy += delta
         slot[d1, i1], slot[d2, i2] = b, a

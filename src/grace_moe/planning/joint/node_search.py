@@ -168,7 +168,7 @@ def _anneal(
     swap_share: Any,
     seed: Any,
 ) -> None:
-    np.random.seed(seed)  # noqa: NPY002 (numba has its own generator)
+    np.random.seed(seed)
     nodes, experts = copies.shape
     num_tokens, k = ids.shape
     words = meets.shape[1]
@@ -217,16 +217,16 @@ def _anneal(
     best_copies = copies.copy()
     for _ in range(proposals):
         temperature *= cooling
-        n = np.random.randint(nodes)  # noqa: NPY002
-        i = np.random.randint(slots[n])  # noqa: NPY002
+        n = np.random.randint(nodes)
+        i = np.random.randint(slots[n])
         a = slot[n, i]
-        b = np.random.randint(experts)  # noqa: NPY002
+        b = np.random.randint(experts)
         if b == a or copies[n, b] >= devices[n]:
             continue
-        swap = total[a] == 1 or np.random.random() < swap_share  # noqa: NPY002
+        swap = total[a] == 1 or np.random.random() < swap_share
         m = n
         if swap:  # a copy of b comes from another node m, which takes this copy of a
-            m = np.random.randint(nodes)  # noqa: NPY002
+            m = np.random.randint(nodes)
             if m == n or copies[m, b] == 0 or copies[m, a] >= devices[m]:
                 continue
 
@@ -252,7 +252,7 @@ def _anneal(
             new_hot += _too_hot(share[b], total[b] + 1, limit) - _too_hot(share[b], total[b], limit)
         new_penalty = _penalty(new_load, new_variance, capacity, doubt, node_cap, node_price) + copy_price * new_hot
         # What the temperature still accepts, left for traffic.
-        room = -np.log(np.random.random() + 1e-300) * temperature - (new_penalty - penalty)  # noqa: NPY002
+        room = -np.log(np.random.random() + 1e-300) * temperature - (new_penalty - penalty)
 
         mask_a, mask_b = mask[a], mask[b]
         if copies[n, a] == 1:
