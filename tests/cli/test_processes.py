@@ -85,7 +85,8 @@ def test_a_terminal_that_knows_only_ascii(tmp_path):
 def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
     """The command waits where it would read its trace, and says when it does."""
     code = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
 from grace_moe import RoutingTrace
 from grace_moe.cli import main
 RoutingTrace.load = lambda _: (print("waiting", flush=True), time.sleep(60))
