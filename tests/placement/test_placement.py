@@ -54,6 +54,8 @@ def placements(draw):
                 layer_id=layer_id,
                 devices_of_expert=tuple(map(tuple, hosts)),
                 replica_weights=tuple(tuple(w / math.fsum(row) for w in row) for row in raw),
+                node_prices=tuple(draw(st.floats(0, 15)) for _ in sizes) if draw(st.booleans()) else (),
+                replica_choice=draw(st.sampled_from(["", *REPLICA_CHOICES])),
             )
         )
     return Placement(
@@ -172,6 +174,13 @@ BAD = [
     ((*L0, "replica_weights", 1), [True, False], "layers[0].replica_weights: not all are numbers"),
     ((*L0, "replica_weights", 1), ["0.5", "0.5"], "layers[0].replica_weights: not all are numbers"),
     ((*L0, "replica_weights", 1), [None, 1], "layers[0].replica_weights: not all are numbers"),
+    ((*L0, "node_prices"), [0.5], "layer 0: node_prices: [0.5] are not 2 prices; give 0..15.0 a node, or none"),
+    ((*L0, "node_prices"), [0, -1], "layer 0: node_prices: [0.0, -1.0] are not 2 prices"),
+    ((*L0, "node_prices"), [0, 16], "layer 0: node_prices: [0.0, 16.0] are not 2 prices"),
+    ((*L0, "node_prices"), [0, 10**400], "layers[0].node_prices: a number is out of range"),
+    ((*L0, "node_prices"), "free", "layers[0].node_prices: missing, or not a list of lists"),
+    ((*L0, "replica_choice"), "best", "layer 0: replica_choice: 'best' is unknown; use one of tar, wrr, joint"),
+    ((*L0, "replica_choice"), 3, "layers[0].replica_choice: 3 is not text"),
 ]
 
 

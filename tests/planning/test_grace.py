@@ -43,7 +43,7 @@ def test_the_cost_of_a_token_is_exact(nodes, data):
     sets = np.vstack([tables.meets[masks], np.full((1, tables.meets.shape[1]), ~np.uint64(0))])
     ids = np.array([[*range(len(masks)), len(masks)]], dtype=np.int32)  # the last one is "none"
     scratch = np.empty(sets.shape[1], np.uint64)
-    cost = token_cost(ids, 0, sets, scratch, tables.small, nodes, tables.level, tables.holds)
+    cost = token_cost(ids, 0, sets, scratch, tables.small, nodes, tables.level, tables.holds, tables.words)
     assert cost == copies_over_all_sources(masks, nodes)
 
 
@@ -101,16 +101,17 @@ def test_packing_puts_companions_together_and_evens_load():
     """Experts 0, 1 always fire together, as do 2, 3: two devices of two slots."""
     rows = np.array([[0, 1], [2, 3]] * 50)
     node = NodeShare(copies=np.ones(4, np.int64), load=np.full(4, 50.0), share_here=np.ones(4), rows=rows, fair=np.full(2, 100.0))
-    slot = pack_devices(node, 2, np.zeros((4, 4)), PackingOptions(proposals=500), seed=0)
+    slot = pack_devices(node, 2, np.zeros((4, 4)), PackingOptions(), seed=0)
     assert sorted(tuple(sorted(s)) for s in slot.tolist()) == [(0, 1), (2, 3)]
 
 
 def test_the_split_evens_devices_by_hand():
     """Expert 0 (90 pairs) on both devices, expert 1 (30) on device 0 only, one node: 30 + 30 against 60."""
     cells = np.array([[0.0, 90.0], [0.0, 30.0]])
-    weights = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.ones(2))
+    weights, load = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.ones(2))
     assert weights[0] / weights[0].sum() == pytest.approx([1 / 3, 2 / 3], abs=0.01)
-    twice_as_fast = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.array([2.0, 1.0]))
+    assert load == pytest.approx([60, 60], abs=1)
+    twice_as_fast, _ = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.array([2.0, 1.0]))
     assert twice_as_fast[0] / twice_as_fast[0].sum() == pytest.approx([50 / 90, 40 / 90], abs=0.01)
 
 
@@ -164,7 +165,7 @@ def test_a_limit_on_slots_is_kept(clustered):
 
 
 def test_a_trace_without_structure_keeps_eplbs_balance():
-    """Uniform routing: nothing to gain, nothing to lose."""
+    """Uniform routing: little to gain, nothing to lose."""
     generator = np.random.default_rng(1)
     ids = np.argsort(generator.random((4000, 1, 32)), axis=2)[:, :, :4].astype(np.int16)
     trace = RoutingTrace(topk_ids=ids, num_experts=32, layer_ids=(0,), request_ids=np.arange(4000, dtype=np.int32) // 50)
@@ -180,7 +181,8 @@ def test_more_than_eight_nodes_fall_back_and_say_so(clustered):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"effort": 0}, "effort 0"), ({"threads": 0}, "threads 0"), ({"load_cap": 0.5}, "load_cap 0.5")]
+    ("options", "message"),
+    [({"effort": 0}, "effort 0"), ({"threads": 0}, "threads 0"), ({"price": -1}, "price -1"), ({"tolerance": 0.5}, "tolerance 0.5")],
 )
 def test_options_out_of_range(clustered, options, message):
     with pytest.raises(UsageError, match=message):

@@ -15,6 +15,8 @@ REPLICA_CHOICES = ("tar", "wrr", "joint")
 """Policies for picking a replica: topology-aware and weighted round robin (METHOD.md, Online phase), and ours: all of a
 token's replicas together, so that it visits the fewest nodes."""
 
+MAX_NODE_PRICE = 15.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlacement:
@@ -26,6 +28,11 @@ class LayerPlacement:
     """Per expert, the devices that hold it; the first is the primary."""
     replica_weights: tuple[tuple[float, ...], ...]
     """Per expert, the polling weight of each of its replicas; they sum to 1."""
+    node_prices: tuple[float, ...] = ()
+    """Per node, how much joint choice avoids it among sets of nodes that serve a token equally well, in spans of the tie's
+    hash; up to `MAX_NODE_PRICE`. Empty = all alike."""
+    replica_choice: str = ""
+    """One of `REPLICA_CHOICES` where this layer's differs from the placement's; empty = the placement's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,8 @@ def save_placement(placement: Placement, path: Path) -> None:
                 "layer_id": layer.layer_id,
                 "devices_of_expert": [list(devices) for devices in layer.devices_of_expert],
                 "replica_weights": [list(weights) for weights in layer.replica_weights],
+                **({"node_prices": list(layer.node_prices)} if layer.node_prices else {}),
+                **({"replica_choice": layer.replica_choice} if layer.replica_choice else {}),
             }
             for layer in placement.layers
         ],
@@ -90,11 +92,21 @@ def _layer(source: str, index: int, value: Any) -> LayerPlacement:
         raise PlacementError(source, f"{where}.layer_id", f"{layer_id!r} is not a layer number", mend)
     devices = _rows(source, f"{where}.devices_of_expert", value.get("devices_of_expert"), (int,), "whole numbers")
     weights = _rows(source, f"{where}.replica_weights", value.get("replica_weights"), (int, float), "numbers")
+    (prices,) = _rows(source, f"{where}.node_prices", [value.get("node_prices", [])], (int, float), "numbers")
+    return LayerPlacement(
+        layer_id=layer_id,
+        devices_of_expert=devices,
+        replica_weights=tuple(_floats(source, f"{where}.replica_weights", row) for row in weights),
+        node_prices=_floats(source, f"{where}.node_prices", prices),
+        replica_choice=_text(source, f"{where}.replica_choice", value.get("replica_choice", "")),
+    )
+
+
+def _floats(source: str, field: str, row: tuple[int | float, ...]) -> tuple[float, ...]:
     try:
-        shares = tuple(tuple(float(w) for w in row) for row in weights)
+        return tuple(float(number) for number in row)
     except OverflowError as error:
-        raise PlacementError(source, f"{where}.replica_weights", "a number is out of range", mend) from error
-    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=shares)
+        raise PlacementError(source, field, "a number is out of range", "write the placement again") from error
 
 
 def _rows(source: str, field: str, value: Any, types: tuple[type, ...], called: str) -> tuple[tuple[Any, ...], ...]:

@@ -17,32 +17,42 @@ def check(placement: Placement) -> None:
     """Raise unless the placement is whole.
 
     Invariants: `layers_named_once`, `every_expert_placed`, `devices_exist`, `one_replica_per_device`,
-    `weights_are_shares`, `replica_choice_known`.
+    `weights_are_shares`, `node_prices_in_range`, `replica_choice_known`.
 
     Raises:
         PlacementError: naming the layer, the expert and the mend.
     """
-    from grace_moe.placement.model import REPLICA_CHOICES
-
     source = placement.source
-    if placement.replica_choice not in REPLICA_CHOICES:
-        raise PlacementError(
-            source, "replica_choice", f"{placement.replica_choice!r} is unknown", f"use one of {', '.join(REPLICA_CHOICES)}"
-        )
+    _check_choice(source, "replica_choice", placement.replica_choice)
     if not placement.layers or len(set(placement.layer_ids)) != len(placement.layers):
         raise PlacementError(source, "layers", "none, or a layer_id twice", "give each MoE layer once")
     for layer in placement.layers:
-        _check_layer(source, layer, placement.num_experts, placement.topology.num_devices)
+        _check_layer(source, layer, placement.num_experts, placement.topology.num_devices, placement.topology.num_nodes)
 
 
-def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devices: int) -> None:
+def _check_choice(source: str, field: str, value: str) -> None:
+    from grace_moe.placement.model import REPLICA_CHOICES
+
+    if value not in REPLICA_CHOICES:
+        raise PlacementError(source, field, f"{value!r} is unknown", f"use one of {', '.join(REPLICA_CHOICES)}")
+
+
+def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devices: int, num_nodes: int) -> None:
+    from grace_moe.placement.model import MAX_NODE_PRICE
+
     where = f"layer {layer.layer_id}"
+    _check_choice(source, f"{where}: replica_choice", layer.replica_choice or "joint")
     for name in ("devices_of_expert", "replica_weights"):
         rows = getattr(layer, name)
         if len(rows) != num_experts:
             raise PlacementError(
                 source, f"{where}: {name}", f"{len(rows)} experts instead of {num_experts}", "give every expert a row: none may be lost"
             )
+    prices = layer.node_prices
+    if prices and (len(prices) != num_nodes or not all(0 <= p <= MAX_NODE_PRICE for p in prices)):
+        raise PlacementError(
+            source, f"{where}: node_prices", f"{list(prices)[:9]} are not {num_nodes} prices", f"give 0..{MAX_NODE_PRICE} a node, or none"
+        )
     for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
         field = f"{where}: devices_of_expert[{expert}]"
         if not devices:

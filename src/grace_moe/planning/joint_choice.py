@@ -2,7 +2,7 @@
 
 TAR asks per expert; but a node that the token visits anyway is free, and a replica saves a copy only where it closes the
 token's whole remaining bundle. So, per token: (1) the smallest set of nodes that has its source and a replica of each of
-its experts, ties by a hash of the token; (2) each expert's replica on those nodes, drawn by polling weight. Beyond
+its experts, ties by the nodes' prices and a hash of the token; (2) each expert's replica on those nodes, drawn by polling weight. Beyond
 `MAX_EXACT_NODES` nodes the set is a greedy cover: the node with most experts not yet covered, ties by the hash.
 
 The same integer arithmetic serves NumPy arrays and torch tensors (see `planning.replica_choice`).
@@ -23,6 +23,8 @@ from grace_moe.topology import Topology
 MAX_EXACT_NODES = 8
 """Up to here every set of nodes is tried: 2 ** nodes columns a token."""
 _WEIGHT_ONE = 1 << 15
+_PRICE_BITS = 8
+"""Room above the hash for the prices of a set of nodes; a set's prices never outweigh a node more."""
 _NODE_SALT = 1 << 20
 """Keeps the hash of (token, set of nodes) apart from that of (token, expert)."""
 
@@ -45,6 +47,10 @@ class JointChoiceTable:
     """bool: nodes of each set."""
     size_S: Any
     """int64 nodes in each set."""
+    price_S: Any
+    """int64 price of each set: the sum of its nodes', in draws."""
+    price_N: Any
+    """int64 price of each node."""
 
     def convert(self, to: Callable[[Any], Any]) -> JointChoiceTable:
         """The same table with every array passed through `to`."""
@@ -69,20 +75,23 @@ class JointChoiceTable:
             possible = self.members_SN.T[source_node]
             for j in range(ids.shape[1]):
                 possible = possible & self.meets_ES[ids[:, j]]
-            order = draw(seed, layer_id, tokens[:, None], self.size_S * 0 + _index_like(self.size_S) + _NODE_SALT)
-            score = (self.size_S << DRAW_BITS) + order + (~possible) * (1 << 62)
+            score = self.tie_order(layer_id, tokens, seed) + (self.size_S << (DRAW_BITS + _PRICE_BITS)) + (~possible) * (1 << 62)
             return self.members_SN[score.argmin(-1)]
         return self._greedy_cover(layer_id, ids, source_node, tokens, seed)
+
+    def tie_order(self, layer_id: int, tokens: Any, seed: int) -> Any:
+        """`[tokens, S]` which of two equally small sets a token prefers, the lower: a hash, and the prices of their nodes."""
+        return draw(seed, layer_id, tokens[:, None], _index_like(self.size_S) + _NODE_SALT) + self.price_S
 
     def _greedy_cover(self, layer_id: int, ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
         on_node_TKN = self.on_node_EN[ids]
         nodes = _index_like(self.on_node_EN[0])
         visited = source_node[:, None] == nodes[None, :]
-        order = draw(seed, layer_id, tokens[:, None], nodes + _NODE_SALT)
+        order = draw(seed, layer_id, tokens[:, None], nodes + _NODE_SALT) - self.price_N + (1 << (DRAW_BITS + _PRICE_BITS - 1))
         for _ in range(ids.shape[1]):
             covered = (on_node_TKN & visited[:, None, :]).any(-1)
             gain = (on_node_TKN & ~covered[:, :, None]).sum(1)
-            best = ((gain << DRAW_BITS) + order).argmax(-1)
+            best = ((gain << (DRAW_BITS + _PRICE_BITS)) + order).argmax(-1)
             visited = visited | ((best[:, None] == nodes[None, :]) & ~covered.all(-1)[:, None])
         return visited
 
@@ -100,6 +109,9 @@ def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoice
     for expert, hosts in enumerate(layer.devices_of_expert):
         on_node[expert, topology.node_of_device[list(hosts)]] = True
     on_node[num_experts] = True
+    price = np.zeros(num_nodes, dtype=np.int64)
+    if layer.node_prices:
+        price = np.round(np.array(layer.node_prices) * (1 << DRAW_BITS)).astype(np.int64)
     sets = np.arange(1 << num_nodes if num_nodes <= MAX_EXACT_NODES else 0)
     members = (sets[:, None] >> np.arange(num_nodes)) & 1 == 1
     meets = (on_node[:, None, :] & members[None]).any(axis=2)
@@ -111,6 +123,8 @@ def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoice
         meets_ES=meets | (np.arange(num_experts + 1) == num_experts)[:, None],
         members_SN=members,
         size_S=members.sum(axis=1).astype(np.int64),
+        price_S=(members * price).sum(axis=1),
+        price_N=price,
     )
 
 

@@ -85,7 +85,8 @@ def replica_choice_table(layer: LayerPlacement, topology: Topology, policy: str)
 
 
 def choice_table(layer: LayerPlacement, topology: Topology, policy: str) -> ChoiceTable:
-    """The table of one layer under a policy of `placement.REPLICA_CHOICES`."""
+    """The table of one layer under its own policy, else the one given, of `placement.REPLICA_CHOICES`."""
+    policy = layer.replica_choice or policy
     if policy == "joint":
         return joint_choice_table(layer, topology)
     return replica_choice_table(layer, topology, policy)

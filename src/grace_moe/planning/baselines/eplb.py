@@ -5,11 +5,14 @@ Source: github.com/deepseek-ai/EPLB, restated by its description; this code is o
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import UsageError
-from grace_moe.placement import REPLICA_CHOICES
+from grace_moe.placement import REPLICA_CHOICES, LayerPlacement
 from grace_moe.planning.affinity import layer_loads
 from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_devices
 from grace_moe.topology import Topology
@@ -154,12 +157,27 @@ def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None =
     for layer_id, topk_ids in request.layers():
         loads = layer_loads(topk_ids, request.num_experts)
         held = balance(loads, slots * request.num_devices, groups, nodes, request.num_devices)
-        devices: list[list[int]] = [[] for _ in loads]
-        for device, experts in enumerate(resolve_duplicates(loads, held, node_of_device)):
-            for expert in experts:
-                devices[expert].append(device)
-        layers.append(layer_of_devices(layer_id, devices))
+        layers.append(_layer_of_slots(layer_id, resolve_duplicates(loads, held, node_of_device), request.num_experts))
     return PlannedLayers(layers=tuple(layers), replica_choice=replica_choice, notes=(f"{policy} policy, {slots} slots a device",))
+
+
+def layer_by_load(
+    layer_id: int, topk_ids: npt.NDArray[np.integer[Any]], num_experts: int, topology: Topology, slots: int
+) -> LayerPlacement:
+    """One layer by the global policy, replicas to be drawn by weight; `slots` of each device."""
+    loads = layer_loads(topk_ids, num_experts)
+    held = balance(loads, slots * topology.num_devices, 1, 1, topology.num_devices)
+    anywhere = np.zeros(topology.num_devices, dtype=np.int64)
+    layer = _layer_of_slots(layer_id, resolve_duplicates(loads, held, anywhere), num_experts)
+    return replace(layer, replica_choice="wrr")
+
+
+def _layer_of_slots(layer_id: int, slots_of_device: list[list[int]], num_experts: int) -> LayerPlacement:
+    devices: list[list[int]] = [[] for _ in range(num_experts)]
+    for device, experts in enumerate(slots_of_device):
+        for expert in experts:
+            devices[expert].append(device)
+    return layer_of_devices(layer_id, devices)
 
 
 def _check_hierarchical(experts: int, groups: int, topology: Topology) -> None:

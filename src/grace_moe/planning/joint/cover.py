@@ -30,6 +30,8 @@ class CoverTables:
     """`[N + 1, W]` sets of a size."""
     holds: npt.NDArray[np.uint64]
     """`[N, W]` sets that contain a node."""
+    words: npt.NDArray[np.int64]
+    """`[N + 1, 2]` first word of the sets of a size, and the one after their last."""
     small: npt.NDArray[np.uint8]
     """`[2^(2^N)]` cost of every feasibility set where N is small; else empty."""
 
@@ -41,10 +43,12 @@ class CoverTables:
         self.meets = _pack_bits((np.arange(1 << nodes)[:, None] & order[None]) != 0)
         self.level = _pack_bits(sizes[None] == np.arange(nodes + 1)[:, None])
         self.holds = _pack_bits(((order[None] >> np.arange(nodes)[:, None]) & 1) == 1)
+        filled = self.level != 0
+        self.words = np.stack([filled.argmax(axis=1), filled.shape[1] - filled[:, ::-1].argmax(axis=1)], axis=1)
         self.small = np.zeros(0, np.uint8)
         if nodes <= _SMALL_NODES:
             every = np.arange(1 << (1 << nodes), dtype=np.uint64).reshape(-1, 1)
-            self.small = _all_costs(every, nodes, self.level, self.holds)
+            self.small = _all_costs(every, nodes, self.level, self.holds, self.words)
 
 
 def _pack_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
@@ -70,45 +74,45 @@ def tokens_of_experts(ids: npt.NDArray[np.int32], experts: int) -> tuple[npt.NDA
     return starts, token[order].astype(np.int32)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def set_cost(feasible: Any, nodes: Any, level: Any, holds: Any) -> Any:
-    """Copies summed over all sources, of a feasibility set of any width."""
-    words = feasible.shape[0]
-    for size in range(1, nodes + 1):
-        hit = False
-        for w in range(words):
-            if feasible[w] & level[size, w]:
-                hit = True
-                break
-        if hit:
-            union = 0
-            for n in range(nodes):
-                for w in range(words):
-                    if feasible[w] & level[size, w] & holds[n, w]:
-                        union += 1
-                        break
-            return nodes * size - union
-    return 255
-
-
 @njit(cache=True, nogil=True)
-def _all_costs(sets: Any, nodes: Any, level: Any, holds: Any) -> Any:
+def _all_costs(sets: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
     out = np.empty(sets.shape[0], np.uint8)
+    ids = np.zeros((1, 1), np.int64)
+    scratch, none = np.empty(sets.shape[1], np.uint64), np.zeros(0, np.uint8)
     for i in range(sets.shape[0]):
-        out[i] = set_cost(sets[i], nodes, level, holds)
+        out[i] = token_cost(ids, 0, sets[i : i + 1], scratch, none, nodes, level, holds, words)
     return out
 
 
 @njit(cache=True, nogil=True, inline="always")
-def token_cost(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any) -> Any:
+def token_cost(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
     """Copies summed over all sources, of one token.
 
     Args:
         ids: `[T, k]`; sets: `[E + 1, W]` feasibility set of each expert, all ones for "none"; scratch: `[W]`.
+        small, level, holds, words: of `CoverTables`.
     """
-    for w in range(sets.shape[1]):
-        scratch[w] = sets[ids[token, 0], w]
-    for j in range(1, ids.shape[1]):
-        for w in range(sets.shape[1]):
-            scratch[w] &= sets[ids[token, j], w]
-    return small[scratch[0]] if small.shape[0] else set_cost(scratch, nodes, level, holds)
+    if small.shape[0]:
+        feasible = sets[ids[token, 0], 0]
+        for j in range(1, ids.shape[1]):
+            feasible &= sets[ids[token, j], 0]
+        return small[feasible]
+    ready = 0  # words of the token's feasibility set that are known; small sets are in the first
+    for size in range(1, nodes + 1):
+        hit = np.uint64(0)
+        for w in range(words[size, 0], words[size, 1]):
+            if w == ready:
+                scratch[w] = sets[ids[token, 0], w]
+                for j in range(1, ids.shape[1]):
+                    scratch[w] &= sets[ids[token, j], w]
+                ready += 1
+            hit |= scratch[w] & level[size, w]
+        if hit:
+            union = 0
+            for n in range(nodes):
+                for w in range(words[size, 0], words[size, 1]):
+                    if scratch[w] & level[size, w] & holds[n, w]:
+                        union += 1
+                        break
+            return np.uint8(nodes * size - union)
+    return np.uint8(255)

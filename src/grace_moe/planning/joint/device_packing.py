@@ -1,7 +1,8 @@
 """Which of a node's experts on which of its devices: equal slots, even load, few devices a token.
 
 Start: heaviest copy first, on the device with room that is lightest for its speed. Then swaps between devices, annealed on the
-number of distinct devices that a token needs in the node, plus a price on load above the cap.
+number of distinct devices that a token needs in the node, plus a price on the expected squared imbalance of
+devices.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from numba import njit
 class PackingOptions:
     """How hard to search, and what overload costs."""
 
-    proposals: int = 8_000
-    """Swaps tried."""
-    cap: float = 1.01
-    """Load of a device over its fair load that is still free."""
-    price: float = 4.0
-    """Copies per token that a unit of overload is worth."""
-    doubt: float = 1.0
-    """Standard errors of a device's load that are held in reserve."""
+    proposals_per_slot: int = 200
+    """Swaps tried, over the node's slots."""
+    price: float = 100.0
+    """Copies per token that a unit of squared imbalance, summed over devices, is worth."""
+    doubt: float = 3.0
+    """Weight of the variance beside the square of the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,18 @@ def pack_devices(node: NodeShare, slots: int, noise: npt.NDArray[np.float64], op
     part = node.share_here / np.maximum(node.copies, 1)
     members = order // node.rows.shape[1]
     _swap(
-        slot, per_copy, part, noise, padded, starts, members, node.fair, options.proposals, options.cap, options.price, options.doubt, seed
+        slot,
+        per_copy,
+        part,
+        noise,
+        padded,
+        starts,
+        members,
+        node.fair,
+        options.proposals_per_slot * slot.size,
+        options.price,
+        options.doubt,
+        seed,
     )
     return slot
 
@@ -94,7 +104,6 @@ def _swap(
     members: Any,
     fair: Any,
     proposals: Any,
-    cap: Any,
     price: Any,
     doubt: Any,
     seed: Any,
@@ -125,7 +134,7 @@ def _swap(
         for i in range(slots):
             if slot[d, i] >= 0:
                 variance[d] += part[slot[d, i]] * pull[d, slot[d, i]]
-        over[d] = max(total[d] / fair[d] + doubt * np.sqrt(max(variance[d], 0.0)) - cap, 0.0)
+        over[d] = (total[d] / fair[d] - 1.0) ** 2 + doubt * variance[d]
     hot, cold = 0.003, 0.00005
     temperature = hot
     cooling = (cold / hot) ** (1.0 / max(1, proposals))
@@ -144,8 +153,8 @@ def _swap(
         own = pa * pa * noise[a, a] + pb * pb * noise[b, b] - 2 * pa * pb * noise[a, b]
         v1 = variance[d1] + 2 * (pb * pull[d1, b] - pa * pull[d1, a]) + own
         v2 = variance[d2] + 2 * (pa * pull[d2, a] - pb * pull[d2, b]) + own
-        o1 = max((total[d1] + shift) / fair[d1] + doubt * np.sqrt(max(v1, 0.0)) - cap, 0.0)
-        o2 = max((total[d2] - shift) / fair[d2] + doubt * np.sqrt(max(v2, 0.0)) - cap, 0.0)
+        o1 = ((total[d1] + shift) / fair[d1] - 1.0) ** 2 + doubt * v1
+        o2 = ((total[d2] - shift) / fair[d2] - 1.0) ** 2 + doubt * v2
         delta = price * (o1 + o2 - over[d1] - over[d2])
         where_a = where[a] if copies[a] > 1 and where[a] != 1 << d1 else 1 << d2
         where_b = where[b] if copies[b] > 1 and where[b] != 1 << d2 else 1 << d1

@@ -1,7 +1,8 @@
 """Which experts on which node: annealing on the exact objective, under prices on load.
 
 State: copies `[N, E]` of each expert on each node; each node's slots are full. Energy, in cross-node copies per token:
-traffic + price * overload of nodes + price * load in copies too hot for one device. Loads assume that an expert's tokens divide
+traffic + price * expected squared imbalance of nodes on routing to come (its mean's square and its variance) + price * load in
+copies too hot for one device. Loads assume that an expert's tokens divide
 evenly over its copies; the split is solved later (`split`).
 
 Moves: a slot takes another expert (the old one keeps a copy elsewhere), or two nodes swap an expert.
@@ -29,16 +30,14 @@ class SearchOptions:
     """First temperature, in copies per token."""
     cold: float = 1e-4
     """Last temperature."""
-    node_cap: float = 1.01
-    """Load of a node over its fair load that is still free."""
-    node_price: float = 4.0
-    """Copies per token that a unit of overload is worth."""
-    doubt: float = 1.0
-    """Standard errors of a node's load that are held in reserve."""
-    copy_cap: float = 0.9
+    price: float = 4.0
+    """Copies per token that a unit of squared imbalance, summed over nodes, is worth."""
+    doubt: float = 3.0
+    """Weight of the variance beside the square of the mean: a search finds what looks steady in its sample."""
+    copy_cap: float = 0.8
     """Load of one copy, over a device's mean load, that is still free."""
-    copy_price: float = 4.0
-    """Copies per token that a unit of load above it is worth."""
+    copy_price: float = 1.0
+    """Copies per token that a unit of its square above that, summed over copies, is worth."""
     swap_share: float = 0.3
     """Share of the moves that swap where both kinds are possible."""
 
@@ -112,11 +111,11 @@ def search_nodes(
         tables.small,
         tables.level,
         tables.holds,
+        tables.words,
         options.proposals,
         options.hot,
         options.cold,
-        options.node_cap,
-        options.node_price,
+        options.price,
         options.doubt,
         options.copy_cap,
         options.copy_price,
@@ -127,19 +126,18 @@ def search_nodes(
 
 
 @njit(cache=True, nogil=True)
-def _penalty(load: Any, variance: Any, capacity: Any, doubt: Any, cap: Any, price: Any) -> Any:
+def _penalty(load: Any, variance: Any, capacity: Any, doubt: Any, price: Any) -> Any:
     total = 0.0
     for n in range(load.shape[0]):
-        over = (load[n] + doubt * np.sqrt(max(variance[n], 0.0))) / capacity[n] - cap
-        if over > 0:
-            total += price * over
-    return total
+        total += (load[n] / capacity[n] - 1.0) ** 2 + doubt * variance[n] / capacity[n] ** 2
+    return price * total
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _too_hot(share: Any, copies: Any, limit: Any) -> Any:
-    """Load of an expert that its copies hold above the limit of one device."""
-    return max(share - limit * copies, 0.0)
+def _too_hot(share: Any, copies: Any, limit: Any, num_devices: Any) -> Any:
+    """Square of what each copy holds above the limit, in mean device loads, summed over the copies."""
+    over = max(share / copies - limit, 0.0) * num_devices
+    return over * over * copies
 
 
 @njit(cache=True, nogil=True)
@@ -157,11 +155,11 @@ def _anneal(
     small: Any,
     level: Any,
     holds: Any,
+    spans: Any,
     proposals: Any,
     hot: Any,
     cold: Any,
-    node_cap: Any,
-    node_price: Any,
+    price: Any,
     doubt: Any,
     copy_cap: Any,
     copy_price: Any,
@@ -172,7 +170,8 @@ def _anneal(
     nodes, experts = copies.shape
     num_tokens, k = ids.shape
     words = meets.shape[1]
-    limit = copy_cap / devices.sum()
+    num_devices = devices.sum()
+    limit = copy_cap / num_devices
     sets = np.empty((experts + 1, words), np.uint64)
     mask = np.zeros(experts, np.int64)
     total = np.zeros(experts, np.int64)
@@ -190,7 +189,7 @@ def _anneal(
     load = np.zeros(nodes)
     hot_load = 0.0
     for e in range(experts):
-        hot_load += _too_hot(share[e], total[e], limit)
+        hot_load += _too_hot(share[e], total[e], limit, num_devices)
         for n in range(nodes):
             part[n, e] = copies[n, e] / total[e]
             load[n] += share[e] * part[n, e]
@@ -207,10 +206,10 @@ def _anneal(
     new_cost = np.empty(num_tokens, np.uint8)
     cross = np.int64(0)
     for t in range(num_tokens):
-        cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds)
+        cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds, spans)
         cross += cost[t]
     unit = 1.0 / (max(num_tokens, 1) * nodes)
-    penalty = _penalty(load, variance, capacity, doubt, node_cap, node_price) + copy_price * hot_load
+    penalty = _penalty(load, variance, capacity, doubt, price) + copy_price * hot_load
     cooling = (cold / hot) ** (1.0 / max(1, proposals - 1))
     temperature = hot
     best = cross * unit + penalty
@@ -248,9 +247,9 @@ def _anneal(
                 + 2 * step_a * step_b * noise[a, b]
             )
         if not swap:
-            new_hot += _too_hot(share[a], total[a] - 1, limit) - _too_hot(share[a], total[a], limit)
-            new_hot += _too_hot(share[b], total[b] + 1, limit) - _too_hot(share[b], total[b], limit)
-        new_penalty = _penalty(new_load, new_variance, capacity, doubt, node_cap, node_price) + copy_price * new_hot
+            new_hot += _too_hot(share[a], total[a] - 1, limit, num_devices) - _too_hot(share[a], total[a], limit, num_devices)
+            new_hot += _too_hot(share[b], total[b] + 1, limit, num_devices) - _too_hot(share[b], total[b], limit, num_devices)
+        new_penalty = _penalty(new_load, new_variance, capacity, doubt, price) + copy_price * new_hot
         # What the temperature still accepts, left for traffic.
         room = -np.log(np.random.random() + 1e-300) * temperature - (new_penalty - penalty)
 
@@ -267,21 +266,23 @@ def _anneal(
             sets[a, w] = meets[mask_a, w]
             sets[b, w] = meets[mask_b, w]
         change = np.int64(0)
-        if a_moves:
-            for p in range(starts[a], starts[a + 1]):
-                t = members[p]
-                new_cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds)
-                change += np.int64(new_cost[t]) - np.int64(cost[t])
         if b_moves:
             for p in range(starts[b], starts[b + 1]):
                 t = members[p]
+                new_cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds, spans)
+                change += np.int64(new_cost[t]) - np.int64(cost[t])
+        if a_moves:
+            for p in range(starts[a], starts[a + 1]):
+                t = members[p]
                 counted = False
-                if a_moves:
+                if b_moves:
                     for j in range(k):
-                        counted |= ids[t, j] == a
+                        counted |= ids[t, j] == b
                 if not counted:
-                    new_cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds)
+                    new_cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds, spans)
                     change += np.int64(new_cost[t]) - np.int64(cost[t])
+                    if change * unit > room and not swap:  # a copy lost only adds: no way back
+                        break
         if change * unit > room:
             for w in range(words):
                 sets[a, w] = meets[mask[a], w]

@@ -8,40 +8,42 @@ without need, which also is what holds on routing not seen.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from grace_moe.placement import MAX_NODE_PRICE
+from grace_moe.planning.joint.visits import host_masks, visits
 from grace_moe.planning.joint_choice import JointChoiceTable
 
 _ROUNDS = 200
+_PRICE_ROUNDS = 8
 _FLOOR = 0.02
 """Smallest weight of a replica, against the largest of its expert."""
 
 
 def demand(
-    ids: npt.NDArray[np.int64], table: JointChoiceTable, hosts: npt.NDArray[np.int64], nodes: int, *, layer_id: int, seed: int
+    ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """`[E, 2^N]` pairs whose replicas may be on exactly the nodes of the mask, mean over source nodes.
+    """`[E, 2^N]` pairs whose replicas may be on exactly the nodes of the mask.
 
     Args:
         ids: `[T, k]`, -1 = none.
-        table: of any placement with these hosts; only its nodes matter.
+        masks: `[T, N]` nodes that each token visits from each source node.
         hosts: `[E]` mask of the nodes that hold each expert.
+        sources: `[N]` share of the tokens that come from each node.
     """
-    experts = len(hosts)
-    cells = np.zeros(experts << nodes)
-    tokens = np.arange(len(ids))
+    nodes = masks.shape[1]
+    cells = np.zeros(len(hosts) << nodes)
     chosen = ids >= 0
-    bits = 1 << np.arange(nodes)
+    experts = ids[chosen]
     for node in range(nodes):
-        visited = table.visited(layer_id, ids, np.full(len(ids), node), tokens + node * len(ids), seed)
-        mask = (visited * bits).sum(axis=1)
-        cell = (np.where(chosen, ids, 0) << nodes) + (hosts[ids] & mask[:, None])
-        cells += np.bincount(cell[chosen], minlength=len(cells))
-    return cells.reshape(experts, 1 << nodes) / nodes
+        visited = np.broadcast_to(masks[:, node, None], ids.shape)[chosen]
+        cells += sources[node] * np.bincount((experts << nodes) + (hosts[experts] & visited), minlength=len(cells))
+    return cells.reshape(len(hosts), 1 << nodes)
 
 
 def balance(
@@ -49,8 +51,8 @@ def balance(
     devices: npt.NDArray[np.int64],
     node_of_device: npt.NDArray[np.int64],
     speed: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    """`[E, R]` weights of the replicas that even out device loads (over speed); 0 where there is no replica.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """`[E, R]` weights of the replicas that even out device loads (over speed), 0 where there is no replica; and the loads `[D]`.
 
     Args:
         cells: from `demand`.
@@ -58,14 +60,49 @@ def balance(
     """
     weights = np.where(devices >= 0, 1.0, 0.0)
     where = np.argwhere(cells > 0)
-    if not len(where):
-        return weights
-    _balance(where, cells[cells > 0], devices, node_of_device, speed / speed.mean(), weights)
-    return weights
+    load = np.zeros(len(speed))
+    if len(where):
+        _balance(where, cells[cells > 0], devices, node_of_device, speed / speed.mean(), weights, load)
+    return weights, load
+
+
+def node_prices(
+    ids: npt.NDArray[np.int64],
+    table_of: Callable[[tuple[float, ...]], JointChoiceTable],
+    nodes_of_expert: npt.NDArray[np.int64],
+    capacity: npt.NDArray[np.float64],
+    sources: npt.NDArray[np.float64],
+    *,
+    layer_id: int,
+    seed: int,
+) -> tuple[tuple[float, ...], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Prices of the nodes under which ties of the cover even out node loads; with the demand and the weights over nodes.
+
+    Args:
+        ids: `[T, k]`, -1 = none.
+        table_of: the joint choice table under given node prices.
+        nodes_of_expert: `[E, R]` that hold each expert, -1 = none.
+        capacity: `[N]` share of all devices' speed.
+        sources: `[N]` share of the tokens that come from each node.
+    """
+    nodes = len(capacity)
+    price, least = np.zeros(nodes), np.inf
+    found: tuple[tuple[float, ...], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    for step in range(_PRICE_ROUNDS if nodes > 2 else 1):  # two nodes know no ties: the source's is in every set
+        prices = tuple(round(float(p), 4) for p in price)
+        table = table_of(prices)
+        cells = demand(ids, visits(ids, table, layer_id=layer_id, seed=seed), host_masks(table), sources)
+        weights, load = balance(cells, nodes_of_expert, np.arange(nodes), capacity)
+        over = load / max(load.mean(), 1e-12) - 1
+        if over.max() < least:
+            least, found = over.max(), (prices, cells, weights)
+        price = price + over * 8 / (1 + step / 2)
+        price = np.clip(price - price.min(), 0, MAX_NODE_PRICE)
+    return found
 
 
 @njit(cache=True, nogil=True)
-def _balance(where: Any, count: Any, devices: Any, node_of_device: Any, speed: Any, weights: Any) -> None:
+def _balance(where: Any, count: Any, devices: Any, node_of_device: Any, speed: Any, weights: Any, best_load: Any) -> None:
     experts, replicas = devices.shape
     num_devices = speed.shape[0]
     load = np.empty(num_devices)
@@ -90,6 +127,7 @@ def _balance(where: Any, count: Any, devices: Any, node_of_device: Any, speed: A
         if load.max() < best_max:
             best_max = load.max()
             best[:] = weights
+            best_load[:] = load
         if load.max() < 1.0005 * mean:
             break
         power = 1.0 if r < _ROUNDS // 2 else 0.3

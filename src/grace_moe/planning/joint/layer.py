@@ -1,0 +1,195 @@
+"""One layer, from routing to placement: node search, prices and split, device packing; then a look at days to come.
+
+Where the busiest device is expected to carry more than the tolerance over what EPLB's would at the same slots, imbalance
+is priced higher and the search goes on; where that does not help, the layer is placed by load, as EPLB does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import LayerPlacement, even_weights
+from grace_moe.planning.baselines.eplb import layer_by_load
+from grace_moe.planning.joint.device_packing import NodeShare, PackingOptions, pack_devices
+from grace_moe.planning.joint.foresight import expected_peak, request_loads
+from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.joint.split import balance, node_prices
+from grace_moe.planning.joint.uncertainty import load_shares
+from grace_moe.planning.joint.visits import visits
+from grace_moe.planning.joint_choice import JointChoiceTable, joint_choice_table
+from grace_moe.topology import Topology
+
+SEARCH_TOKENS = 1500
+"""Tokens of the long search: copies per token is a mean, and a sample finds the same structure."""
+POLISH_TOKENS = 6000
+"""Tokens of the short search and of everything after it."""
+PACKING_TOKENS = 4000
+"""Tokens that device packing looks at, from all source nodes together."""
+LONG = SearchOptions(proposals=150_000)
+SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
+AGAIN = SearchOptions(proposals=30_000, hot=2e-3, cold=3e-5)
+PRICE_STEPS = (1, 4, 16)
+"""Imbalance is priced at these multiples of the first price until the layer is balanced enough."""
+BY_LOAD_ABOVE = 1.05
+"""Expected load of the busiest device, over EPLB's, above which the layer is placed by load."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProblem:
+    """What to plan, and how hard to try."""
+
+    layer_id: int
+    ids: npt.NDArray[np.int64]
+    """`[T, k]`, -1 = none."""
+    request: npt.NDArray[np.int64]
+    """`[T]` 0, 1, ...: the request of each token."""
+    experts: int
+    topology: Topology
+    slots: int
+    """Of each device."""
+    price: float
+    """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
+    tolerance: float
+    """Expected load of the busiest device, over EPLB's, that is balanced enough."""
+    effort: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayer:
+    """A layer, and what its balance took."""
+
+    layer: LayerPlacement
+    by_load: bool
+    """Placed as EPLB does: no structure, or none that leaves devices balanced."""
+
+
+def plan_layer(problem: LayerProblem) -> PlannedLayer:
+    """The placement of one layer; deterministic."""
+    topology = problem.topology
+    devices = np.array([len(node.devices) for node in topology.nodes], dtype=np.int64)
+    speed = topology.relative_speed
+    capacity = np.bincount(topology.node_of_device, weights=speed) / speed.sum()
+    room = NodeRoom(slots=np.minimum(devices * problem.slots, devices * problem.experts), devices=devices, capacity=capacity)
+    share, noise = load_shares(problem.ids, problem.request, problem.experts)
+    order = np.random.default_rng(problem.seed).permutation(len(problem.ids))
+    few, many = order[:SEARCH_TOKENS], order[:POLISH_TOKENS]
+    by_load = layer_by_load(problem.layer_id, problem.ids, problem.experts, topology, problem.slots)
+    floor = _foresee(problem, by_load, many, joint=False)
+    copies = seed_copies(share, room)
+    best, least = by_load, np.inf
+    for step in PRICE_STEPS if len(few) and topology.num_devices > 1 else ():
+        if topology.num_nodes > 1:
+            searches = ((few, LONG), (many, SHORT)) if step == 1 else ((few, AGAIN),)
+            for tokens, options in searches:
+                options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * step)
+                copies = search_nodes(problem.ids[tokens], share, noise, room, options, problem.seed, copies)
+        layer = _place(problem, problem.ids[many], noise, copies, room)
+        peak = _foresee(problem, layer, many, joint=True)
+        if peak < least:
+            best, least = layer, peak
+        if peak <= problem.tolerance * floor:
+            break
+    if least > BY_LOAD_ABOVE * floor:
+        return PlannedLayer(layer=by_load, by_load=True)
+    return PlannedLayer(layer=best, by_load=False)
+
+
+def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[np.int64], *, joint: bool) -> float:
+    """Expected load of the busiest device over the mean, on requests like those of the trace."""
+    table = joint_choice_table(layer, problem.topology)
+    ids = problem.ids[tokens]
+    if joint:
+        masks = visits(ids, table, layer_id=problem.layer_id, seed=problem.seed)
+    else:  # by weight alone, wherever the replica is
+        masks = np.full((len(ids), problem.topology.num_nodes), -1)
+    loads = request_loads(ids, problem.request[tokens], masks, table, problem.seed)
+    return expected_peak(loads, problem.topology, problem.seed)
+
+
+def _place(
+    problem: LayerProblem, ids: npt.NDArray[np.int64], noise: npt.NDArray[np.float64], copies: npt.NDArray[np.int64], room: NodeRoom
+) -> LayerPlacement:
+    """Node contents `[N, E]` to devices, weights and node prices."""
+    topology, nodes, layer_id, seed = problem.topology, len(room.slots), problem.layer_id, problem.seed
+    # The split over nodes first, as if each were one device: it says what each node computes.
+    on_nodes = tuple(tuple(int(n) for n in np.flatnonzero(copies[:, e])) for e in range(problem.experts))
+    one_device_a_node = Topology.regular(nodes, 1)
+    sources = _source_shares(problem)
+
+    def at_prices(prices: tuple[float, ...]) -> JointChoiceTable:
+        return joint_choice_table(_layer(layer_id, on_nodes, even_weights(on_nodes), prices), one_device_a_node)
+
+    prices, cells, weights = node_prices(ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed)
+    by_node = joint_choice_table(_layer(layer_id, on_nodes, _shares(on_nodes, weights), prices), one_device_a_node)
+    rows = ids[np.arange(PACKING_TOKENS) % max(1, len(ids))]
+    source = np.random.default_rng(seed).choice(nodes, size=len(rows), p=sources)
+    computed_on = by_node.choose(layer_id, rows, source, np.arange(len(rows)), seed=seed)
+    pairs = max(int((computed_on >= 0).sum()), 1)
+    whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
+
+    found: list[list[int]] = [[] for _ in range(problem.experts)]
+    for node in range(nodes):
+        members = topology.devices_of_node(node)
+        here = np.where(computed_on == node, rows, -1)
+        here = here[(here >= 0).any(axis=1)]
+        load = np.bincount(here[here >= 0], minlength=problem.experts).astype(float)
+        part = NodeShare(
+            copies=copies[node],
+            load=load,
+            share_here=load / whole,
+            rows=here,
+            fair=pairs * topology.relative_speed[list(members)] / topology.relative_speed.sum(),
+        )
+        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, PackingOptions(), seed)
+        for device, experts in zip(members, slot, strict=True):
+            for expert in experts:
+                if expert >= 0 and device not in found[expert]:
+                    found[expert].append(device)
+    on_devices = tuple(tuple(devices) for devices in found)
+    weights, _ = balance(cells, _padded(on_devices), topology.node_of_device, topology.relative_speed)
+    return _primary_first(_layer(layer_id, on_devices, _shares(on_devices, weights), prices))
+
+
+def _source_shares(problem: LayerProblem) -> npt.NDArray[np.float64]:
+    """`[N]` share of the requests that each node gets when they are dealt to the devices in turn."""
+    topology = problem.topology
+    dealt = topology.node_of_device[np.arange(int(problem.request.max(initial=0)) + 1) % topology.num_devices]
+    shares: npt.NDArray[np.float64] = np.bincount(dealt, minlength=topology.num_nodes) / len(dealt)
+    return shares
+
+
+def _padded(devices_of_expert: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:
+    """`[E, R]` devices, -1 = no replica."""
+    table = np.full((len(devices_of_expert), max(len(d) for d in devices_of_expert)), -1, dtype=np.int64)
+    for expert, devices in enumerate(devices_of_expert):
+        table[expert, : len(devices)] = devices
+    return table
+
+
+def _shares(devices_of_expert: tuple[tuple[int, ...], ...], weights: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """Weights `[E, R]` as shares of each expert."""
+    rows = (weights[expert, : len(devices)] for expert, devices in enumerate(devices_of_expert))
+    return tuple(tuple(float(w) for w in row / row.sum()) for row in rows)
+
+
+def _layer(
+    layer_id: int, devices: tuple[tuple[int, ...], ...], weights: tuple[tuple[float, ...], ...], prices: tuple[float, ...]
+) -> LayerPlacement:
+    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=weights, node_prices=prices if any(prices) else ())
+
+
+def _primary_first(layer: LayerPlacement) -> LayerPlacement:
+    """The replica of the largest weight is the primary; ties go to the lower device."""
+    pairs = [
+        sorted(zip(devices, weights, strict=True), key=lambda p: (-p[1], p[0]))
+        for devices, weights in zip(layer.devices_of_expert, layer.replica_weights, strict=True)
+    ]
+    return replace(
+        layer,
+        devices_of_expert=tuple(tuple(d for d, _ in row) for row in pairs),
+        replica_weights=tuple(tuple(w for _, w in row) for row in pairs),
+    )
