@@ -43,8 +43,12 @@ def test_the_cost_of_a_token_is_exact(nodes, data):
     sets = np.vstack([tables.meets[masks], np.full((1, tables.meets.shape[1]), ~np.uint64(0))])
     ids = np.array([[*range(len(masks)), len(masks)]], dtype=np.int32)  # the last one is "none"
     scratch = np.empty(sets.shape[1], np.uint64)
-    cost = token_cost(ids, 0, sets, scratch, tables.small, nodes, tables.level, tables.holds, tables.words)
-    assert cost == copies_over_all_sources(masks, nodes)
+    costs = [
+        int(token_cost(ids, 0, sets, np.array([pin]), scratch, tables.small, nodes, tables.level, tables.holds, tables.words))
+        for pin in range(-1, nodes)
+    ]
+    assert costs[0] == copies_over_all_sources(masks, nodes)
+    assert sum(costs[1:]) == nodes * costs[0]
 
 
 def test_tokens_of_experts_by_hand():

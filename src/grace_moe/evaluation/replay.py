@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
 from grace_moe.placement import Placement
-from grace_moe.planning import ChoiceTable, choice_table
+from grace_moe.planning import ChoiceTable, choice_table, order_of_requests, place_requests
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
@@ -133,12 +133,16 @@ METRICS = (
 """Names of the numbers that `Evaluation.to_dict` gives."""
 
 
-def evaluate(placement: Placement, trace: RoutingTrace, topology: Topology | None = None, *, seed: int = 0) -> Evaluation:
+def evaluate(
+    placement: Placement, trace: RoutingTrace, topology: Topology | None = None, *, seed: int = 0, first_tokens: int | None = None
+) -> Evaluation:
     """Replay `trace` through `placement`; requests are dealt round-robin over the devices.
 
     Args:
         topology: links and speeds to judge by, where they are not the placement's own; the shape must be the same.
         seed: of the replica choice.
+        first_tokens: send each request to the node that its first so many tokens point to instead, and deal it round-robin over
+            that node's devices (`planning.request_placement`); all of the request is counted.
 
     Raises:
         MismatchError: trace, placement and topology don't belong together.
@@ -147,6 +151,8 @@ def evaluate(placement: Placement, trace: RoutingTrace, topology: Topology | Non
     check_same_model(placement, trace)
     _check_shape(placement, topology)
     source, steps = sources(trace, topology.num_devices), decode_steps(trace)
+    if first_tokens is not None:
+        source = placed_sources(placement, trace, first_tokens)
     layers, active = [], []
     for index, layer in enumerate(placement.layers):
         table = choice_table(layer, placement.topology, placement.replica_choice)
@@ -176,10 +182,18 @@ def evaluate(placement: Placement, trace: RoutingTrace, topology: Topology | Non
 
 def sources(trace: RoutingTrace, num_devices: int) -> Ints:
     """`[tokens]` source device: requests in order of first appearance, dealt round-robin."""
-    _, first, inverse = np.unique(trace.requests, return_index=True, return_inverse=True)
-    order = np.empty(len(first), dtype=np.int64)
-    order[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return order[inverse] % num_devices
+    return order_of_requests(trace)[0] % num_devices
+
+
+def placed_sources(placement: Placement, trace: RoutingTrace, first_tokens: int) -> Ints:
+    """`[tokens]` source device where a front-end places requests by their first tokens."""
+    nodes = place_requests(placement, trace, first_tokens)
+    devices = np.empty(len(nodes), dtype=np.int64)
+    for node in range(placement.topology.num_nodes):
+        members = np.array(placement.topology.devices_of_node(node))
+        here = np.flatnonzero(nodes == node)
+        devices[here] = members[np.arange(len(here)) % len(members)]
+    return devices[order_of_requests(trace)[0]]
 
 
 def decode_steps(trace: RoutingTrace) -> Ints | None:

@@ -31,6 +31,9 @@ class LayerPlacement:
     node_prices: tuple[float, ...] = ()
     """Per node, how much joint choice avoids it among sets of nodes that serve a token equally well, in spans of the tie's
     hash; up to `MAX_NODE_PRICE`. Empty = all alike."""
+    source_costs: tuple[tuple[float, ...], ...] = ()
+    """Per expert and node, the copies that a token which chose the expert costs from that node, over the mean over nodes: tells
+    a front-end where to send a request (`planning.request_placement`). Empty = unknown."""
     replica_choice: str = ""
     """One of `REPLICA_CHOICES` where this layer's differs from the placement's; empty = the placement's."""
 

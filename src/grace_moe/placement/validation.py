@@ -17,7 +17,8 @@ def check(placement: Placement) -> None:
     """Raise unless the placement is whole.
 
     Invariants: `layers_named_once`, `every_expert_placed`, `devices_exist`, `one_replica_per_device`,
-    `weights_are_shares`, `node_prices_in_range`, `replica_choice_known`.
+    `weights_are_shares`, `node_prices_in_range`, `source_costs_whole`,
+    `replica_choice_known`.
 
     Raises:
         PlacementError: naming the layer, the expert and the mend.
@@ -52,6 +53,11 @@ def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devic
     if prices and (len(prices) != num_nodes or not all(0 <= p <= MAX_NODE_PRICE for p in prices)):
         raise PlacementError(
             source, f"{where}: node_prices", f"{list(prices)[:9]} are not {num_nodes} prices", f"give 0..{MAX_NODE_PRICE} a node, or none"
+        )
+    costs = layer.source_costs
+    if costs and (len(costs) != num_experts or any(len(row) != num_nodes or not all(map(math.isfinite, row)) for row in costs)):
+        raise PlacementError(
+            source, f"{where}: source_costs", f"not {num_experts} rows of {num_nodes} numbers", "give each expert a row, or none at all"
         )
     for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
         field = f"{where}: devices_of_expert[{expert}]"

@@ -14,11 +14,13 @@ from grace_moe.planning.replica_choice import (
     replica_choice_table,
 )
 from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
+from grace_moe.planning.request_placement import FIRST_TOKENS, order_of_requests, place_requests
 from grace_moe.planning.spectral import spectral_groups
 
 __all__ = [
     "DEFAULT_METHOD",
     "DRAW_BITS",
+    "FIRST_TOKENS",
     "METHODS",
     "ChoiceTable",
     "Groups",
@@ -34,6 +36,8 @@ __all__ = [
     "draw",
     "joint_choice_table",
     "layer_loads",
+    "order_of_requests",
+    "place_requests",
     "plan",
     "replica_choice_table",
     "spectral_groups",

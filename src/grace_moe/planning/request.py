@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import UsageError
-from grace_moe.placement import LayerPlacement, even_weights
+from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.planning.groups import Groups
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
@@ -41,6 +41,8 @@ class PlanRequest:
     """Most experts a device may hold in a layer; None = no limit."""
     expert_bytes: int | None = None
     """Memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots."""
+    start: Placement | None = None
+    """An existing placement that the method may improve on, instead of planning from nothing."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:

@@ -32,8 +32,8 @@ class CoverTables:
     """`[N, W]` sets that contain a node."""
     words: npt.NDArray[np.int64]
     """`[N + 1, 2]` first word of the sets of a size, and the one after their last."""
-    small: npt.NDArray[np.uint8]
-    """`[2^(2^N)]` cost of every feasibility set where N is small; else empty."""
+    small: npt.NDArray[np.uint16]
+    """`[2^(2^N)]` size and union (`_smallest`) of every feasibility set where N is small; else empty."""
 
     def __init__(self, nodes: int) -> None:
         masks = np.arange(1 << nodes)
@@ -45,10 +45,10 @@ class CoverTables:
         self.holds = _pack_bits(((order[None] >> np.arange(nodes)[:, None]) & 1) == 1)
         filled = self.level != 0
         self.words = np.stack([filled.argmax(axis=1), filled.shape[1] - filled[:, ::-1].argmax(axis=1)], axis=1)
-        self.small = np.zeros(0, np.uint8)
+        self.small = np.zeros(0, np.uint16)
         if nodes <= _SMALL_NODES:
             every = np.arange(1 << (1 << nodes), dtype=np.uint64).reshape(-1, 1)
-            self.small = _all_costs(every, nodes, self.level, self.holds, self.words)
+            self.small = _every_smallest(every, nodes, self.level, self.holds, self.words)
 
 
 def _pack_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
@@ -75,23 +75,38 @@ def tokens_of_experts(ids: npt.NDArray[np.int32], experts: int) -> tuple[npt.NDA
 
 
 @njit(cache=True, nogil=True)
-def _all_costs(sets: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
-    out = np.empty(sets.shape[0], np.uint8)
+def _every_smallest(sets: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
+    out = np.empty(sets.shape[0], np.uint16)
     ids = np.zeros((1, 1), np.int64)
-    scratch, none = np.empty(sets.shape[1], np.uint64), np.zeros(0, np.uint8)
+    scratch, none = np.empty(sets.shape[1], np.uint64), np.zeros(0, np.uint16)
     for i in range(sets.shape[0]):
-        out[i] = token_cost(ids, 0, sets[i : i + 1], scratch, none, nodes, level, holds, words)
+        out[i] = _smallest(ids, 0, sets[i : i + 1], scratch, none, nodes, level, holds, words)
     return out
 
 
 @njit(cache=True, nogil=True, inline="always")
-def token_cost(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
-    """Copies summed over all sources, of one token.
+def token_cost(ids: Any, token: Any, sets: Any, pins: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
+    """Copies summed over all sources, of one token; of a pinned one, N times those from its node.
 
     Args:
         ids: `[T, k]`; sets: `[E + 1, W]` feasibility set of each expert, all ones for "none"; scratch: `[W]`.
+        pins: `[T]` the only source node of each token, -1 = all.
         small, level, holds, words: of `CoverTables`.
     """
+    found = _smallest(ids, token, sets, scratch, small, nodes, level, holds, words)
+    size, union = np.int64(found >> 8), np.int64(found & 255)
+    if pins[token] >= 0:
+        return np.uint8(nodes * (size - (union >> pins[token] & 1)))
+    sources = 0
+    while union:
+        union &= union - 1
+        sources += 1
+    return np.uint8(nodes * size - sources)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _smallest(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
+    """Size K of the token's smallest feasible sets, times 256, and the mask of their union."""
     if small.shape[0]:
         feasible = sets[ids[token, 0], 0]
         for j in range(1, ids.shape[1]):
@@ -112,7 +127,7 @@ def token_cost(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes:
             for n in range(nodes):
                 for w in range(words[size, 0], words[size, 1]):
                     if scratch[w] & level[size, w] & holds[n, w]:
-                        union += 1
+                        union |= 1 << n
                         break
-            return np.uint8(nodes * size - union)
-    return np.uint8(255)
+            return np.uint16(size << 8 | union)
+    return np.uint16(nodes << 8)

@@ -53,21 +53,33 @@ def _request_loads(ids: Any, request: Any, masks: Any, devices: Any, weights: An
                 loads[request[t], source, devices[e, r]] += 1
 
 
-def expected_peak(loads: npt.NDArray[np.float64], topology: Topology, seed: int) -> float:
+def expected_peak(loads: npt.NDArray[np.float64], topology: Topology, node_of_request: npt.NDArray[np.int64] | None, seed: int) -> float:
     """Mean over the days of the busiest device's load (over speed) over the mean load.
 
     Args:
         loads: `[requests, N, D]` from `request_loads`.
+        node_of_request: `[requests]` where a front-end sends each; None = dealt to the devices in turn.
     """
     if not loads.sum():
         return 1.0
     rng = np.random.default_rng(seed)
     num_requests, speed = len(loads), topology.relative_speed
-    source = topology.node_of_device[np.arange(num_requests) % topology.num_devices]
-    mean = np.bincount(source, minlength=topology.num_nodes) @ loads.mean(axis=0)
+    if node_of_request is None:
+        source = topology.node_of_device[np.arange(num_requests) % topology.num_devices]
+        mean = np.bincount(source, minlength=topology.num_nodes) @ loads.mean(axis=0)
+        like = [np.arange(num_requests)] * num_requests
+    else:  # a request is replaced by another of its node
+        source = node_of_request
+        mean = loads[np.arange(num_requests), source].sum(axis=0)
+        like = [np.flatnonzero(source == node) for node in source]
+    choices = np.array([len(others) for others in like])
+    table = np.zeros((num_requests, choices.max()), np.int64)
+    for request, others in enumerate(like):
+        table[request, : len(others)] = others
     peaks = np.empty(_DAYS)
     for day in range(_DAYS):
-        load = loads[rng.integers(num_requests, size=num_requests), source].sum(axis=0)
+        drawn = table[np.arange(num_requests), (rng.random(num_requests) * choices).astype(np.int64)]
+        load = loads[drawn, source].sum(axis=0)
         load = np.maximum(mean + np.sqrt(2) * (load - mean), 0) / speed
         peaks[day] = load.max() / load.mean()
     return float(peaks.mean())

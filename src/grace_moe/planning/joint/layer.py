@@ -31,6 +31,9 @@ PACKING_TOKENS = 4000
 LONG = SearchOptions(proposals=150_000)
 SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
 AGAIN = SearchOptions(proposals=30_000, hot=2e-3, cold=3e-5)
+FROM_START = SearchOptions(proposals=20_000, hot=1e-3, cold=3e-5)
+TRUST = 0.8
+"""Share of the tokens taken to come from their request's node: a front-end decides from the first tokens, and may err."""
 PRICE_STEPS = (1, 4, 16)
 """Imbalance is priced at these multiples of the first price until the layer is balanced enough."""
 BY_LOAD_ABOVE = 1.05
@@ -50,6 +53,12 @@ class LayerProblem:
     topology: Topology
     slots: int
     """Of each device."""
+    start: npt.NDArray[np.int64] | None = None
+    """`[N, E]` copies on each node to begin from; None = from nothing."""
+    node_of_request: npt.NDArray[np.int64] | None = None
+    """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
+    steady: bool = False
+    """Whether loads are taken as certain: requests will be placed so that they are."""
     price: float
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
     tolerance: float
@@ -74,26 +83,35 @@ def plan_layer(problem: LayerProblem) -> PlannedLayer:
     speed = topology.relative_speed
     capacity = np.bincount(topology.node_of_device, weights=speed) / speed.sum()
     room = NodeRoom(slots=np.minimum(devices * problem.slots, devices * problem.experts), devices=devices, capacity=capacity)
-    share, noise = load_shares(problem.ids, problem.request, problem.experts)
+    share, noise = load_shares(problem.ids, problem.request, problem.experts, problem.node_of_request)
+    if problem.steady:
+        noise = np.zeros_like(noise)
     order = np.random.default_rng(problem.seed).permutation(len(problem.ids))
     few, many = order[:SEARCH_TOKENS], order[:POLISH_TOKENS]
     by_load = layer_by_load(problem.layer_id, problem.ids, problem.experts, topology, problem.slots)
     floor = _foresee(problem, by_load, many, joint=False)
-    copies = seed_copies(share, room)
+    copies = seed_copies(share, room) if problem.start is None else problem.start
+    sources = _source_weights(problem)
+    trusted = np.random.default_rng(problem.seed + 1).random(len(problem.ids)) < TRUST
+    pins = None if problem.node_of_request is None else np.where(trusted, problem.node_of_request[problem.request], -1)
     best, least = by_load, np.inf
     for step in PRICE_STEPS if len(few) and topology.num_devices > 1 else ():
         if topology.num_nodes > 1:
-            searches = ((few, LONG), (many, SHORT)) if step == 1 else ((few, AGAIN),)
+            searches = [(few, AGAIN)]
+            if step == 1:
+                searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
             for tokens, options in searches:
                 options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * step)
-                copies = search_nodes(problem.ids[tokens], share, noise, room, options, problem.seed, copies)
-        layer = _place(problem, problem.ids[many], noise, copies, room)
+                copies = search_nodes(
+                    problem.ids[tokens], share, noise, room, options, problem.seed, copies, None if pins is None else pins[tokens]
+                )
+        layer = _place(problem, problem.ids[many], sources[many], noise, copies, room)
         peak = _foresee(problem, layer, many, joint=True)
         if peak < least:
             best, least = layer, peak
         if peak <= problem.tolerance * floor:
             break
-    if least > BY_LOAD_ABOVE * floor:
+    if least > max(BY_LOAD_ABOVE, problem.tolerance) * floor:
         return PlannedLayer(layer=by_load, by_load=True)
     return PlannedLayer(layer=best, by_load=False)
 
@@ -107,26 +125,32 @@ def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[n
     else:  # by weight alone, wherever the replica is
         masks = np.full((len(ids), problem.topology.num_nodes), -1)
     loads = request_loads(ids, problem.request[tokens], masks, table, problem.seed)
-    return expected_peak(loads, problem.topology, problem.seed)
+    return expected_peak(loads, problem.topology, problem.node_of_request, problem.seed)
 
 
 def _place(
-    problem: LayerProblem, ids: npt.NDArray[np.int64], noise: npt.NDArray[np.float64], copies: npt.NDArray[np.int64], room: NodeRoom
+    problem: LayerProblem,
+    ids: npt.NDArray[np.int64],
+    sources: npt.NDArray[np.float64],
+    noise: npt.NDArray[np.float64],
+    copies: npt.NDArray[np.int64],
+    room: NodeRoom,
 ) -> LayerPlacement:
-    """Node contents `[N, E]` to devices, weights and node prices."""
+    """Node contents `[N, E]` to devices, weights and node prices, for tokens `[T, k]` from sources `[T, N]`."""
     topology, nodes, layer_id, seed = problem.topology, len(room.slots), problem.layer_id, problem.seed
     # The split over nodes first, as if each were one device: it says what each node computes.
     on_nodes = tuple(tuple(int(n) for n in np.flatnonzero(copies[:, e])) for e in range(problem.experts))
     one_device_a_node = Topology.regular(nodes, 1)
-    sources = _source_shares(problem)
 
     def at_prices(prices: tuple[float, ...]) -> JointChoiceTable:
         return joint_choice_table(_layer(layer_id, on_nodes, even_weights(on_nodes), prices), one_device_a_node)
 
     prices, cells, weights = node_prices(ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed)
     by_node = joint_choice_table(_layer(layer_id, on_nodes, _shares(on_nodes, weights), prices), one_device_a_node)
-    rows = ids[np.arange(PACKING_TOKENS) % max(1, len(ids))]
-    source = np.random.default_rng(seed).choice(nodes, size=len(rows), p=sources)
+    sample = np.arange(PACKING_TOKENS) % max(1, len(ids))
+    rows = ids[sample]
+    drawn = np.random.default_rng(seed).random(PACKING_TOKENS)
+    source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
     computed_on = by_node.choose(layer_id, rows, source, np.arange(len(rows)), seed=seed)
     pairs = max(int((computed_on >= 0).sum()), 1)
     whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
@@ -154,12 +178,18 @@ def _place(
     return _primary_first(_layer(layer_id, on_devices, _shares(on_devices, weights), prices))
 
 
-def _source_shares(problem: LayerProblem) -> npt.NDArray[np.float64]:
-    """`[N]` share of the requests that each node gets when they are dealt to the devices in turn."""
-    topology = problem.topology
-    dealt = topology.node_of_device[np.arange(int(problem.request.max(initial=0)) + 1) % topology.num_devices]
-    shares: npt.NDArray[np.float64] = np.bincount(dealt, minlength=topology.num_nodes) / len(dealt)
-    return shares
+def _source_weights(problem: LayerProblem) -> npt.NDArray[np.float64]:
+    """`[T, N]` chance that each token comes from each node."""
+    topology, requests = problem.topology, int(problem.request.max(initial=0)) + 1
+    dealt = topology.node_of_device[np.arange(requests) % topology.num_devices]
+    if problem.node_of_request is not None:  # every node gets as many
+        dealt = np.arange(topology.num_nodes)
+    shares = np.bincount(dealt, minlength=topology.num_nodes) / len(dealt)
+    weights: npt.NDArray[np.float64] = np.tile(shares, (len(problem.ids), 1))
+    if problem.node_of_request is not None:
+        weights *= 1 - TRUST
+        weights[np.arange(len(weights)), problem.node_of_request[problem.request]] += TRUST
+    return weights
 
 
 def _padded(devices_of_expert: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from grace_moe.placement import LayerPlacement
 from grace_moe.planning.joint.cover import CoverTables, token_cost, tokens_of_experts
+from grace_moe.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,22 @@ def seed_copies(share: npt.NDArray[np.float64], room: NodeRoom) -> npt.NDArray[n
     return copies
 
 
+def copies_on_nodes(layer: LayerPlacement, topology: Topology, slots: int) -> npt.NDArray[np.int64]:
+    """`[N, E]` copies that each node of a placement holds; slots of its devices that are empty get more of what it holds.
+
+    Args:
+        slots: of each device.
+    """
+    copies = np.zeros((topology.num_nodes, len(layer.devices_of_expert)), np.int64)
+    for expert, devices in enumerate(layer.devices_of_expert):
+        np.add.at(copies[:, expert], topology.node_of_device[list(devices)], 1)
+    for node, row in enumerate(copies):
+        most = len(topology.nodes[node].devices)
+        for _ in range(min(most * slots, most * len(row)) - int(row.sum())):
+            row[np.argmin(np.where(row == 0, most + 1, np.where(row < most, row, most + 2)))] += 1
+    return copies
+
+
 def search_nodes(
     ids: npt.NDArray[np.int64],
     share: npt.NDArray[np.float64],
@@ -85,12 +103,14 @@ def search_nodes(
     options: SearchOptions,
     seed: int,
     start: npt.NDArray[np.int64],
+    pins: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Better copies `[N, E]` than `start`, by the energy of the module docstring.
 
     Args:
         ids: `[T, k]` of the tokens to judge traffic by, -1 = none.
         share, noise: from `uncertainty.load_shares`.
+        pins: `[T]` source node of each token, -1 = any, all alike; None = none is known.
     """
     experts = len(share)
     tables = CoverTables(len(room.slots))
@@ -99,6 +119,7 @@ def search_nodes(
     starts, members = tokens_of_experts(padded, experts)
     _anneal(
         padded,
+        np.full(len(ids), -1) if pins is None else pins,
         starts,
         members,
         share,
@@ -143,6 +164,7 @@ def _too_hot(share: Any, copies: Any, limit: Any, num_devices: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _anneal(
     ids: Any,
+    pins: Any,
     starts: Any,
     members: Any,
     share: Any,
@@ -206,7 +228,7 @@ def _anneal(
     new_cost = np.empty(num_tokens, np.uint8)
     cross = np.int64(0)
     for t in range(num_tokens):
-        cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds, spans)
+        cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
         cross += cost[t]
     unit = 1.0 / (max(num_tokens, 1) * nodes)
     penalty = _penalty(load, variance, capacity, doubt, price) + copy_price * hot_load
@@ -269,7 +291,7 @@ def _anneal(
         if b_moves:
             for p in range(starts[b], starts[b + 1]):
                 t = members[p]
-                new_cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds, spans)
+                new_cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
                 change += np.int64(new_cost[t]) - np.int64(cost[t])
         if a_moves:
             for p in range(starts[a], starts[a + 1]):
@@ -279,7 +301,7 @@ def _anneal(
                     for j in range(k):
                         counted |= ids[t, j] == b
                 if not counted:
-                    new_cost[t] = token_cost(ids, t, sets, scratch, small, nodes, level, holds, spans)
+                    new_cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
                     change += np.int64(new_cost[t]) - np.int64(cost[t])
                     if change * unit > room and not swap:  # a copy lost only adds: no way back
                         break

@@ -34,7 +34,7 @@ def demand(
         ids: `[T, k]`, -1 = none.
         masks: `[T, N]` nodes that each token visits from each source node.
         hosts: `[E]` mask of the nodes that hold each expert.
-        sources: `[N]` share of the tokens that come from each node.
+        sources: `[T, N]` chance that each token comes from each node.
     """
     nodes = masks.shape[1]
     cells = np.zeros(len(hosts) << nodes)
@@ -42,7 +42,8 @@ def demand(
     experts = ids[chosen]
     for node in range(nodes):
         visited = np.broadcast_to(masks[:, node, None], ids.shape)[chosen]
-        cells += sources[node] * np.bincount((experts << nodes) + (hosts[experts] & visited), minlength=len(cells))
+        weight = np.broadcast_to(sources[:, node, None], ids.shape)[chosen]
+        cells += np.bincount((experts << nodes) + (hosts[experts] & visited), weights=weight, minlength=len(cells))
     return cells.reshape(len(hosts), 1 << nodes)
 
 
@@ -83,7 +84,7 @@ def node_prices(
         table_of: the joint choice table under given node prices.
         nodes_of_expert: `[E, R]` that hold each expert, -1 = none.
         capacity: `[N]` share of all devices' speed.
-        sources: `[N]` share of the tokens that come from each node.
+        sources: `[T, N]` chance that each token comes from each node.
     """
     nodes = len(capacity)
     price, least = np.zeros(nodes), np.inf

@@ -17,13 +17,18 @@ _SHRINK = 0.2
 
 
 def load_shares(
-    ids: npt.NDArray[np.integer[Any]], requests: npt.NDArray[np.int64], experts: int
+    ids: npt.NDArray[np.integer[Any]],
+    requests: npt.NDArray[np.int64],
+    experts: int,
+    kind_of_request: npt.NDArray[np.int64] | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """`[E]` each expert's share of the load, and its covariance `[E, E]`.
 
     Args:
         ids: `[T, k]`, -1 = none.
         requests: `[T]`.
+        kind_of_request: of each request in ascending order, where the mix of kinds is steady (a front-end sends as many to each
+            node); requests then stray from their kind's proportions only. None = all of one kind.
     """
     _, request = np.unique(requests, return_inverse=True)
     chosen = ids >= 0
@@ -34,6 +39,10 @@ def load_shares(
     if total == 0:
         return np.full(experts, 1.0 / experts), np.zeros((experts, experts))
     share = counts.sum(axis=0) / total
-    excess = counts - counts.sum(axis=1, keepdims=True) * share
+    kind = np.zeros(num_requests, np.int64) if kind_of_request is None else kind_of_request
+    of_kind = np.zeros((int(kind.max()) + 1, experts))
+    np.add.at(of_kind, kind, counts)
+    of_kind /= np.maximum(of_kind.sum(axis=1, keepdims=True), 1)
+    excess = counts - counts.sum(axis=1, keepdims=True) * of_kind[kind]
     covariance = 2 * excess.T @ excess / total**2
     return share, (1 - _SHRINK) * covariance + _SHRINK * np.diag(np.diag(covariance))

@@ -1,0 +1,66 @@
+"""Which node a request should be sent to: the one that holds its experts, told from its first tokens.
+
+The placement carries, per layer, expert and node, the copies that a token which chose the expert costs from that node, over its
+mean over nodes. A front-end adds them up over a request's first tokens and sends the request where the sum is least, as long
+as that node is no more than a few requests ahead of the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.errors import MismatchError
+from grace_moe.placement import Placement
+from grace_moe.trace import RoutingTrace
+
+FIRST_TOKENS = 32
+"""Tokens of a request that tell where it should go."""
+LEAD = 2
+"""Most requests that a node may be ahead of any other, over its devices."""
+
+
+def request_costs(placement: Placement, trace: RoutingTrace, first_tokens: int = FIRST_TOKENS) -> npt.NDArray[np.float64]:
+    """`[requests, N]` what each request would cost from each node, by its first tokens; requests in order of appearance.
+
+    Raises:
+        MismatchError: the placement carries no costs, or is of another model.
+    """
+    if any(not layer.source_costs for layer in placement.layers):
+        raise MismatchError(f"{placement.source}: source_costs: none, so requests can't be placed; plan with method grace")
+    if placement.num_experts != trace.num_experts or placement.layer_ids != trace.layer_ids:
+        raise MismatchError(f"{placement.source}: not planned for the model of {trace.source}; use a trace of the same model")
+    request, position = order_of_requests(trace)
+    first = position < first_tokens
+    costs = np.zeros((int(request.max(initial=-1)) + 1, placement.topology.num_nodes))
+    for index, layer in enumerate(placement.layers):
+        none = np.zeros((1, placement.topology.num_nodes))
+        table = np.concatenate([np.array(layer.source_costs), none])  # the last row is the choice "none"
+        np.add.at(costs, request[first], table[trace.topk_ids[first, index]].sum(axis=1))
+    return costs
+
+
+def place_requests(placement: Placement, trace: RoutingTrace, first_tokens: int = FIRST_TOKENS) -> npt.NDArray[np.int64]:
+    """`[requests]` node of each request, placed as they come: the cheapest of those not too far ahead. See `request_costs`."""
+    costs = request_costs(placement, trace, first_tokens)
+    devices = np.array([len(node.devices) for node in placement.topology.nodes])
+    placed = np.zeros(len(devices))
+    nodes = np.empty(len(costs), dtype=np.int64)
+    for request, cost in enumerate(costs):
+        ahead = placed / devices - (placed / devices).min()
+        nodes[request] = np.argmin(np.where(ahead * devices < LEAD * devices, cost, np.inf))
+        placed[nodes[request]] += 1
+    return nodes
+
+
+def order_of_requests(trace: RoutingTrace) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`[T]` number of each token's request, by first appearance, and `[T]` the token's place in it."""
+    _, first, inverse = np.unique(trace.requests, return_index=True, return_inverse=True)
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first, kind="stable")] = np.arange(len(first))
+    request = number[inverse]
+    by_request = np.argsort(request, kind="stable")
+    sizes = np.bincount(request, minlength=len(first))
+    position = np.empty(len(request), dtype=np.int64)
+    position[by_request] = np.arange(len(request)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return request, position
