@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def compare(
     slots_per_device: int | None = None,
     expert_bytes: int | None = None,
     seed: int = 0,
+    placements: Mapping[str, Placement] | None = None,
     on_method: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Plan with each method on `trace` and replay `measure_on`.
@@ -66,6 +67,7 @@ def compare(
     Args:
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
         redundancy, slots_per_device, expert_bytes, seed: of every plan; see `planning.plan`. The seed is the replay's too.
+        placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
         on_method: told the name of each method when it is planned and measured.
 
     Raises:
@@ -77,7 +79,7 @@ def compare(
     limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
     rows = []
     for method in methods:
-        rows.append(_measure(planned_on, measured_on, topology, method, seed, limits))
+        rows.append(_measure(planned_on, measured_on, topology, method, seed, limits, (placements or {}).get(method)))
         on_method(method)
     return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)
 
@@ -116,10 +118,16 @@ def over_memory(
 
 
 def _measure(
-    planned_on: RoutingTrace, measured_on: RoutingTrace, topology: Topology, method: str, seed: int, limits: dict[str, Any]
+    planned_on: RoutingTrace,
+    measured_on: RoutingTrace,
+    topology: Topology,
+    method: str,
+    seed: int,
+    limits: dict[str, Any],
+    placement: Placement | None = None,
 ) -> ComparisonRow:
     began = time.perf_counter()
-    placement = plan(planned_on, topology, method, seed=seed, **limits)
-    seconds = time.perf_counter() - began
-    evaluation = evaluate(placement, measured_on, seed=seed)
-    return ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation)
+    planned = placement or plan(planned_on, topology, method, seed=seed, **limits)
+    seconds = 0.0 if placement is planned else time.perf_counter() - began
+    evaluation = evaluate(planned, measured_on, seed=seed)
+    return ComparisonRow(method=method, plan_seconds=seconds, placement=planned, evaluation=evaluation)

@@ -6,11 +6,12 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
 from grace_moe.report.page import html_page, require_report, write_report
 from grace_moe.report.tables import comparison_table, describe, facts_table
-from grace_moe.report.words import sentence
+from grace_moe.report.words import LABELS, sentence
 
 __all__ = [
     "AFTER",
     "BEFORE",
+    "LABELS",
     "ReportContent",
     "comparison_table",
     "describe",

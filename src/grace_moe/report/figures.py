@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 OURS, THEIRS, MUTED = "#d9541e", "#7a828e", "#9aa1ab"
 """Colours that tell apart for any kind of colour vision, on light and dark."""
-SCALE = [[0, "rgba(31,111,181,0)"], [0.5, "rgba(31,111,181,0.5)"], [1, "rgba(20,86,150,1)"]]
-"""Of every heat map: from the page's own background to blue, so that it suits light and dark."""
+INK = "#444444"
+"""Of text that takes the page's own colour, light or dark (page.css)."""
+SCALE = [[0, "rgba(31,111,181,0)"], [1, "rgba(31,111,181,1)"]]
+"""Of every heat map, until the page puts its own in (page.js)."""
 LINE = "rgba(128,136,148,0.55)"
 DRAWN_DEVICES = 16
 """More are shown as a matrix instead of a drawing."""
@@ -27,8 +29,8 @@ NAMED_DEVICES = 8
 """More have no room for their names beside a matrix; their nodes' names stand there."""
 MAX_BINS = 512
 """Most rows or columns of a heat map; more are binned, so that the page stays below 8 MB."""
-MAX_LINE = 24.0
-"""Pixels of the widest line of the cluster."""
+MAX_LINE = 22.0
+"""Pixels of the widest line between two nodes; half of it where more lines have to find room."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,8 +48,14 @@ def figures(content: ReportContent) -> dict[str, go.Figure]:
 
 
 def expert_load_range(content: ReportContent) -> float:
-    """What the darkest cell of the expert loads stands for; hotter ones are as dark."""
+    """What the strongest cell of the expert loads stands for; hotter ones look alike."""
     return max(1.0, float(np.percentile(content.expert_load, 99.5)))
+
+
+def traffic_range(content: ReportContent) -> float:
+    """Copies that the strongest cell of the traffic matrices stands for: the most between two devices, before or after."""
+    rows = (content.before, content.after)
+    return float(max(device_traffic(row.evaluation, content.topology).max() for row in rows)) or 1.0
 
 
 def _expert_load(content: ReportContent) -> go.Figure:
@@ -116,7 +124,9 @@ def _affinity(content: ReportContent, after: bool, top: float) -> go.Figure:
         showscale=False,
         hovertemplate="%{z:,} tokens chose both<extra></extra>",
     )
-    traces = [heat, _grid(ends[~last_of_node], len(counts), 0.7), _grid(ends[last_of_node][:-1], len(counts), 2.2)]
+    traces = [heat, _grid(ends[last_of_node][:-1], len(counts), 2.2)]
+    if len(sizes) <= DRAWN_DEVICES:  # more lines would hide the matrix
+        traces.append(_grid(ends[~last_of_node], len(counts), 0.7))
     figure = _figure(traces)
     starts = np.concatenate([[0], ends[:-1]])
     if len(sizes) <= NAMED_DEVICES:
@@ -149,13 +159,12 @@ def _clusters(content: ReportContent) -> dict[str, go.Figure]:
     rows = {"before": content.before, "after": content.after}
     copies = {side: device_traffic(row.evaluation, topology) for side, row in rows.items()}
     if topology.num_devices > DRAWN_DEVICES:
-        top = float(max(c.max() for c in copies.values())) or 1.0
-        return {f"cluster-{side}": _traffic_matrix(c, top) for side, c in copies.items()}
+        return {f"cluster-{side}": _traffic_matrix(c, traffic_range(content)) for side, c in copies.items()}
     plan = drawing(topology)
     nodes = {side: node_traffic(c, topology) for side, c in copies.items()}
     drawn = [_both_ways(n - np.diag(np.diag(n))) for n in nodes.values()] + [_both_ways(c * _same_node(topology)) for c in copies.values()]
     widest = max(lines.max(initial=0) for lines in drawn)
-    per_pixel = float(widest) / MAX_LINE or 1.0
+    per_pixel = float(widest) / (MAX_LINE if topology.num_nodes <= 2 else MAX_LINE / 2) or 1.0
     colours = {"before": THEIRS, "after": OURS}
     return {f"cluster-{side}": _cluster(content, rows[side], plan, copies[side], nodes[side], per_pixel, colours[side]) for side in copies}
 
@@ -197,7 +206,7 @@ def _cluster(
     for device, (x, y) in enumerate(plan.devices.tolist()):
         notes.append(_note(str(device), x, y, colour="#ffffff"))
     for n, (x, y) in enumerate(plan.nodes.tolist()):
-        notes.append(_note(f"node {n}", x, y + plan.half, yshift=9))
+        notes.append(_note(f"node {n}", x - plan.half, y + plan.half, yshift=9) | {"xanchor": "left"})
     boxes = [
         {"type": "rect", "x0": x - plan.half, "x1": x + plan.half, "y0": y - plan.half, "y1": y + plan.half, "layer": "below"}
         | {"line": {"color": LINE, "width": 1.2}, "fillcolor": "rgba(128,136,148,0.08)"}
@@ -390,7 +399,7 @@ def _figure(traces: list[Any], height: int | None = None) -> go.Figure:
         "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
         "dragmode": False,
         "xaxis": axis,

@@ -62,6 +62,7 @@ def html_page(content: ReportContent) -> str:
 <main>
 {body}
 </main>
+<noscript>The figures need JavaScript; the sentence and the numbers above do not.</noscript>
 <script type="application/json" id="figures">{{{data}}}</script>
 <script>{scripts[0]}</script>
 <script>{scripts[1]}</script>
@@ -127,7 +128,7 @@ measured on {measured.num_tokens:,} of {others}.</p>
 
 def _sections(content: ReportContent) -> list[str]:
     from grace_moe.report.cluster import drawing
-    from grace_moe.report.figures import DRAWN_DEVICES, expert_load_range
+    from grace_moe.report.figures import DRAWN_DEVICES, expert_load_range, traffic_range
 
     drawn = content.topology.num_devices <= DRAWN_DEVICES
     cluster_how = (
@@ -137,27 +138,33 @@ def _sections(content: ReportContent) -> list[str]:
         else "A cell is the copies that its row's device sends to its column's, per token and layer. Copies between nodes go to the "
         "device of the same rank there, which hands them on: those are the diagonal stripes."
     )
+    cluster_key = "" if drawn else _key("0", f"{traffic_range(content):.3f} copies")
     memory = " The line is GRACE with other amounts of expert memory (1.00x has no replicas)." if len(content.memory) > 1 else ""
     return [
         _section(
             words.load_title(content),
-            "A row is a layer, a column an expert; darker is chosen more often. Hot experts load the devices that hold them.",
+            "A row is a layer, a column an expert; the stronger the colour, the more often it is chosen. "
+            "Hot experts load the devices that hold them.",
             f'<div id="expert-load"></div>{_key("0", f"{expert_load_range(content):.1f}x the mean, or more")}',
         ),
         _section(
             words.balance_title(content),
-            "The same tokens, by the device that computes them. A dark cell is a device that the others of its layer wait for; "
+            "The same tokens, by the device that computes them. A strong colour is a device that the others of its layer wait for; "
             "an even load is blank.",
             _pair("device-load") + _key("the mean or less", "the busiest of both sides"),
         ),
         _section(
             words.affinity_title(content),
             f"Layer {content.affinity.layer_id}, whose gain is the median. Both sides show the same experts, ordered by device: "
-            "thin lines are between devices, thick ones between nodes (a replicated expert stands where it computes most). A cell is the "
-            "tokens that chose both experts: dark blocks on the diagonal mean that experts that fire together live together.",
+            "lines are between devices, thick ones between nodes (a replicated expert stands where it computes most). A cell is the "
+            "tokens that chose both experts: strong blocks on the diagonal mean that experts that fire together live together.",
             _pair("affinity", shape=(1, 1)) + _key("never together", "often together (the top 1%)"),
         ),
-        _section(words.cluster_title(content), cluster_how, _pair("cluster", shape=drawing(content.topology).span if drawn else (1, 1))),
+        _section(
+            words.cluster_title(content),
+            cluster_how,
+            _pair("cluster", shape=drawing(content.topology).span if drawn else (1, 1)) + cluster_key,
+        ),
         _section(
             words.frontier_title(content),
             f"Each point is a method: left is less traffic, down is better balance.{memory} Touch a point for its numbers.",
