@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grace_moe.demo.job import DemoResult, DemoRow
-from grace_moe.evaluation import compare
+from grace_moe.evaluation import compare, over_memory
 from grace_moe.planning import METHODS
 from grace_moe.report import AFTER, LABELS, report_content, require_report, write_report
 
@@ -52,7 +52,8 @@ def demo_sentence(result: DemoResult) -> str:
 
 
 def write_demo_report(result: DemoResult, path: Path, *, seed: int = 0, command: str = "") -> None:
-    """Write the HTML page of the demo's traces and placements; the methods that it did not run are planned and replayed for it.
+    """Write the HTML page of the demo's traces and placements; the methods that it did not run, and ours without replicas, are
+    planned and replayed for it, in seconds.
 
     Args:
         seed: the demo's own.
@@ -67,7 +68,8 @@ def write_demo_report(result: DemoResult, path: Path, *, seed: int = 0, command:
     comparison = compare(
         result.planning_trace, topology, measure_on=result.measured_trace, methods=METHODS, seed=seed, placements=result.placements
     )
-    write_report(report_content(comparison, seed=seed, command=command), path)
+    without_replicas = over_memory(comparison, (1.0,), seed=seed)
+    write_report(report_content(comparison, memory=without_replicas, seed=seed, command=command), path)
 
 
 def _less(row: DemoRow, other: DemoRow) -> str:

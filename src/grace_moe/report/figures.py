@@ -111,47 +111,41 @@ def _affinity(content: ReportContent, after: bool, top: float) -> go.Figure:
     width = -(-len(order) // MAX_BINS)
     counts = affinity.counts[np.ix_(order, order)]
     counts = _binned(_binned(counts, width).T, width)
-    places = np.arange(len(counts))
-    ends = np.cumsum(sizes) / width
-    last_of_node = np.append(np.diff(node_of_device) > 0, True)
+    names = [f"expert {expert}" + ("..." if width > 1 else "") for expert in order[::width].tolist()]
     heat = go.Heatmap(
         z=counts.astype(np.int32) if width == 1 else counts.round(2).astype(np.float32),
-        x=places,
-        y=places,
+        x=names,
+        y=names,
         zmin=0,
         zmax=top,
         colorscale=SCALE,
         showscale=False,
-        hovertemplate="%{z:,} tokens chose both<extra></extra>",
+        hovertemplate="%{x} and %{y}<br>%{z:,} tokens chose both<extra></extra>",
     )
-    traces = [heat, _grid(ends[last_of_node][:-1], len(counts), 2.2)]
+    figure = _figure([heat])
+    ends = np.cumsum(sizes) / width
+    last_of_node = np.append(np.diff(node_of_device) > 0, True)
+    lines = [(end, 2.2) for end in ends[last_of_node][:-1]]
     if len(sizes) <= DRAWN_DEVICES:  # more lines would hide the matrix
-        traces.append(_grid(ends[~last_of_node], len(counts), 0.7))
-    figure = _figure(traces)
+        lines += [(end, 0.7) for end in ends[~last_of_node]]
+    edge = len(counts) - 0.5
+    figure.update_layout(shapes=[line for end, thick in lines for line in _across_and_down(float(end) - 0.5, edge, thick)])
     starts = np.concatenate([[0], ends[:-1]])
     if len(sizes) <= NAMED_DEVICES:
         ticks = {"tickvals": (starts + ends) / 2 - 0.5, "ticktext": [f"dev {d}" for d in range(len(sizes))]}
     else:
-        of_node = [
-            (starts[node_of_device == n].min() + ends[node_of_device == n].max()) / 2 - 0.5 for n in range(content.topology.num_nodes)
-        ]
-        ticks = {"tickvals": np.array(of_node), "ticktext": [f"node {n}" for n in range(len(of_node))]}
-    edge = len(counts) - 0.5
-    figure.update_xaxes(**ticks, range=[-0.5, edge], constrain="domain", side="bottom")
-    figure.update_yaxes(**ticks, range=[edge, -0.5], constrain="domain", scaleanchor="x", tickangle=-90)
+        members = [node_of_device == n for n in range(content.topology.num_nodes)]
+        middles = np.array([(starts[m].min() + ends[m].max()) / 2 - 0.5 for m in members])
+        ticks = {"tickvals": middles, "ticktext": [f"node {n}" for n in range(len(members))]}
+    figure.update_xaxes(**ticks, type="category", range=[-0.5, edge], constrain="domain")
+    figure.update_yaxes(**ticks, type="category", range=[edge, -0.5], constrain="domain", scaleanchor="x", tickangle=-90)
     return figure
 
 
-def _grid(at: Floats, size: int, width: float) -> Any:
-    """Lines across and down a matrix after so many rows."""
-    import plotly.graph_objects as go
-
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for place in (at - 0.5).tolist():
-        x += [place, place, None, -0.5, size - 0.5, None]
-        y += [-0.5, size - 0.5, None, place, place, None]
-    return go.Scatter(x=x, y=y, mode="lines", line={"color": LINE, "width": width}, hoverinfo="skip", showlegend=False)
+def _across_and_down(place: float, edge: float, width: float) -> list[dict[str, Any]]:
+    """Two lines through a matrix that ends at `edge`."""
+    style = {"type": "line", "line": {"color": LINE, "width": width}}
+    return [{"x0": place, "x1": place, "y0": -0.5, "y1": edge} | style, {"x0": -0.5, "x1": edge, "y0": place, "y1": place} | style]
 
 
 def _clusters(content: ReportContent) -> dict[str, go.Figure]:

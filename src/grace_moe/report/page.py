@@ -139,6 +139,7 @@ def _sections(content: ReportContent) -> list[str]:
         "device of the same rank there, which hands them on: those are the diagonal stripes."
     )
     cluster_key = "" if drawn else _key("0", f"{traffic_range(content):.3f} copies")
+    lines = "lines are between devices, thick ones between nodes" if drawn else "lines are between nodes"
     memory = " The line is GRACE with other amounts of expert memory (1.00x has no replicas)." if len(content.memory) > 1 else ""
     return [
         _section(
@@ -156,7 +157,7 @@ def _sections(content: ReportContent) -> list[str]:
         _section(
             words.affinity_title(content),
             f"Layer {content.affinity.layer_id}, whose gain is the median. Both sides show the same experts, ordered by device: "
-            "lines are between devices, thick ones between nodes (a replicated expert stands where it computes most). A cell is the "
+            f"{lines} (a replicated expert stands where it computes most). A cell is the "
             "tokens that chose both experts: strong blocks on the diagonal mean that experts that fire together live together.",
             _pair("affinity", shape=(1, 1)) + _key("never together", "often together (the top 1%)"),
         ),
