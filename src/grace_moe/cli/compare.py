@@ -5,8 +5,18 @@ from pathlib import Path
 
 import click
 
-from grace_moe.cli.options import expert_bytes_option, json_option, redundancy_option, seed_option, shared, slots_option, topology_option
-from grace_moe.errors import UsageError
+from grace_moe.cli.options import (
+    chosen_methods,
+    eval_option,
+    expert_bytes_option,
+    json_option,
+    methods_option,
+    redundancy_option,
+    seed_option,
+    shared,
+    slots_option,
+    topology_option,
+)
 
 
 @click.command(
@@ -19,10 +29,7 @@ Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrenc
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
-@topology_option
-@click.option("--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]")
-@click.option("--methods", help="Comma-separated.  [default: all]")
-@shared(redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
+@shared(topology_option, eval_option, methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
 def compare_command(
     trace_path: Path,
     topology_text: str,
@@ -39,15 +46,11 @@ def compare_command(
 
     from grace_moe.cli.progress import progress_bar
     from grace_moe.evaluation import compare
-    from grace_moe.planning import METHODS
     from grace_moe.report import comparison_table
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 
-    chosen = METHODS if methods is None else tuple(m.strip() for m in methods.split(","))
-    for method in chosen:
-        if method not in METHODS:
-            raise UsageError(f"--methods: {method!r} is unknown; use some of {', '.join(METHODS)}")
+    chosen = chosen_methods(methods)
     trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
     measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
     with progress_bar("comparing", total=len(chosen)) as advance:

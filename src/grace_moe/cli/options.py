@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ expert_bytes_option = click.option(
     metavar="N",
     help="Memory of one expert of one layer: keeps to the topology's memory_bytes.",
 )
+eval_option = click.option(
+    "--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]"
+)
+methods_option = click.option("--methods", help="Comma-separated.  [default: all]")
 seed_option = click.option("--seed", type=int, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -63,6 +68,29 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"--option: {name}={text!r} is not a number or a word; write it like r=0.15")
         options[name] = value
     return options
+
+
+def chosen_methods(text: str | None) -> tuple[str, ...]:
+    """The methods that `--methods` names, each once; all without it. Raises UsageError where one is unknown."""
+    from grace_moe.planning import METHODS
+
+    chosen = METHODS if text is None else tuple(dict.fromkeys(m.strip() for m in text.split(",")))
+    for method in chosen:
+        if method not in METHODS:
+            raise UsageError(f"--methods: {method!r} is unknown; use some of {', '.join(METHODS)}")
+    return chosen
+
+
+def command_line() -> str:
+    """The running command as a shell would take it: its arguments and what differs from the defaults, less `--json`."""
+    context = click.get_current_context()
+    words = ["grace-moe", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or parameter.name == "as_json" or (parameter.name and value == parameter.get_default(context)):
+            continue
+        words += [str(value)] if isinstance(parameter, click.Argument) else [parameter.opts[0], str(value)]
+    return shlex.join(words)
 
 
 def read_text(path: Path) -> str:

@@ -1,11 +1,14 @@
 """The demo's result for a person: one table, and a sentence that says what was gained and what it cost."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from grace_moe.demo.job import DemoResult, DemoRow
-
-LABELS = {"linear": "contiguous", "grace_paper": "GRACE paper", "grace": "GRACE"}
+from grace_moe.evaluation import compare, over_memory
+from grace_moe.planning import METHODS
+from grace_moe.report import AFTER, LABELS, report_content, require_report, write_report
 
 
 def demo_table(result: DemoResult) -> Table:
@@ -46,6 +49,27 @@ def demo_sentence(result: DemoResult) -> str:
         f"It cost {memory:.0%} more expert memory, and the balance is {balance}: the busiest device computes "
         f"{best.load_max_over_mean:.2f}x the mean ({same.load_max_over_mean:.2f}x contiguous)."
     )
+
+
+def write_demo_report(result: DemoResult, path: Path, *, seed: int = 0, command: str = "") -> None:
+    """Write the HTML page of the demo's traces and placements; the methods that it did not run, and ours without replicas, are
+    planned and replayed for it, in seconds.
+
+    Args:
+        seed: the demo's own.
+        command: the command line that makes the page.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+        GraceError: the file can't be written.
+    """
+    require_report()  # before the work
+    topology = result.placements[AFTER].topology
+    comparison = compare(
+        result.planning_trace, topology, measure_on=result.measured_trace, methods=METHODS, seed=seed, placements=result.placements
+    )
+    without_replicas = over_memory(comparison, (1.0,), seed=seed)
+    write_report(report_content(comparison, memory=without_replicas, seed=seed, command=command), path)
 
 
 def _less(row: DemoRow, other: DemoRow) -> str:

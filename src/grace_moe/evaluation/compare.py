@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grace_moe.evaluation.cost import modelled_layer_time
 from grace_moe.evaluation.replay import Evaluation, check_same_model, evaluate
 from grace_moe.placement import Placement
-from grace_moe.planning import METHODS, plan
+from grace_moe.planning import DEFAULT_METHOD, METHODS, PlanRequest, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -59,6 +59,7 @@ def compare(
     slots_per_device: int | None = None,
     expert_bytes: int | None = None,
     seed: int = 0,
+    placements: Mapping[str, Placement] | None = None,
     on_method: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Plan with each method on `trace` and replay `measure_on`.
@@ -66,6 +67,7 @@ def compare(
     Args:
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
         redundancy, slots_per_device, expert_bytes, seed: of every plan; see `planning.plan`. The seed is the replay's too.
+        placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
         on_method: told the name of each method when it is planned and measured.
 
     Raises:
@@ -74,14 +76,58 @@ def compare(
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
+    limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
     rows = []
     for method in methods:
-        began = time.perf_counter()
-        placement = plan(
-            planned_on, topology, method, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device, expert_bytes=expert_bytes
-        )
-        seconds = time.perf_counter() - began
-        evaluation = evaluate(placement, measured_on, seed=seed)
-        rows.append(ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+        rows.append(_measure(planned_on, measured_on, topology, method, seed, limits, (placements or {}).get(method)))
         on_method(method)
     return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)
+
+
+def over_memory(
+    comparison: Comparison,
+    redundancies: Sequence[float],
+    *,
+    method: str = DEFAULT_METHOD,
+    expert_bytes: int | None = None,
+    seed: int = 0,
+    on_budget: Callable[[float], None] = lambda _: None,
+) -> tuple[ComparisonRow, ...]:
+    """One method under several memory budgets, on the comparison's requests; budgets of the same slots are one row.
+
+    Args:
+        redundancies: slots in all over experts; those of as many slots as a row of the comparison take that row.
+        expert_bytes, seed: the comparison's own.
+        on_budget: told each redundancy when it is planned and measured.
+
+    Returns:
+        The rows by ascending memory, the method's own row of the comparison among them.
+
+    Raises:
+        UsageError: a redundancy out of range.
+    """
+    trace, topology = comparison.planned_on, comparison.topology
+    by_slots = {int(row.placement.slots_per_device().max()): row for row in comparison.rows if row.method == method}
+    for redundancy in redundancies:
+        slots = PlanRequest(trace=trace, topology=topology, seed=seed, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
+        if slots not in by_slots:
+            limits = {"redundancy": redundancy, "expert_bytes": expert_bytes}
+            by_slots[slots] = _measure(trace, comparison.measured_on, topology, method, seed, limits)
+        on_budget(redundancy)
+    return tuple(sorted(by_slots.values(), key=lambda row: row.evaluation.slots_total_over_experts))
+
+
+def _measure(
+    planned_on: RoutingTrace,
+    measured_on: RoutingTrace,
+    topology: Topology,
+    method: str,
+    seed: int,
+    limits: dict[str, Any],
+    placement: Placement | None = None,
+) -> ComparisonRow:
+    began = time.perf_counter()
+    planned = placement or plan(planned_on, topology, method, seed=seed, **limits)
+    seconds = 0.0 if placement is planned else time.perf_counter() - began
+    evaluation = evaluate(planned, measured_on, seed=seed)
+    return ComparisonRow(method=method, plan_seconds=seconds, placement=planned, evaluation=evaluation)

@@ -1,5 +1,24 @@
-"""What was measured, for a person: tables."""
+"""What was measured, for a person: tables for the terminal, and one HTML page of figures.
 
+The page needs the extra `grace-moe[report]`; `require_report` says so in one line where it is missing.
+"""
+
+from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
+from grace_moe.report.page import html_page, require_report, write_report
 from grace_moe.report.tables import comparison_table, describe, facts_table
+from grace_moe.report.words import LABELS, sentence
 
-__all__ = ["comparison_table", "describe", "facts_table"]
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "LABELS",
+    "ReportContent",
+    "comparison_table",
+    "describe",
+    "facts_table",
+    "html_page",
+    "report_content",
+    "require_report",
+    "sentence",
+    "write_report",
+]

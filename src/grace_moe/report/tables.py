@@ -17,7 +17,7 @@ from grace_moe.trace import RoutingTrace, expert_loads, skew
 _RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """A line under the heading, and nothing else: the same on a terminal and in a pipe of any encoding."""
 
-_COLUMNS = (
+COLUMNS = (
     ("cross_node_copies", "between\nnodes", "{:.3f}", min),
     ("intra_node_copies", "inside\nnodes", "{:.3f}", min),
     ("load_max_over_mean", "busiest\ndevice", "{:.2f}x", min),
@@ -26,32 +26,45 @@ _COLUMNS = (
     ("modelled_layer_time", "modelled\nms/layer", "{:.2f}", min),
     ("plan_seconds", "plan\ns", "{:.1f}", None),
 )
+"""Name, heading, form, and what is best of a comparison's columns; the last is of the machine, and differs from run to run."""
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row a method; the best of each column has a star, and is bold."""
-    rows = [row.to_dict(comparison.topology) for row in comparison.rows]
-    for row in rows:
-        row["modelled_layer_time"] *= 1000
+    rows = table_rows(comparison)
     title = f"{comparison.topology.shape}: copies per token between and inside nodes; busiest device over the mean"
     measured, planned = comparison.measured_on, comparison.planned_on
     others = "the same requests" if measured.digest == planned.digest else "other requests"
     caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
     table.add_column("method", no_wrap=True)
-    for _, heading, _, _ in _COLUMNS:
+    for _, heading, _, _ in COLUMNS:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["method"], *(_cell(row, rows, *column) for column in _COLUMNS))
+        table.add_row(row["method"], *(_cell(row, rows, *column) for column in COLUMNS))
     return table
 
 
-def _cell(row: dict[str, Any], rows: list[dict[str, Any]], name: str, _: str, form: str, best: Callable[..., Any] | None) -> Text:
-    """The value, then a star if no row prints a better one, else a space."""
+def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Each row's values by name, the modelled time in ms."""
+    rows = [row.to_dict(comparison.topology) for row in comparison.rows]
+    for row in rows:
+        row["modelled_layer_time"] *= 1000
+    return rows
+
+
+def cell_text(
+    row: dict[str, Any], rows: list[dict[str, Any]], name: str, _: str, form: str, best: Callable[..., Any] | None
+) -> tuple[str, bool]:
+    """The value as printed, and whether no row prints a better one."""
     text = form.format(row[name])
-    if best is None or len(rows) == 1 or text != form.format(best(r[name] for r in rows)):
-        return Text(f"{text} ")
-    return Text(f"{text}*", style="bold green")
+    return text, best is not None and len(rows) > 1 and text == form.format(best(r[name] for r in rows))
+
+
+def _cell(row: dict[str, Any], rows: list[dict[str, Any]], *column: Any) -> Text:
+    """The value, then a star if it is best, else a space."""
+    text, is_best = cell_text(row, rows, *column)
+    return Text(f"{text}*", style="bold green") if is_best else Text(f"{text} ")
 
 
 def describe(thing: RoutingTrace | Topology | Placement) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""`grace-moe report`: a comparison as one HTML page."""
+
+import json
+import math
+from pathlib import Path
+
+import click
+
+from grace_moe.cli.options import (
+    chosen_methods,
+    command_line,
+    eval_option,
+    expert_bytes_option,
+    json_option,
+    methods_option,
+    redundancy_option,
+    seed_option,
+    shared,
+    slots_option,
+    topology_option,
+)
+from grace_moe.errors import UsageError
+
+MEMORY = (1.0, 1.1, 1.25, 1.5)
+"""Slots over experts that ours is shown for, where the user names none."""
+
+
+@click.command(
+    "report",
+    epilog="""\b
+Examples:
+  grace-moe report olmoe.safetensors --topology 2x4 -o report.html
+  grace-moe report wiki.safetensors --eval chat.safetensors --topology 4x4 --memory 1,1.5,2 -o report.html
+""",
+)
+@click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
+@shared(topology_option, eval_option, methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option)
+@click.option("--memory", metavar="X,Y,...", help="Redundancies to show grace with.  [default: 1.0,1.1,1.25,1.5]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="HTML file to write.")
+@shared(json_option)
+def report_command(
+    trace_path: Path,
+    topology_text: str,
+    eval_path: Path | None,
+    methods: str | None,
+    redundancy: float | None,
+    slots_per_device: int | None,
+    expert_bytes: int | None,
+    seed: int,
+    memory: str | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Compare methods on TRACE and show what was gained as one HTML page that works offline. linear and grace are always compared."""
+    from grace_moe.cli.progress import progress_bar
+    from grace_moe.evaluation import compare, over_memory
+    from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
+
+    require_report()
+    chosen = tuple(dict.fromkeys((AFTER, *chosen_methods(methods), BEFORE)))
+    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
+    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
+    budgets = _budgets(memory, topology.num_devices)
+    with progress_bar("comparing", total=len(chosen) + len(budgets)) as advance:
+        comparison = compare(
+            trace,
+            topology,
+            measure_on=measure_on,
+            methods=chosen,
+            redundancy=redundancy,
+            slots_per_device=slots_per_device,
+            expert_bytes=expert_bytes,
+            seed=seed,
+            on_method=lambda _: advance(1),
+        )
+        sweep = over_memory(comparison, budgets, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
+    content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
+    write_report(content, output)
+    if as_json:
+        click.echo(json.dumps({"report": str(output), **content.to_dict()}, indent=2))
+    else:
+        click.echo(sentence(content))
+        click.echo(f"{output}: open it in a browser")
+
+
+def _budgets(text: str | None, devices: int) -> tuple[float, ...]:
+    """The redundancies of `--memory`; the default ones that so many devices have room for without it."""
+    if text is None:
+        return tuple(budget for budget in MEMORY if budget <= devices)
+    budgets = []
+    for part in text.split(","):
+        try:
+            budget = float(part)
+        except ValueError:
+            budget = math.nan
+        if not 1 <= budget <= devices:
+            raise UsageError(f"--memory: {part.strip()!r} is not a number from 1 (no replicas) to {devices} (every expert on all devices)")
+        budgets.append(budget)
+    return tuple(dict.fromkeys(budgets))
