@@ -15,7 +15,7 @@ from grace_moe.errors import UsageError
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
-Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased.
+Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased, moetuner, exflow.
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
