@@ -14,8 +14,10 @@ from grace_moe.errors import UsageError
     epilog="""\b
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
+  grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
 Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased, moetuner, exflow.
+METHOD+lplb or METHOD+metro chooses the replicas of a method's placement batch by batch.
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
@@ -38,7 +40,7 @@ def compare_command(
     from rich.console import Console
 
     from grace_moe.cli.progress import progress_bar
-    from grace_moe.evaluation import compare
+    from grace_moe.evaluation import compare, parse_method
     from grace_moe.planning import METHODS
     from grace_moe.report import comparison_table
     from grace_moe.topology import Topology
@@ -46,8 +48,10 @@ def compare_command(
 
     chosen = METHODS if methods is None else tuple(m.strip() for m in methods.split(","))
     for method in chosen:
-        if method not in METHODS:
-            raise UsageError(f"--methods: {method!r} is unknown; use some of {', '.join(METHODS)}")
+        try:
+            parse_method(method)
+        except UsageError as error:
+            raise UsageError(f"--methods: {error}") from error
     trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
     measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
     with progress_bar("comparing", total=len(chosen)) as advance:

@@ -1,6 +1,6 @@
 """What a placement costs: traffic, load and memory on a trace."""
 
-from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare
+from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, parse_method
 from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
 from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token
@@ -16,4 +16,5 @@ __all__ = [
     "cross_node_bytes_per_token",
     "evaluate",
     "modelled_layer_time",
+    "parse_method",
 ]

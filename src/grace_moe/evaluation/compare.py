@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grace_moe.errors import UsageError
+from grace_moe.evaluation.batches import PREFILL_BATCH
 from grace_moe.evaluation.cost import modelled_layer_time
 from grace_moe.evaluation.replay import Evaluation, check_same_model, evaluate
 from grace_moe.placement import Placement
-from grace_moe.planning import METHODS, plan
+from grace_moe.planning import BATCH_POLICIES, METHODS, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -20,6 +22,7 @@ class ComparisonRow:
     """One method."""
 
     method: str
+    """As it was asked for: METHOD or METHOD+POLICY."""
     plan_seconds: float
     placement: Placement
     evaluation: Evaluation
@@ -49,6 +52,20 @@ class Comparison:
         }
 
 
+def parse_method(name: str) -> tuple[str, str | None]:
+    """`eplb+lplb` as method and batch policy; the policy is None where the placement's own choice is meant.
+
+    Raises:
+        UsageError: an unknown method or policy.
+    """
+    method, plus, policy = name.partition("+")
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    if plus and policy not in BATCH_POLICIES:
+        raise UsageError(f"policy {policy!r} of {name!r} is unknown; use one of {', '.join(BATCH_POLICIES)}")
+    return method, policy if plus else None
+
+
 def compare(
     trace: RoutingTrace,
     topology: Topology,
@@ -64,24 +81,31 @@ def compare(
     """Plan with each method on `trace` and replay `measure_on`.
 
     Args:
+        methods: of `planning.METHODS`; METHOD+POLICY replays the method's placement under one of `planning.BATCH_POLICIES`.
+            Where a policy is among them, the balance of batches is measured for all.
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
         redundancy, slots_per_device, expert_bytes, seed: of every plan; see `planning.plan`. The seed is the replay's too.
         on_method: told the name of each method when it is planned and measured.
 
     Raises:
         MismatchError: the traces are of different models.
-        UsageError: an unknown method, or slots that can't be met.
+        UsageError: an unknown method or policy, or slots that can't be met.
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
+    parsed = [parse_method(name) for name in methods]
+    batch_tokens = PREFILL_BATCH if any(policy for _, policy in parsed) else None
+    planned: dict[str, tuple[Placement, float]] = {}
     rows = []
-    for method in methods:
-        began = time.perf_counter()
-        placement = plan(
-            planned_on, topology, method, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device, expert_bytes=expert_bytes
-        )
-        seconds = time.perf_counter() - began
-        evaluation = evaluate(placement, measured_on, seed=seed)
-        rows.append(ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation))
-        on_method(method)
+    for name, (method, policy) in zip(methods, parsed, strict=True):
+        if method not in planned:
+            began = time.perf_counter()
+            placement = plan(
+                planned_on, topology, method, seed=seed, redundancy=redundancy, slots_per_device=slots_per_device, expert_bytes=expert_bytes
+            )
+            planned[method] = placement, time.perf_counter() - began
+        placement, seconds = planned[method]
+        evaluation = evaluate(placement, measured_on, seed=seed, policy=policy, batch_tokens=batch_tokens)
+        rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+        on_method(name)
     return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)
