@@ -309,8 +309,8 @@ FAILURES = [
     (3, "plan TRACE --topology plan.json", "plan.json: nodes: missing"),
     (3, "compare one.safetensors --topology 2x2", "one request can't be split in two halves; give a second trace to measure on"),
     (2, "plan TRACE --topology 2x2 --method best", "method 'best' is unknown; use one of grace, grace_paper"),
-    (2, "compare TRACE --topology 2x2 --methods linear,best", "--methods: 'best' is unknown; use some of grace, grace_paper"),
-    (2, "compare TRACE --topology 2x2 --methods=", "--methods: '' is unknown"),
+    (2, "compare TRACE --topology 2x2 --methods linear,best", "--methods: method 'best' is unknown; use one of grace, grace_paper"),
+    (2, "compare TRACE --topology 2x2 --methods=", "--methods: method '' is unknown"),
     (2, "plan TRACE --topology 2x2 --redundancy 0.5", "redundancy 0.5 is out of range; use 1"),
     (2, "plan TRACE --topology 2x2 --redundancy nan", "redundancy nan is out of range"),
     (

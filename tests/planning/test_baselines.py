@@ -96,7 +96,7 @@ def test_biased_spends_the_redundancy():
     assert plan(trace, Topology.regular(1, 1), "biased").slots_total_over_experts == 1
 
 
-@pytest.mark.parametrize("method", ["linear", "round_robin", "occult", "c2r", "cooccurrence"])
+@pytest.mark.parametrize("method", ["linear", "round_robin", "occult", "c2r", "cooccurrence", "moetuner", "exflow"])
 def test_methods_without_replicas_say_so(method):
     topology = Topology.regular(2, 2)
     assert plan(TRACE, topology, method).provenance["notes"] == []

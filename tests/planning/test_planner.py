@@ -17,7 +17,8 @@ TRACE = synthetic_trace(tokens=300, layers=2, experts=12, top_k=3)
 
 
 def test_methods_are_public():
-    assert set(METHODS) >= {"grace", "grace_paper", "linear", "round_robin", "eplb", "occult", "c2r", "cooccurrence", "biased"}
+    peers = {"linear", "round_robin", "eplb", "occult", "c2r", "cooccurrence", "biased", "moetuner", "exflow"}
+    assert set(METHODS) >= {"grace", "grace_paper"} | peers
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -72,12 +72,15 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def chosen_methods(text: str | None) -> tuple[str, ...]:
     """The methods that `--methods` names, each once; all without it. Raises UsageError where one is unknown."""
+    from grace_moe.evaluation import parse_method
     from grace_moe.planning import METHODS
 
     chosen = METHODS if text is None else tuple(dict.fromkeys(m.strip() for m in text.split(",")))
     for method in chosen:
-        if method not in METHODS:
-            raise UsageError(f"--methods: {method!r} is unknown; use some of {', '.join(METHODS)}")
+        try:
+            parse_method(method)
+        except UsageError as error:
+            raise UsageError(f"--methods: {error}") from error
     return chosen
 
 

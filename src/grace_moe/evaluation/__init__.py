@@ -1,6 +1,6 @@
 """What a placement costs: traffic, load and memory on a trace."""
 
-from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, over_memory
+from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, over_memory, parse_method
 from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
 from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token
@@ -17,4 +17,5 @@ __all__ = [
     "evaluate",
     "modelled_layer_time",
     "over_memory",
+    "parse_method",
 ]

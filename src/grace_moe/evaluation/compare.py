@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grace_moe.errors import UsageError
+from grace_moe.evaluation.batches import PREFILL_BATCH
 from grace_moe.evaluation.cost import modelled_layer_time
 from grace_moe.evaluation.replay import Evaluation, check_same_model, evaluate
 from grace_moe.placement import Placement
-from grace_moe.planning import DEFAULT_METHOD, METHODS, PlanRequest, plan
+from grace_moe.planning import BATCH_POLICIES, DEFAULT_METHOD, FIRST_TOKENS, METHODS, PlanRequest, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
+
+REQUESTS = "requests"
+"""The policy of `grace+requests`: planned for, and measured with, requests placed by their first tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,7 @@ class ComparisonRow:
     """One method."""
 
     method: str
+    """As it was asked for: METHOD or METHOD+POLICY."""
     plan_seconds: float
     placement: Placement
     evaluation: Evaluation
@@ -49,6 +55,21 @@ class Comparison:
         }
 
 
+def parse_method(name: str) -> tuple[str, str | None]:
+    """`eplb+lplb` as method and policy; the policy is None where the placement's own choice is meant.
+
+    Raises:
+        UsageError: an unknown method or policy.
+    """
+    method, plus, policy = name.partition("+")
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    policies = (*BATCH_POLICIES, REQUESTS) if method == DEFAULT_METHOD else BATCH_POLICIES
+    if plus and policy not in policies:
+        raise UsageError(f"policy {policy!r} of {name!r} is unknown; use one of {', '.join(policies)}")
+    return method, policy if plus else None
+
+
 def compare(
     trace: RoutingTrace,
     topology: Topology,
@@ -65,6 +86,9 @@ def compare(
     """Plan with each method on `trace` and replay `measure_on`.
 
     Args:
+        methods: of `planning.METHODS`; METHOD+POLICY replays the method's placement under one of `planning.BATCH_POLICIES`;
+            `grace+requests` plans for request placement, and measures with it.
+            Where a policy is among them, the balance of batches is measured for all.
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
         redundancy, slots_per_device, expert_bytes, seed: of every plan; see `planning.plan`. The seed is the replay's too.
         placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
@@ -72,15 +96,33 @@ def compare(
 
     Raises:
         MismatchError: the traces are of different models.
-        UsageError: an unknown method, or slots that can't be met.
+        UsageError: an unknown method or policy, or slots that can't be met.
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
     limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
+    parsed = [parse_method(name) for name in methods]
+    batch_tokens = PREFILL_BATCH if any(policy in BATCH_POLICIES for _, policy in parsed) else None
+    planned: dict[tuple[str, bool], tuple[Placement, float]] = {}
+    if placements is not None:
+        planned = {(method, False): (placement, 0.0) for method, placement in placements.items()}
     rows = []
-    for method in methods:
-        rows.append(_measure(planned_on, measured_on, topology, method, seed, limits, (placements or {}).get(method)))
-        on_method(method)
+    for name, (method, policy) in zip(methods, parsed, strict=True):
+        by_request = policy == REQUESTS
+        key = (method, by_request)
+        if key not in planned:
+            planned[key] = _timed_plan(planned_on, topology, method, seed, limits | ({"request_placement": True} if by_request else {}))
+        placement, seconds = planned[key]
+        evaluation = evaluate(
+            placement,
+            measured_on,
+            seed=seed,
+            policy=None if by_request else policy,
+            batch_tokens=batch_tokens,
+            first_tokens=FIRST_TOKENS if by_request else None,
+        )
+        rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+        on_method(name)
     return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)
 
 
@@ -112,22 +154,14 @@ def over_memory(
         slots = PlanRequest(trace=trace, topology=topology, seed=seed, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
         if slots not in by_slots:
             limits = {"redundancy": redundancy, "expert_bytes": expert_bytes}
-            by_slots[slots] = _measure(trace, comparison.measured_on, topology, method, seed, limits)
+            placement, seconds = _timed_plan(trace, topology, method, seed, limits)
+            evaluation = evaluate(placement, comparison.measured_on, seed=seed)
+            by_slots[slots] = ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation)
         on_budget(redundancy)
     return tuple(sorted(by_slots.values(), key=lambda row: row.evaluation.slots_total_over_experts))
 
 
-def _measure(
-    planned_on: RoutingTrace,
-    measured_on: RoutingTrace,
-    topology: Topology,
-    method: str,
-    seed: int,
-    limits: dict[str, Any],
-    placement: Placement | None = None,
-) -> ComparisonRow:
+def _timed_plan(trace: RoutingTrace, topology: Topology, method: str, seed: int, arguments: dict[str, Any]) -> tuple[Placement, float]:
     began = time.perf_counter()
-    planned = placement or plan(planned_on, topology, method, seed=seed, **limits)
-    seconds = 0.0 if placement is planned else time.perf_counter() - began
-    evaluation = evaluate(planned, measured_on, seed=seed)
-    return ComparisonRow(method=method, plan_seconds=seconds, placement=planned, evaluation=evaluation)
+    placement = plan(trace, topology, method, seed=seed, **arguments)
+    return placement, time.perf_counter() - began

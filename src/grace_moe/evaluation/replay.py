@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
+from grace_moe.evaluation.batches import PREFILL_BATCH, batch_balance, choose_by_batch, number_batches
 from grace_moe.placement import Placement
-from grace_moe.planning import ChoiceTable, choice_table, order_of_requests, place_requests
+from grace_moe.planning import batch_policy, choice_table, order_of_requests, place_requests
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
@@ -19,6 +22,8 @@ _CHUNK_CELLS = 2**20
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Choose: TypeAlias = Callable[[Ints, Ints, Ints], Ints]
+"""(`[tokens, k]` experts, `[tokens]` sources, `[tokens]` numbers) -> `[tokens, k]` devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class Evaluation:
     """`[layers, devices]` experts held."""
     num_experts: int
     devices_per_node: tuple[int, ...]
+    batch_balance: Floats | None = None
+    """`[layers]` load of the busiest device over the mean in a batch, mean over batches; None unless asked for."""
 
     def _per_token(self, copies: Ints) -> float:
         return float(copies.mean() / max(1, self.num_tokens))
@@ -99,6 +106,10 @@ class Evaluation:
         return None if self.active_experts is None else float(self.active_experts.mean())
 
     @property
+    def batch_load_max_over_mean(self) -> float | None:
+        return None if self.batch_balance is None else float(self.batch_balance.mean())
+
+    @property
     def slots_total_over_experts(self) -> float:
         return float(self.slots.sum(axis=1).mean() / self.num_experts)
 
@@ -126,6 +137,7 @@ METRICS = (
     "load_max_over_mean",
     "load_std_over_mean",
     "idle_fraction",
+    "batch_load_max_over_mean",
     "active_experts_max",
     "slots_total_over_experts",
     "slots_max_per_device",
@@ -134,18 +146,29 @@ METRICS = (
 
 
 def evaluate(
-    placement: Placement, trace: RoutingTrace, topology: Topology | None = None, *, seed: int = 0, first_tokens: int | None = None
+    placement: Placement,
+    trace: RoutingTrace,
+    topology: Topology | None = None,
+    *,
+    seed: int = 0,
+    policy: str | None = None,
+    batch_tokens: int | None = None,
+    first_tokens: int | None = None,
 ) -> Evaluation:
     """Replay `trace` through `placement`; requests are dealt round-robin over the devices.
 
     Args:
         topology: links and speeds to judge by, where they are not the placement's own; the shape must be the same.
         seed: of the replica choice.
+        policy: one of `planning.BATCH_POLICIES`, to choose replicas batch by batch; None = by the placement's own choice.
+        batch_tokens: tokens of a prefill batch (1024 with a policy); decode batches are the trace's steps. Given it, or a
+            policy, the balance of each batch is measured too.
         first_tokens: send each request to the node that its first so many tokens point to instead, and deal it round-robin over
             that node's devices (`planning.request_placement`); all of the request is counted.
 
     Raises:
         MismatchError: trace, placement and topology don't belong together.
+        UsageError: an unknown policy, or batches of no tokens.
     """
     topology = placement.topology if topology is None else topology
     check_same_model(placement, trace)
@@ -153,13 +176,24 @@ def evaluate(
     source, steps = sources(trace, topology.num_devices), decode_steps(trace)
     if first_tokens is not None:
         source = placed_sources(placement, trace, first_tokens)
-    layers, active = [], []
+    by_batch = None if policy is None else batch_policy(policy)
+    batches = None
+    if policy is not None or batch_tokens is not None:
+        batches = number_batches(steps, trace.num_tokens, PREFILL_BATCH if batch_tokens is None else batch_tokens)
+    layers, active, balance = [], [], []
     for index, layer in enumerate(placement.layers):
-        table = choice_table(layer, placement.topology, placement.replica_choice)
-        replayed, devices = _replay_layer(table, layer.layer_id, trace.topk_ids[:, index], source, topology, seed)
+        topk_ids = trace.topk_ids[:, index]
+        if by_batch is None or batches is None:
+            table = choice_table(layer, placement.topology, placement.replica_choice)
+            choose: Choose = partial(table.choose, layer.layer_id, seed=seed)
+        else:
+            choose = partial(_look_up, choose_by_batch(by_batch, layer, topology, topk_ids, source, batches))
+        replayed, devices = _replay_layer(choose, topk_ids, source, topology)
         layers.append(replayed)
+        if batches is not None:
+            balance.append(batch_balance(devices, batches, topology.relative_speed))
         if steps is not None:
-            active.append(_active_experts(trace.topk_ids[:, index], devices, steps, topology.num_devices))
+            active.append(_active_experts(topk_ids, devices, steps, topology.num_devices))
     cross_node_links = np.stack([layer.cross_node_links for layer in layers])
     intra_node_links = np.stack([layer.intra_node_links for layer in layers])
     return Evaluation(
@@ -177,6 +211,7 @@ def evaluate(
         slots=placement.slots_per_device(),
         num_experts=placement.num_experts,
         devices_per_node=tuple(len(node.devices) for node in topology.nodes),
+        batch_balance=None if batches is None else np.array(balance),
     )
 
 
@@ -248,9 +283,12 @@ class _LayerCounts:
         self.flat_cross_node += int((node[device] != own_node[token]).sum())
 
 
-def _replay_layer(
-    table: ChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, topology: Topology, seed: int
-) -> tuple[_LayerCounts, Ints]:
+def _look_up(chosen: Ints, _topk_ids: Ints, _sources: Ints, tokens: Ints) -> Ints:
+    """Devices that were chosen before, for all tokens."""
+    return chosen[tokens]
+
+
+def _replay_layer(choose: Choose, topk_ids: npt.NDArray[Any], source: Ints, topology: Topology) -> tuple[_LayerCounts, Ints]:
     """The layer's counts, and the device of each pair `[tokens, k]`."""
     counts = _LayerCounts(topology)
     chosen = np.empty(topk_ids.shape, dtype=np.int64)
@@ -258,7 +296,7 @@ def _replay_layer(
     for start in range(0, len(topk_ids), chunk):
         ids = topk_ids[start : start + chunk].astype(np.int64)
         own = source[start : start + chunk]
-        devices = table.choose(layer_id, ids, own, np.arange(start, start + len(ids)), seed=seed)
+        devices = choose(ids, own, np.arange(start, start + len(ids)))
         chosen[start : start + chunk] = devices
         counts.add(devices, own)
     return counts, chosen

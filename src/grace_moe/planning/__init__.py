@@ -1,6 +1,7 @@
 """From a trace and a topology to a placement."""
 
 from grace_moe.planning.affinity import affinity_matrix, layer_loads
+from grace_moe.planning.batch_choice import BATCH_POLICIES, BatchPolicy, batch_policy
 from grace_moe.planning.groups import Groups, utilisation
 from grace_moe.planning.hashing import DRAW_BITS, draw
 from grace_moe.planning.joint_choice import JointChoiceTable, joint_choice_table
@@ -18,10 +19,12 @@ from grace_moe.planning.request_placement import FIRST_TOKENS, order_of_requests
 from grace_moe.planning.spectral import spectral_groups
 
 __all__ = [
+    "BATCH_POLICIES",
     "DEFAULT_METHOD",
     "DRAW_BITS",
     "FIRST_TOKENS",
     "METHODS",
+    "BatchPolicy",
     "ChoiceTable",
     "Groups",
     "JointChoiceTable",
@@ -30,6 +33,7 @@ __all__ = [
     "Progress",
     "ReplicaChoiceTable",
     "affinity_matrix",
+    "batch_policy",
     "choice_table",
     "choice_tables",
     "choose_devices",

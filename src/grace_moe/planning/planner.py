@@ -28,6 +28,8 @@ _PLACES = {
     "c2r": "grace_moe.planning.baselines.c2r:c2r",
     "cooccurrence": "grace_moe.planning.baselines.cooccurrence:cooccurrence",
     "biased": "grace_moe.planning.baselines.biased:biased",
+    "moetuner": "grace_moe.planning.baselines.moetuner:moetuner",
+    "exflow": "grace_moe.planning.baselines.exflow:exflow",
 }
 """Method -> module:function. A method takes a PlanRequest and its own options by keyword, and gives PlannedLayers."""
 

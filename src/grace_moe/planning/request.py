@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -146,6 +147,11 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise UsageError unless the option's value is one of the allowed."""
     if value not in allowed:
         raise UsageError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
+
+
+def is_within(value: Any, low: float, high: float) -> bool:
+    """Whether an option's value is a number from `low` to `high`; what isn't a number is not."""
+    return type(value) is not bool and isinstance(value, Real) and low <= float(value) <= high
 
 
 def no_replicas(request: PlanRequest, method: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from grace_moe.evaluation import ComparisonRow
 from grace_moe.report.cluster import Drawing, drawing
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, device_load, device_traffic, node_traffic
-from grace_moe.report.words import LABELS
+from grace_moe.report.words import label
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -285,12 +285,12 @@ def _frontier(content: ReportContent) -> go.Figure:
     def hover(row: ComparisonRow) -> str:
         x, y = place(row)
         memory = row.evaluation.slots_total_over_experts
-        return f"{LABELS[row.method]}<br>{x:.3f} copies per token<br>busiest device {y:.2f}x the mean<br>expert memory {memory:.2f}x"
+        return f"{label(row.method)}<br>{x:.3f} copies per token<br>busiest device {y:.2f}x the mean<br>expert memory {memory:.2f}x"
 
     ours = content.after
     others = [content.before, *(row for row in content.comparison.rows if row.method not in (BEFORE, AFTER))]
     budgets = [row for row in content.memory if row is not ours]
-    points = [(place(ours), f"GRACE {_memory(ours)}" if budgets else "GRACE"), *((place(row), LABELS[row.method]) for row in others)]
+    points = [(place(ours), f"GRACE {_memory(ours)}" if budgets else "GRACE"), *((place(row), label(row.method)) for row in others)]
     points += [(place(row), _memory(row)) for row in budgets]
     sides = _label_sides([p for p, _ in points], [text for _, text in points], [place(row) for row in content.memory])
     traces = []

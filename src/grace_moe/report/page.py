@@ -113,7 +113,7 @@ def _table(content: ReportContent) -> str:
         for column in columns:
             text, best = cell_text(row, rows, *column)
             cells.append(f'<td class="best">{text}</td>' if best else f"<td>{text}</td>")
-        name = words.LABELS[row["method"]] + (" <small>linear</small>" if row["method"] == BEFORE else "")
+        name = words.label(row["method"]) + (" <small>linear</small>" if row["method"] == BEFORE else "")
         lines.append(f'<tr class="{"ours" if row["method"] == AFTER else ""}"><td>{name}</td>{"".join(cells)}</tr>')
     planned, measured = content.comparison.planned_on, content.trace
     others = "the same requests" if planned.digest == measured.digest else "other requests"

@@ -27,6 +27,12 @@ COLUMNS = (
     ("plan_seconds", "plan\ns", "{:.1f}", None),
 )
 """Name, heading, form, and what is best of a comparison's columns; the last is of the machine, and differs from run to run."""
+_BATCH_COLUMNS = (
+    ("batch_load_max_over_mean", "busiest\nin batch", "{:.2f}x", min),
+    ("active_experts_max", "active\nexperts", "{:.1f}", min),
+)
+"""After the busiest device, where batches were measured."""
+_LOAD_COLUMN = [name for name, *_ in COLUMNS].index("load_max_over_mean")
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -38,10 +44,13 @@ def comparison_table(comparison: Comparison) -> Table:
     caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
     table.add_column("method", no_wrap=True)
-    for _, heading, _, _ in COLUMNS:
+    by_batch = all(row["batch_load_max_over_mean"] is not None for row in rows)
+    more = [column for column in _BATCH_COLUMNS if by_batch and all(row[column[0]] is not None for row in rows)]
+    columns = [*COLUMNS[: _LOAD_COLUMN + 1], *more, *COLUMNS[_LOAD_COLUMN + 1 :]]
+    for _, heading, _, _ in columns:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["method"], *(_cell(row, rows, *column) for column in COLUMNS))
+        table.add_row(row["method"], *(_cell(row, rows, *column) for column in columns))
     return table
 
 

@@ -18,8 +18,16 @@ LABELS = {
     "c2r": "C2R",
     "cooccurrence": "co-occurrence",
     "biased": "biased",
+    "exflow": "ExFlow",
+    "moetuner": "MoETuner",
 }
 """Methods as a person reads them."""
+
+
+def label(method: str) -> str:
+    """The name of a method, or of METHOD+POLICY, as a person reads it."""
+    name, plus, policy = method.partition("+")
+    return LABELS[name] + plus + policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +149,7 @@ def cluster_title(content: ReportContent) -> str:
 def frontier_title(content: ReportContent) -> str:
     """Of traffic against balance."""
     others = [row for row in content.comparison.rows if row.method != AFTER]
-    better = [LABELS[row.method] for row in others if _at_least_as_good(content, row, content.after)]
+    better = [label(row.method) for row in others if _at_least_as_good(content, row, content.after)]
     if better:
         return f"{_list(better)} {'does' if len(better) == 1 else 'do'} at least as well as GRACE in both traffic and balance"
     beaten = [row for row in others if _at_least_as_good(content, content.after, row)]
