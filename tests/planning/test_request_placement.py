@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation import evaluate
+from grace_moe.evaluation import compare, evaluate
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.planning import order_of_requests, place_requests, plan
 from grace_moe.planning.joint.alignment import align_nodes, costs_of_experts, rename_nodes, share_out, source_costs
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, synthetic_trace
+from grace_moe.trace import RoutingTrace, concatenate, synthetic_trace
 
 TWO = Topology.parse("2x2")
 
@@ -149,3 +149,12 @@ def test_a_start_with_empty_slots_is_filled(topics):
     more = plan(planned_on, TWO, "grace", start=start, effort=0.1)
     assert (more.slots_per_device() <= 10).all()
     assert more.slots_total_over_experts > 1.1
+
+
+def test_compare_plans_for_and_measures_with_placed_requests(topics):
+    trace = concatenate(topics)
+    plain, placed = compare(trace, TWO, methods=("grace", "grace+requests")).rows
+    assert placed.evaluation.cross_node_copies < 0.8 * plain.evaluation.cross_node_copies
+    assert placed.placement.provenance["options"]["request_placement"]
+    with pytest.raises(UsageError, match="policy 'requests' of 'eplb\\+requests' is unknown"):
+        compare(trace, TWO, methods=("eplb+requests",))

@@ -354,7 +354,7 @@ def test_the_command_measures_on_another_trace(call):
         (("--memory", "0.5"), 2, "--memory: '0.5' is not a number from 1 (no replicas) to 4 (every expert on all devices)"),
         (("--memory", "1,x"), 2, "--memory: 'x' is not a number from 1"),
         (("--memory", "nan"), 2, "--memory: 'nan' is not a number from 1"),
-        (("--methods", "best"), 2, "--methods: 'best' is unknown; use some of grace, "),
+        (("--methods", "best"), 2, "--methods: method 'best' is unknown; use one of grace, "),
         (("--redundancy", "9"), 2, "redundancy 9.0 is out of range"),
         (("--eval", "absent.safetensors"), 3, "absent.safetensors"),
         (("--memory", "1", "-o", "absent/r.html"), 1, "absent/r.html: can't be written: No such file or directory"),

@@ -25,12 +25,14 @@ Examples:
   grace-moe plan olmoe.safetensors --topology 2x4 -o plan.json
   grace-moe plan olmoe.safetensors --topology 2x4 --method eplb --redundancy 1.25 -o eplb.json
   grace-moe plan olmoe.safetensors --topology 2x2 --method grace_paper --option r=0.15 -o paper.json
+  grace-moe plan today.safetensors --topology 2x4 --start plan.json -o plan2.json
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
 @topology_option
 @click.option("--method", help="How to plan; `grace-moe compare --help` lists the methods.  [default: the best]")
 @shared(redundancy_option, slots_option, expert_bytes_option, seed_option)
+@click.option("--start", type=click.Path(path_type=Path), help="Placement to improve on, in a fraction of the time (method grace).")
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeat for several.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Placement to write (.json).")
 @json_option
@@ -42,12 +44,14 @@ def plan_command(
     slots_per_device: int | None,
     expert_bytes: int | None,
     seed: int,
+    start: Path | None,
     pairs: tuple[str, ...],
     output: Path,
     as_json: bool,
 ) -> None:
     """Plan a placement from TRACE for a topology."""
     from grace_moe.cli.progress import progress_bar
+    from grace_moe.placement import Placement
     from grace_moe.planning import DEFAULT_METHOD, plan
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
@@ -64,6 +68,7 @@ def plan_command(
             redundancy=redundancy,
             slots_per_device=slots_per_device,
             expert_bytes=expert_bytes,
+            start=None if start is None else Placement.load(start),
             progress=lambda done, total: advance(1),
             **options,
         )
