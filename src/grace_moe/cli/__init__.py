@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "grace_moe.cli.inspect:inspect_file",
     "plan": "grace_moe.cli.plan:plan_command",
     "compare": "grace_moe.cli.compare:compare_command",
+    "pareto": "grace_moe.cli.pareto:pareto_command",
     "report": "grace_moe.cli.report:report_command",
     "run": "grace_moe.cli.run:run",
 }
@@ -29,6 +30,7 @@ SUMMARIES = {
     "inspect": "Show any file of ours.",
     "plan": "Decide which device holds which expert.",
     "compare": "Plan with several methods and measure each on held-out requests.",
+    "pareto": "Show what traffic, balance and memory there are to choose from.",
     "report": "Show what a comparison found, as one HTML page.",
     "run": "Run a model with its experts placed by a plan.",
 }

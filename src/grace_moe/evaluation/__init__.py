@@ -2,6 +2,7 @@
 
 from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, over_memory, parse_method
 from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
+from grace_moe.evaluation.pareto import ParetoPoint, pareto
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
 from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token
 
@@ -11,11 +12,13 @@ __all__ = [
     "ComparisonRow",
     "Evaluation",
     "LayerTime",
+    "ParetoPoint",
     "compare",
     "cross_node_bytes",
     "cross_node_bytes_per_token",
     "evaluate",
     "modelled_layer_time",
     "over_memory",
+    "pareto",
     "parse_method",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from grace_moe.evaluation import Comparison
+from grace_moe.evaluation import Comparison, ParetoPoint
 from grace_moe.placement import Placement
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, skew
@@ -51,6 +51,27 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["method"], *(_cell(row, rows, *column) for column in columns))
+    return table
+
+
+def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
+    """One row a plan, by memory; those that no other beats in everything have a star."""
+    title = f"{topology.shape}: what grace reaches on requests that it has not seen"
+    caption = "* = no other row has less of one thing and no more of the others."
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
+    for heading in ("expert \nmemory ", "price ", "between \nnodes ", "inside \nnodes ", "busiest \ndevice ", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points:
+        found = point.evaluation
+        table.add_row(
+            f"{found.slots_total_over_experts:.2f}x ",
+            f"{point.price:g} ",
+            f"{found.cross_node_copies:.3f} ",
+            f"{found.intra_node_copies:.3f} ",
+            f"{found.load_max_over_mean:.2f}x ",
+            "*" if point.best else "",
+            style="bold" if point.best else "",
+        )
     return table
 
 

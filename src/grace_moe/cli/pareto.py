@@ -1,0 +1,62 @@
+"""`grace-moe pareto`: what traffic, balance and memory there are to choose from."""
+
+import json
+from pathlib import Path
+
+import click
+
+from grace_moe.cli.options import eval_option, json_option, seed_option, shared, topology_option
+from grace_moe.errors import UsageError
+
+
+@click.command(
+    "pareto",
+    epilog="""\b
+Examples:
+  grace-moe pareto olmoe.safetensors --topology 2x4
+  grace-moe pareto olmoe.safetensors --topology 4x4 --prices 1,4,16 --redundancies 1,1.25
+Take the row you like: grace-moe plan ... --option price=P --option tolerance=1e6 --redundancy R
+""",
+)
+@click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
+@shared(topology_option, eval_option)
+@click.option("--prices", default="0.5,2,8,32", show_default=True, help="Prices on imbalance to try: more buys balance with traffic.")
+@click.option("--redundancies", default="1,1.125,1.25,1.5", show_default=True, help="Slots over experts to try.")
+@shared(seed_option, json_option)
+def pareto_command(
+    trace_path: Path, topology_text: str, eval_path: Path | None, prices: str, redundancies: str, seed: int, as_json: bool
+) -> None:
+    """The frontier of traffic, balance and memory that method grace reaches on TRACE."""
+    from rich.console import Console
+
+    from grace_moe.cli.progress import progress_bar
+    from grace_moe.evaluation import pareto
+    from grace_moe.report import pareto_table
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
+
+    tried = _numbers("--prices", prices), _numbers("--redundancies", redundancies)
+    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
+    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
+    with progress_bar("planning", total=len(tried[0]) * len(tried[1])) as advance:
+        points = pareto(
+            trace,
+            topology,
+            measure_on=measure_on,
+            prices=tried[0],
+            redundancies=tried[1],
+            seed=seed,
+            on_point=lambda: advance(1),
+        )
+    if as_json:
+        rows = [{"price": p.price, "redundancy": p.redundancy, "best": p.best, **p.evaluation.to_dict()} for p in points]
+        click.echo(json.dumps({"topology": topology.shape, "rows": rows}, indent=2))
+    else:
+        Console().print(pareto_table(points, topology))
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(dict.fromkeys(float(number) for number in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{option}: {text!r} is not a list of numbers; give some like 1,1.25") from error

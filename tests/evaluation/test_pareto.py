@@ -1,0 +1,47 @@
+"""The frontier: what is on it by definition, and what the command says."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from grace_moe.cli.pareto import pareto_command
+from grace_moe.errors import UsageError
+from grace_moe.evaluation import pareto
+from grace_moe.topology import Topology
+from grace_moe.trace import synthetic_trace
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return synthetic_trace(tokens=1500, experts=16, top_k=3, clusters=4, affinity=0.9, skew=0.7, requests=40, seed=3)
+
+
+def test_the_frontier_is_what_nothing_beats(trace):
+    points = pareto(trace, Topology.parse("2x2"), prices=(0.1, 30), redundancies=(1, 1.25))
+    assert [p.costs[2] for p in points] == sorted(p.costs[2] for p in points)
+    assert len(points) == 4
+    for point in points:
+        beaten = any(q.costs != point.costs and all(a <= b for a, b in zip(q.costs, point.costs, strict=True)) for q in points)
+        assert point.best is not beaten
+    cheap = {p.redundancy: p for p in points if p.price == 0.1}
+    assert cheap[1.25].evaluation.cross_node_copies < cheap[1].evaluation.cross_node_copies  # memory buys traffic
+
+
+def test_redundancies_of_the_same_slots_are_one_point(trace):
+    """16 experts on 4 devices: 1.01 and 1.25 are both five slots."""
+    assert len(pareto(trace, Topology.parse("2x2"), prices=(4,), redundancies=(1.01, 1.25))) == 1
+
+
+def test_the_command(trace, tmp_path):
+    path = tmp_path / "t.safetensors"
+    trace.save(path)
+    run = CliRunner().invoke(pareto_command, [str(path), "--topology", "2x2", "--prices", "4", "--redundancies", "1", "--json"])
+    (row,) = json.loads(run.stdout)["rows"]
+    assert (row["price"], row["redundancy"], row["best"]) == (4, 1, True)
+    table = CliRunner().invoke(pareto_command, [str(path), "--topology", "2x2", "--prices", "4", "--redundancies", "1"]).stdout
+    assert f"{row['cross_node_copies']:.3f}" in table
+    with pytest.raises(UsageError, match="--prices: 'a,b' is not a list of numbers"):
+        CliRunner().invoke(pareto_command, [str(path), "--topology", "2x2", "--prices", "a,b"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="no prices"):
+        pareto(trace, Topology.parse("2x2"), prices=())
