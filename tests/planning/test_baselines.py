@@ -112,3 +112,7 @@ def test_values_out_of_range():
         plan(TRACE, Topology.regular(2, 2), "occult", seed_rule="first")
     with pytest.raises(UsageError, match=r"alpha 1.5 is out of range; use 0"):
         plan(TRACE, Topology.regular(2, 2), "cooccurrence", alpha=1.5)
+    with pytest.raises(UsageError, match=r"alpha \[1\] is out of range"):
+        plan(TRACE, Topology.regular(2, 2), "cooccurrence", alpha=[1])
+    with pytest.raises(UsageError, match=r"num_groups \[2\] is not a whole number"):
+        plan(TRACE, Topology.regular(2, 2), "eplb", num_groups=[2])

@@ -123,6 +123,10 @@ def test_traces_that_say_little(grouping):
         ({"replica_choice": "best"}, r"replica_choice 'best' is unknown; use one of tar, wrr"),
         ({"r": 1.5}, r"r 1.5 is out of range; use 'knee' or a ratio from 0 to 1"),
         ({"r": "elbow"}, r"r 'elbow' is out of range"),
+        ({"r": [1]}, r"r \[1\] is out of range; use 'knee' or a ratio from 0 to 1"),
+        ({"r": None}, r"r None is out of range"),
+        ({"knee": "token"}, r"knee 'token' is unknown; use one of model, layer"),
+        ({"prediction": "best"}, r"prediction 'best' is unknown; use one of conserved, printed"),
     ],
 )
 def test_errors_name_the_mend(options, message):
@@ -133,3 +137,17 @@ def test_errors_name_the_mend(options, message):
 def test_more_devices_than_experts_is_a_clear_error():
     with pytest.raises(UsageError, match=r"16 experts on 32 devices.*use fewer devices, or method eplb"):
         plan(TRACE, Topology.regular(8, 4), "grace_paper")
+
+
+def test_each_layer_may_have_its_own_knee():
+    notes = plan(SKEWED, TOPOLOGY, "grace_paper", knee="layer").provenance["notes"]
+    assert sum(len(note.split(":")[0].split(",")) for note in notes if ": r = 0." in note) == 3
+    # Of one layer the two are the same.
+    one, other = (plan(TRACE, TOPOLOGY, "grace_paper", knee=knee) for knee in ("model", "layer"))
+    assert one.layers == other.layers
+
+
+def test_the_printed_prediction_changes_weights_only():
+    said, printed = (plan(SKEWED, TOPOLOGY, "grace_paper", prediction=p) for p in ("conserved", "printed"))
+    assert [layer.devices_of_expert for layer in said.layers] == [layer.devices_of_expert for layer in printed.layers]
+    assert [layer.replica_weights for layer in said.layers] != [layer.replica_weights for layer in printed.layers]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grace_moe.planning.replication import hot_experts, num_replicas, polling_weights, predict_loads, replicate
+from grace_moe.planning.replication import hot_experts, num_replicas, polling_weights, predict_loads, predict_loads_as_printed, replicate
 
 LOADS = np.array([6, 3, 2, 1, 2, 1, 1])
 GROUPS = ((0, 1, 2, 3), (4, 5), (6,))  # loads 12, 3, 1
@@ -133,3 +133,10 @@ def test_total_load_is_conserved_and_primaries_stay(data):
 
 def test_predict_loads_shares_evenly():
     assert predict_loads(np.array([6, 4]), ((0, 1, 2), (2,)), 3).tolist() == [2, 2, 6]
+
+
+def test_the_printed_equation_by_hand():
+    """Groups of 10 + 2 and 3 and 1; expert 0 also on devices 1 and 2. W_max = 12, W_r = 10, W_p = 12 / 3: 6, 3 + 4, 1 + 4."""
+    got = predict_loads_as_printed(np.array([10, 2, 3, 1]), [(0, 1, 2), (0,), (1,), (2,)], 3)
+    assert got.tolist() == [6, 7, 5]
+    assert predict_loads_as_printed(np.array([4, 2]), [(0,), (1,)], 2).tolist() == [4, 2]

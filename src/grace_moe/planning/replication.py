@@ -97,6 +97,26 @@ def predict_loads(loads: npt.NDArray[np.int64], devices_of_expert: Sequence[Sequ
     return predicted
 
 
+def predict_loads_as_printed(
+    loads: npt.NDArray[np.int64], devices_of_expert: Sequence[Sequence[int]], num_devices: int
+) -> npt.NDArray[np.float64]:
+    """Eq. 4 with `W_p = W_max / (n + 1)`, as its formula is printed: `[devices]`; the sum is more than the experts' load.
+
+    n is the number of devices that host secondary replicas, all of the heaviest group's experts.
+    """
+    predicted = np.zeros(num_devices)
+    for expert, devices in enumerate(devices_of_expert):
+        predicted[devices[0]] += loads[expert]
+    hot = [expert for expert, devices in enumerate(devices_of_expert) if len(devices) > 1]
+    if hot:
+        hosts = sorted({device for expert in hot for device in devices_of_expert[expert][1:]})
+        heaviest = devices_of_expert[hot[0]][0]
+        share = predicted[heaviest] / (len(hosts) + 1)
+        predicted[heaviest] += share - loads[hot].sum()
+        predicted[hosts] += share
+    return predicted
+
+
 def polling_weights(devices_of_expert: Sequence[Sequence[int]], predicted_loads: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     """Per expert, `1 / predicted load` of each replica's device, normalised; devices without load share it all evenly."""
     weights = []

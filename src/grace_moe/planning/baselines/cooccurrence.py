@@ -7,7 +7,7 @@ from grace_moe.errors import UsageError
 from grace_moe.planning.affinity import affinity_matrix, layer_loads
 from grace_moe.planning.baselines.linear import even_sizes
 from grace_moe.planning.groups import Groups, as_groups
-from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_groups, no_replicas
+from grace_moe.planning.request import PlannedLayers, PlanRequest, is_within, layer_of_groups, no_replicas
 
 
 def cooccurrence_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], num_devices: int, *, alpha: float = 0.8) -> Groups:
@@ -53,8 +53,8 @@ def cooccurrence(request: PlanRequest, *, alpha: float = 0.8) -> PlannedLayers:
     Raises:
         UsageError: alpha outside 0..1.
     """
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"alpha {alpha} is out of range; use 0 (load only) to 1 (co-occurrence only)")
+    if not is_within(alpha, 0, 1):
+        raise UsageError(f"alpha {alpha!r} is out of range; use 0 (load only) to 1 (co-occurrence only)")
     experts = request.num_experts
     layers = tuple(
         layer_of_groups(

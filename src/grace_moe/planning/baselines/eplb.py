@@ -143,6 +143,8 @@ def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None =
     """
     check_choice("policy", policy, POLICIES)
     check_choice("replica_choice", replica_choice, REPLICA_CHOICES)
+    if num_groups is not None and type(num_groups) is not int:
+        raise UsageError(f"num_groups {num_groups!r} is not a whole number; give the groups of the model's router, or leave it out")
     groups, nodes = 1 if num_groups is None else num_groups, request.topology.num_nodes
     if policy == "auto":
         divides = num_groups is not None and groups % nodes == 0 and request.topology.devices_per_node is not None
