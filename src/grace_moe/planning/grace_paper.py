@@ -63,7 +63,8 @@ def grace_paper(
             drafts.append(flat_draft(affinity, request.slot_limits, seed=request.seed))
     if knee == "model":
         rule, notes = _size_rule(grouping, r, drafts)
-        rules = [(rule, ())] * len(drafts)
+        none: tuple[str, ...] = ()
+        rules = [(rule, none) for _ in drafts]
     else:
         rules, notes = [_size_rule(grouping, r, [draft]) for draft in drafts], ()
     layers, layer_notes = [], []
