@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from grace_moe.cli.pareto import pareto_command
+from grace_moe.cli import grace_moe
 from grace_moe.errors import UsageError
 from grace_moe.evaluation import pareto
 from grace_moe.topology import Topology
@@ -36,12 +36,12 @@ def test_redundancies_of_the_same_slots_are_one_point(trace):
 def test_the_command(trace, tmp_path):
     path = tmp_path / "t.safetensors"
     trace.save(path)
-    run = CliRunner().invoke(pareto_command, [str(path), "--topology", "2x2", "--prices", "4", "--redundancies", "1", "--json"])
+    run = CliRunner().invoke(grace_moe, ["pareto", str(path), "--topology", "2x2", "--prices", "4", "--redundancies", "1", "--json"])
     (row,) = json.loads(run.stdout)["rows"]
     assert (row["price"], row["redundancy"], row["best"]) == (4, 1, True)
-    table = CliRunner().invoke(pareto_command, [str(path), "--topology", "2x2", "--prices", "4", "--redundancies", "1"]).stdout
+    table = CliRunner().invoke(grace_moe, ["pareto", str(path), "--topology", "2x2", "--prices", "4", "--redundancies", "1"]).stdout
     assert f"{row['cross_node_copies']:.3f}" in table
-    with pytest.raises(UsageError, match="--prices: 'a,b' is not a list of numbers"):
-        CliRunner().invoke(pareto_command, [str(path), "--topology", "2x2", "--prices", "a,b"], catch_exceptions=False)
+    with pytest.raises(UsageError, match="--prices: 'a' is not a number from 0 to 1e6"):
+        CliRunner().invoke(grace_moe, ["pareto", str(path), "--topology", "2x2", "--prices", "a,b"], catch_exceptions=False)
     with pytest.raises(UsageError, match="no prices"):
         pareto(trace, Topology.parse("2x2"), prices=())

@@ -182,11 +182,35 @@ def test_more_than_eight_nodes_fall_back_and_say_so(clustered):
     placement = plan(clustered[0], Topology.parse("9x1"), "grace")
     assert placement.replica_choice == "joint"
     assert any("more nodes than the exact search takes" in note for note in placement.provenance["notes"])
+    for options in ({"request_placement": True}, {"start": placement}):
+        with pytest.raises(UsageError, match="take up to 8 nodes, and 9x1 has 9; plan without them"):
+            plan(clustered[0], Topology.parse("9x1"), "grace", **options)
+
+
+def test_a_layer_that_would_fall_behind_eplb_is_placed_as_eplb_does():
+    """Few slots for hot experts: no layout that keeps tokens on few nodes can be as even as EPLB's. An open tolerance takes it."""
+    trace = synthetic_trace(tokens=2000, layers=2, experts=16, top_k=4, clusters=4, affinity=0.95, skew=1.5, requests=20, seed=3)
+    planned_on, measured_on = trace.split_requests()
+    topology = Topology.parse("4x8")
+    ours, theirs = plan(planned_on, topology, "grace", **QUICK), plan(planned_on, topology, "eplb")
+    assert ours.provenance["notes"] == ["layers 0, 1: nothing to gain within the tolerance on balance: placed by load (eplb)"]
+    assert evaluate(ours, measured_on).to_dict() == evaluate(theirs, measured_on).to_dict()
+    uneven = evaluate(plan(planned_on, topology, "grace", tolerance=10, **QUICK), measured_on)
+    assert uneven.cross_node_copies < 0.8 * evaluate(theirs, measured_on).cross_node_copies
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"effort": 0}, "effort 0"), ({"threads": 0}, "threads 0"), ({"price": -1}, "price -1"), ({"tolerance": 0.5}, "tolerance 0.5")],
+    [
+        ({"effort": 0}, "effort 0"),
+        ({"threads": 0}, "threads 0"),
+        ({"threads": "many"}, "threads 'many'"),
+        ({"price": -1}, "price -1"),
+        ({"price": float("inf")}, "price inf"),
+        ({"price": [1]}, r"price \[1\]"),
+        ({"tolerance": 0.5}, "tolerance 0.5"),
+        ({"request_placement": "yes"}, "request_placement 'yes'"),
+    ],
 )
 def test_options_out_of_range(clustered, options, message):
     with pytest.raises(UsageError, match=message):

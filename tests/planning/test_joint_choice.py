@@ -84,3 +84,33 @@ def test_many_nodes_are_covered_greedily(case):
         visited = {d // 2 for d in devices if d >= 0} - {source // 2}
         # Greedy cover of k <= 4 experts visits at most H(4) = 2.08 times the fewest.
         assert len(visited) <= 2.09 * fewest_other_nodes(layer, row, source // 2, 9)
+
+
+def test_prices_steer_ties_and_nothing_else():
+    """Expert 0 on node 0, expert 1 on nodes 1 and 2, source on node 0: two sets of two nodes serve the token."""
+    devices = ((0,), (1, 2))
+    tokens = np.arange(4000)
+    ids = np.tile([0, 1], (4000, 1))
+
+    def share_of_node_1(prices):
+        layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices), node_prices=prices)
+        return float((choice_table(layer, Topology.parse("3x1"), "joint").choose(0, ids, tokens * 0, tokens, seed=2)[:, 1] == 1).mean())
+
+    assert share_of_node_1(()) == pytest.approx(0.5, abs=0.03)
+    assert share_of_node_1((5, 0.3, 0.3)) == share_of_node_1(())  # the source is visited whatever its price
+    # Uniform hashes u1 + 0.5 < u2: half of 0.5 squared.
+    assert share_of_node_1((0, 0.5, 0)) == pytest.approx(0.125, abs=0.03)
+    assert share_of_node_1((0, 15, 0)) == 0
+    # A dear node is still better than one node more.
+    alone = LayerPlacement(
+        layer_id=0, devices_of_expert=((1,), (2,), (1, 2)), replica_weights=((1.0,), (1.0,), (0.5, 0.5)), node_prices=(0, 15, 15)
+    )
+    table = choice_table(alone, Topology.parse("3x1"), "joint")
+    assert table.choose(0, np.array([[0, 2]]), np.array([0]), np.array([0]), seed=0).tolist() == [[1, 1]]
+
+
+def test_a_layers_own_choice_overrules_the_placements():
+    layer = LayerPlacement(layer_id=0, devices_of_expert=((0, 2),), replica_weights=((0.5, 0.5),), replica_choice="wrr")
+    ids = np.zeros((1000, 1), np.int64)
+    away = choice_table(layer, Topology.parse("2x2"), "joint").choose(0, ids, ids[:, 0], np.arange(1000), seed=0)
+    assert (away == 2).mean() == pytest.approx(0.5, abs=0.05)

@@ -54,7 +54,7 @@ def test_placed_requests_cost_less_by_hand():
 def test_a_placement_without_costs_says_so():
     with pytest.raises(MismatchError, match="source_costs: none, so requests can't be placed; plan with method grace"):
         place_requests(one_layer(costs=()), trace_of([0], [0]))
-    with pytest.raises(MismatchError, match="not planned for the model"):
+    with pytest.raises(MismatchError, match="num_experts: 2, but synthetic trace has 8; use a trace of the model that was planned for"):
         place_requests(one_layer(), synthetic_trace(tokens=4, experts=8, top_k=2))
 
 
@@ -137,7 +137,7 @@ def test_planning_again_from_a_placement_keeps_its_quality(topics):
     assert again == plan(measured_on, TWO, "grace", start=first)
     with pytest.raises(UsageError, match="method eplb plans from nothing"):
         plan(planned_on, TWO, "eplb", start=first)
-    with pytest.raises(MismatchError, match="32 experts on 2x2, but the plan is for 32 on 4x1"):
+    with pytest.raises(MismatchError, match="topology: 2x2, but the plan is for 4x1; start from a placement on this topology"):
         plan(planned_on, Topology.parse("4x1"), "grace", start=first)
     with pytest.raises(MismatchError, match="10 slots on a device, but the plan allows 8"):
         plan(planned_on, TWO, "grace", start=first, redundancy=1.0)

@@ -11,6 +11,7 @@ from grace_moe.cli.options import (
     expert_bytes_option,
     json_option,
     methods_option,
+    read_compared,
     redundancy_option,
     seed_option,
     shared,
@@ -50,12 +51,9 @@ def compare_command(
     from grace_moe.cli.progress import progress_bar
     from grace_moe.evaluation import compare
     from grace_moe.report import comparison_table
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
 
     chosen = chosen_methods(methods)
-    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
-    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
+    trace, topology, measure_on = read_compared(trace_path, topology_text, eval_path)
     with progress_bar("comparing", total=len(chosen)) as advance:
         comparison = compare(
             trace,

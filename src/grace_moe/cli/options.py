@@ -7,11 +7,15 @@ import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from grace_moe.errors import UsageError
+
+if TYPE_CHECKING:
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
 
 topology_option = click.option("--topology", "topology_text", required=True, metavar="T", help="NxG, NxG:preset, or a topology file.")
 redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
@@ -82,6 +86,34 @@ def chosen_methods(text: str | None) -> tuple[str, ...]:
         except UsageError as error:
             raise UsageError(f"--methods: {error}") from error
     return chosen
+
+
+def read_compared(trace_path: Path, topology_text: str, eval_path: Path | None) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:
+    """TRACE, `--topology` and `--eval`."""
+    from grace_moe.topology import Topology
+    from grace_moe.trace import RoutingTrace
+
+    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
+    return RoutingTrace.load(trace_path), Topology.parse(topology_text), measure_on
+
+
+def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers from `low` to `high`, each once. Raises UsageError that names the option and the range."""
+    found = []
+    for part in text.split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise UsageError(f"{option}: {part.strip()!r} is not a number {meaning}")
+        found.append(number)
+    return tuple(dict.fromkeys(found))
+
+
+def budgets(option: str, text: str, devices: int) -> tuple[float, ...]:
+    """A comma-separated list of redundancies that so many devices have room for."""
+    return numbers(option, text, 1, devices, f"from 1 (no replicas) to {devices} (every expert on all devices)")
 
 
 def command_line() -> str:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from grace_moe.cli.options import eval_option, json_option, seed_option, shared, topology_option
-from grace_moe.errors import UsageError
+from grace_moe.cli.options import budgets, eval_option, json_option, numbers, read_compared, seed_option, shared, topology_option
 
 
 @click.command(
@@ -29,34 +28,16 @@ def pareto_command(
     """The frontier of traffic, balance and memory that method grace reaches on TRACE."""
     from rich.console import Console
 
-    from grace_moe.cli.progress import progress_bar
+    from grace_moe.cli.progress import progress_of
     from grace_moe.evaluation import pareto
     from grace_moe.report import pareto_table
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
 
-    tried = _numbers("--prices", prices), _numbers("--redundancies", redundancies)
-    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
-    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
-    with progress_bar("planning", total=len(tried[0]) * len(tried[1])) as advance:
-        points = pareto(
-            trace,
-            topology,
-            measure_on=measure_on,
-            prices=tried[0],
-            redundancies=tried[1],
-            seed=seed,
-            on_point=lambda: advance(1),
-        )
+    trace, topology, measure_on = read_compared(trace_path, topology_text, eval_path)
+    tried = numbers("--prices", prices, 0, 1e6, "from 0 to 1e6"), budgets("--redundancies", redundancies, topology.num_devices)
+    with progress_of("planning") as reach:
+        points = pareto(trace, topology, measure_on=measure_on, prices=tried[0], redundancies=tried[1], seed=seed, progress=reach)
     if as_json:
         rows = [{"price": p.price, "redundancy": p.redundancy, "best": p.best, **p.evaluation.to_dict()} for p in points]
         click.echo(json.dumps({"topology": topology.shape, "rows": rows}, indent=2))
     else:
         Console().print(pareto_table(points, topology))
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(dict.fromkeys(float(number) for number in text.split(",")))
-    except ValueError as error:
-        raise UsageError(f"{option}: {text!r} is not a list of numbers; give some like 1,1.25") from error

@@ -50,7 +50,7 @@ def plan_command(
     as_json: bool,
 ) -> None:
     """Plan a placement from TRACE for a topology."""
-    from grace_moe.cli.progress import progress_bar
+    from grace_moe.cli.progress import progress_of
     from grace_moe.placement import Placement
     from grace_moe.planning import DEFAULT_METHOD, plan
     from grace_moe.topology import Topology
@@ -59,7 +59,7 @@ def plan_command(
     options = method_options(pairs)
     trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
     began = time.perf_counter()
-    with progress_bar("planning", total=trace.num_layers) as advance:
+    with progress_of("planning") as reach:
         placement = plan(
             trace,
             topology,
@@ -69,7 +69,7 @@ def plan_command(
             slots_per_device=slots_per_device,
             expert_bytes=expert_bytes,
             start=None if start is None else Placement.load(start),
-            progress=lambda done, total: advance(1),
+            progress=reach,
             **options,
         )
     seconds = time.perf_counter() - began

@@ -8,6 +8,20 @@ from contextlib import contextmanager
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that advances the bar by so many steps."""
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        reach(done, total)
+
+    with progress_of(title, total) as reach:
+        yield advance
+
+
+@contextmanager
+def progress_of(title: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that sets the bar to (steps done, steps in all)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -15,7 +29,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda steps: progress.advance(task, steps)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -1,25 +1,25 @@
 """`grace-moe report`: a comparison as one HTML page."""
 
 import json
-import math
 from pathlib import Path
 
 import click
 
 from grace_moe.cli.options import (
+    budgets,
     chosen_methods,
     command_line,
     eval_option,
     expert_bytes_option,
     json_option,
     methods_option,
+    read_compared,
     redundancy_option,
     seed_option,
     shared,
     slots_option,
     topology_option,
 )
-from grace_moe.errors import UsageError
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
 """Slots over experts that ours is shown for, where the user names none."""
@@ -55,15 +55,13 @@ def report_command(
     from grace_moe.cli.progress import progress_bar
     from grace_moe.evaluation import compare, over_memory
     from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
 
     require_report()
     chosen = tuple(dict.fromkeys((AFTER, *chosen_methods(methods), BEFORE)))
-    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
-    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
-    budgets = _budgets(memory, topology.num_devices)
-    with progress_bar("comparing", total=len(chosen) + len(budgets)) as advance:
+    trace, topology, measure_on = read_compared(trace_path, topology_text, eval_path)
+    devices = topology.num_devices
+    tried = tuple(b for b in MEMORY if b <= devices) if memory is None else budgets("--memory", memory, devices)
+    with progress_bar("comparing", total=len(chosen) + len(tried)) as advance:
         comparison = compare(
             trace,
             topology,
@@ -75,7 +73,7 @@ def report_command(
             seed=seed,
             on_method=lambda _: advance(1),
         )
-        sweep = over_memory(comparison, budgets, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
+        sweep = over_memory(comparison, tried, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)
     if as_json:
@@ -83,19 +81,3 @@ def report_command(
     else:
         click.echo(sentence(content))
         click.echo(f"{output}: open it in a browser")
-
-
-def _budgets(text: str | None, devices: int) -> tuple[float, ...]:
-    """The redundancies of `--memory`; the default ones that so many devices have room for without it."""
-    if text is None:
-        return tuple(budget for budget in MEMORY if budget <= devices)
-    budgets = []
-    for part in text.split(","):
-        try:
-            budget = float(part)
-        except ValueError:
-            budget = math.nan
-        if not 1 <= budget <= devices:
-            raise UsageError(f"--memory: {part.strip()!r} is not a number from 1 (no replicas) to {devices} (every expert on all devices)")
-        budgets.append(budget)
-    return tuple(dict.fromkeys(budgets))

@@ -10,9 +10,9 @@ from typing import Any
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.batches import PREFILL_BATCH
 from grace_moe.evaluation.cost import modelled_layer_time
-from grace_moe.evaluation.replay import Evaluation, check_same_model, evaluate
+from grace_moe.evaluation.replay import Evaluation, evaluate
 from grace_moe.placement import Placement
-from grace_moe.planning import BATCH_POLICIES, DEFAULT_METHOD, FIRST_TOKENS, METHODS, PlanRequest, plan
+from grace_moe.planning import BATCH_POLICIES, DEFAULT_METHOD, FIRST_TOKENS, METHODS, PlanRequest, check_same_model, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -149,16 +149,15 @@ def over_memory(
         UsageError: a redundancy out of range.
     """
     trace, topology = comparison.planned_on, comparison.topology
-    by_slots = {int(row.placement.slots_per_device().max()): row for row in comparison.rows if row.method == method}
+    rows = {int(row.placement.slots_per_device().max()): row for row in comparison.rows if row.method == method}
     for redundancy in redundancies:
         slots = PlanRequest(trace=trace, topology=topology, seed=seed, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
-        if slots not in by_slots:
-            limits = {"redundancy": redundancy, "expert_bytes": expert_bytes}
-            placement, seconds = _timed_plan(trace, topology, method, seed, limits)
+        if slots not in rows:
+            placement, seconds = _timed_plan(trace, topology, method, seed, {"redundancy": redundancy, "expert_bytes": expert_bytes})
             evaluation = evaluate(placement, comparison.measured_on, seed=seed)
-            by_slots[slots] = ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation)
+            rows[slots] = ComparisonRow(method=method, plan_seconds=seconds, placement=placement, evaluation=evaluation)
         on_budget(redundancy)
-    return tuple(sorted(by_slots.values(), key=lambda row: row.evaluation.slots_total_over_experts))
+    return tuple(sorted(rows.values(), key=lambda row: row.evaluation.slots_total_over_experts))
 
 
 def _timed_plan(trace: RoutingTrace, topology: Topology, method: str, seed: int, arguments: dict[str, Any]) -> tuple[Placement, float]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from grace_moe.errors import UsageError
-from grace_moe.evaluation.replay import Evaluation, check_same_model, evaluate
-from grace_moe.planning import plan
+from grace_moe.evaluation.replay import Evaluation, evaluate
+from grace_moe.planning import PlanRequest, Progress, check_same_model, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
 PRICES = (0.5, 2.0, 8.0, 32.0)
 """Prices on imbalance that are tried: from hardly any to nearly EPLB's balance."""
 REDUNDANCIES = (1.0, 1.125, 1.25, 1.5)
-_ANY = 1e6
+ANY_BALANCE = 1e6
 """A tolerance that leaves EPLB out of it."""
 
 
@@ -42,13 +42,13 @@ def pareto(
     prices: Sequence[float] = PRICES,
     redundancies: Sequence[float] = REDUNDANCIES,
     seed: int = 0,
-    on_point: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> tuple[ParetoPoint, ...]:
     """Plan with `grace` at every price and redundancy, each with EPLB's balance left aside; measured on other requests.
 
     Args:
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
-        on_point: told when a point is planned and measured.
+        progress: called with (plans done, plans in all).
 
     Returns:
         By memory, then traffic. Redundancies that round to the same slots give the same points, once.
@@ -61,21 +61,17 @@ def pareto(
         raise UsageError("no prices or no redundancies to try; give at least one of each")
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
-    found: dict[tuple[float, float], tuple[float, Evaluation]] = {}
+    budgets: dict[int, float] = {}
     for redundancy in sorted(redundancies):
-        for price in sorted(prices):
-            placement = plan(planned_on, topology, redundancy=redundancy, price=price, tolerance=_ANY, seed=seed)
-            evaluation = evaluate(placement, measured_on, seed=seed)
-            found.setdefault((evaluation.slots_total_over_experts, price), (redundancy, evaluation))
-            on_point()
-    points = [
-        ParetoPoint(price=price, redundancy=redundancy, evaluation=evaluation, best=False)
-        for (_, price), (redundancy, evaluation) in found.items()
-    ]
-    marked = [
-        ParetoPoint(price=p.price, redundancy=p.redundancy, evaluation=p.evaluation, best=not any(_beats(q, p) for q in points))
-        for p in points
-    ]
+        budgets.setdefault(PlanRequest(trace=planned_on, topology=topology, redundancy=redundancy).equal_slots, redundancy)
+    tries = [(redundancy, price) for redundancy in budgets.values() for price in sorted(prices)]
+    points = []
+    for redundancy, price in tries:
+        placement = plan(planned_on, topology, redundancy=redundancy, price=price, tolerance=ANY_BALANCE, seed=seed)
+        points.append(ParetoPoint(price=price, redundancy=redundancy, evaluation=evaluate(placement, measured_on, seed=seed), best=False))
+        if progress is not None:
+            progress(len(points), len(tries))
+    marked = [replace(point, best=not any(_beats(other, point) for other in points)) for point in points]
     return tuple(sorted(marked, key=lambda point: (point.costs[2], point.costs[0])))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from grace_moe.errors import MismatchError
 from grace_moe.evaluation.batches import PREFILL_BATCH, batch_balance, choose_by_batch, number_batches
 from grace_moe.placement import Placement
-from grace_moe.planning import batch_policy, choice_table, order_of_requests, place_requests
+from grace_moe.planning import ChoiceTable, batch_policy, check_same_model, choice_table, order_of_requests, place_requests
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE, RoutingTrace
 
@@ -22,8 +21,6 @@ _CHUNK_CELLS = 2**20
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Choose: TypeAlias = Callable[[Ints, Ints, Ints], Ints]
-"""(`[tokens, k]` experts, `[tokens]` sources, `[tokens]` numbers) -> `[tokens, k]` devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +182,10 @@ def evaluate(
         topk_ids = trace.topk_ids[:, index]
         if by_batch is None or batches is None:
             table = choice_table(layer, placement.topology, placement.replica_choice)
-            choose: Choose = partial(table.choose, layer.layer_id, seed=seed)
+            devices = _choose_in_chunks(table, layer.layer_id, topk_ids, source, topology.num_devices, seed)
         else:
-            choose = partial(_look_up, choose_by_batch(by_batch, layer, topology, topk_ids, source, batches))
-        replayed, devices = _replay_layer(choose, topk_ids, source, topology)
-        layers.append(replayed)
+            devices = choose_by_batch(by_batch, layer, topology, topk_ids, source, batches)
+        layers.append(_count(devices, source, topology))
         if batches is not None:
             balance.append(batch_balance(devices, batches, topology.relative_speed))
         if steps is not None:
@@ -283,23 +279,25 @@ class _LayerCounts:
         self.flat_cross_node += int((node[device] != own_node[token]).sum())
 
 
-def _look_up(chosen: Ints, _topk_ids: Ints, _sources: Ints, tokens: Ints) -> Ints:
-    """Devices that were chosen before, for all tokens."""
-    return chosen[tokens]
+def _chunks(num_tokens: int, num_devices: int) -> Iterator[slice]:
+    chunk = min(16_384, max(1, _CHUNK_CELLS // num_devices))
+    return (slice(start, min(start + chunk, num_tokens)) for start in range(0, num_tokens, chunk))
 
 
-def _replay_layer(choose: Choose, topk_ids: npt.NDArray[Any], source: Ints, topology: Topology) -> tuple[_LayerCounts, Ints]:
-    """The layer's counts, and the device of each pair `[tokens, k]`."""
+def _choose_in_chunks(table: ChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, num_devices: int, seed: int) -> Ints:
+    """`[tokens, k]` device of each pair by a layer's own table."""
+    devices = np.empty(topk_ids.shape, dtype=np.int64)
+    for part in _chunks(len(topk_ids), num_devices):
+        tokens = np.arange(part.start, part.stop)
+        devices[part] = table.choose(layer_id, topk_ids[part].astype(np.int64), source[part], tokens, seed=seed)
+    return devices
+
+
+def _count(devices: Ints, source: Ints, topology: Topology) -> _LayerCounts:
     counts = _LayerCounts(topology)
-    chosen = np.empty(topk_ids.shape, dtype=np.int64)
-    chunk = min(16_384, max(1, _CHUNK_CELLS // topology.num_devices))
-    for start in range(0, len(topk_ids), chunk):
-        ids = topk_ids[start : start + chunk].astype(np.int64)
-        own = source[start : start + chunk]
-        devices = choose(ids, own, np.arange(start, start + len(ids)))
-        chosen[start : start + chunk] = devices
-        counts.add(devices, own)
-    return counts, chosen
+    for part in _chunks(len(devices), topology.num_devices):
+        counts.add(devices[part], source[part])
+    return counts
 
 
 def _active_experts(topk_ids: npt.NDArray[Any], devices: Ints, steps: Ints, num_devices: int) -> float:
@@ -310,20 +308,6 @@ def _active_experts(topk_ids: npt.NDArray[Any], devices: Ints, steps: Ints, num_
     distinct = np.unique((step * num_devices + device) * num_experts + expert) // num_experts
     counts = np.bincount(distinct, minlength=(int(steps.max()) + 1) * num_devices)
     return float(counts.reshape(-1, num_devices).max(axis=1).mean())
-
-
-def check_same_model(planned: Placement | RoutingTrace, trace: RoutingTrace) -> None:
-    """Raise MismatchError unless `trace` has the experts and layers of what was planned, or is to be planned on."""
-    if planned.num_experts != trace.num_experts:
-        raise MismatchError(
-            f"{planned.source}: num_experts: {planned.num_experts}, but {trace.source} has {trace.num_experts}; "
-            "use a trace of the model that was planned for"
-        )
-    if planned.layer_ids != trace.layer_ids:
-        raise MismatchError(
-            f"{planned.source}: layers: {len(planned.layer_ids)} with ids {list(planned.layer_ids)[:4]}..., but {trace.source} has "
-            f"{trace.num_layers} with ids {list(trace.layer_ids)[:4]}...; use a trace of the model that was planned for"
-        )
 
 
 def _check_shape(placement: Placement, topology: Topology) -> None:

@@ -17,8 +17,7 @@ def check(placement: Placement) -> None:
     """Raise unless the placement is whole.
 
     Invariants: `layers_named_once`, `every_expert_placed`, `devices_exist`, `one_replica_per_device`,
-    `weights_are_shares`, `node_prices_in_range`, `source_costs_whole`,
-    `replica_choice_known`.
+    `weights_are_shares`, `node_prices_in_range`, `source_costs_whole`, `replica_choice_known`.
 
     Raises:
         PlacementError: naming the layer, the expert and the mend.
@@ -42,7 +41,8 @@ def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devic
     from grace_moe.placement.model import MAX_NODE_PRICE
 
     where = f"layer {layer.layer_id}"
-    _check_choice(source, f"{where}: replica_choice", layer.replica_choice or "joint")
+    if layer.replica_choice:
+        _check_choice(source, f"{where}: replica_choice", layer.replica_choice)
     for name in ("devices_of_expert", "replica_weights"):
         rows = getattr(layer, name)
         if len(rows) != num_experts:

@@ -14,7 +14,7 @@ from grace_moe.planning.replica_choice import (
     choose_devices,
     replica_choice_table,
 )
-from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
+from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress, check_same_model
 from grace_moe.planning.request_placement import FIRST_TOKENS, order_of_requests, place_requests
 from grace_moe.planning.spectral import spectral_groups
 
@@ -34,6 +34,7 @@ __all__ = [
     "ReplicaChoiceTable",
     "affinity_matrix",
     "batch_policy",
+    "check_same_model",
     "choice_table",
     "choice_tables",
     "choose_devices",

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.placement import Placement
+from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.baselines.eplb import eplb
 from grace_moe.planning.joint_choice import MAX_EXACT_NODES
-from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer
+from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_same_model, is_within
 
 if TYPE_CHECKING:
-    from grace_moe.planning.joint.layer import LayerProblem, PlannedLayer
+    from grace_moe.planning.joint.layer import LayerProblem
 
 MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
 COST_TOKENS = 12_000
@@ -51,15 +51,22 @@ def grace(
         threads: layers planned at once; the plan does not depend on it.
 
     Raises:
-        UsageError: an option out of range, or nodes that requests can't be placed on.
+        UsageError: an option out of range, or more than the search can do on this trace or topology.
         MismatchError: the placement to start from is of another model, topology or number of slots.
     """
-    if not 0 < effort <= 1000 or threads < 1:
-        raise UsageError(f"effort {effort}, threads {threads}: use an effort above 0, up to 1000, and at least one thread")
-    if not price >= 0 or not tolerance >= 1:
-        raise UsageError(f"price {price}, tolerance {tolerance}: use a price of 0 or more and a tolerance of 1 or more")
+    if not is_within(effort, 1e-6, 1000) or type(threads) is not int or threads < 1:
+        raise UsageError(f"effort {effort!r}, threads {threads!r}: use an effort above 0, up to 1000, and at least one thread")
+    if not is_within(price, 0, 1e6) or not is_within(tolerance, 1, np.inf):
+        raise UsageError(f"price {price!r}, tolerance {tolerance!r}: use a price from 0 to 1e6 and a tolerance of 1 or more")
+    if type(request_placement) is not bool:
+        raise UsageError(f"request_placement {request_placement!r} is neither true nor false; use one of them")
     topology, trace = request.topology, request.trace
     if topology.num_nodes > MAX_EXACT_NODES:
+        if request_placement or request.start is not None:
+            raise UsageError(
+                f"request_placement and start take up to {MAX_EXACT_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
+                "plan without them"
+            )
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="joint", notes=(*by_load.notes, MANY_NODES))
     from grace_moe.planning.joint.alignment import share_out
@@ -92,7 +99,7 @@ def grace(
     ]
     done = 0
 
-    def plan_all(problems: Sequence[LayerProblem]) -> list[PlannedLayer]:
+    def plan_all(problems: Sequence[LayerProblem]) -> list[LayerPlacement]:
         nonlocal done
         found = []
         with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
@@ -103,23 +110,19 @@ def grace(
                     request.progress(done, len(problems) * (2 if request_placement else 1))
         return found
 
-    # Where requests are placed, they even the load out: topics may then stay together, and balance is judged afterwards.
-    planned = plan_all([replace(problem, steady=True, tolerance=np.inf) for problem in problems] if request_placement else problems)
     if request_placement:
-        planned = _named_alike(problems, planned)
-        _, costs = _costs(problems, planned)
-        node_of_request = share_out(costs.sum(axis=0))
-        again = [
-            replace(problem, start=copies_on_nodes(found.layer, topology, problem.slots), node_of_request=node_of_request)
-            for problem, found in zip(problems, planned, strict=True)
+        # Placed requests even the load out: topics may stay together, and balance is judged afterwards.
+        layers = _named_alike(problems, plan_all([replace(problem, steady=True) for problem in problems]))
+        node_of_request = share_out(_request_costs(problems, layers).sum(axis=0))
+        problems = [
+            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), node_of_request=node_of_request)
+            for problem, layer in zip(problems, layers, strict=True)
         ]
-        planned = plan_all(again)
-    of_experts, _ = _costs(problems, planned)
-    layers = [replace(found.layer, source_costs=costs) for found, costs in zip(planned, of_experts, strict=True)]
+    layers = plan_all(problems)
     return PlannedLayers(
-        layers=tuple(layers),
+        layers=tuple(_with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)),
         replica_choice="joint",
-        notes=by_layer([(found.layer.layer_id, (BY_LOAD,)) for found in planned if found.by_load]),
+        notes=by_layer([(layer.layer_id, (BY_LOAD,)) for layer in layers if layer.replica_choice]),
     )
 
 
@@ -127,13 +130,12 @@ def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64
     """Per layer, the copies `[N, E]` that each node of an existing placement holds, its empty slots filled."""
     from grace_moe.planning.joint.node_search import copies_on_nodes
 
-    if start.topology.shape != request.topology.shape or start.num_experts != request.num_experts:
+    check_same_model(start, request.trace)
+    if start.topology.shape != request.topology.shape:
         raise MismatchError(
-            f"{start.source}: {start.num_experts} experts on {start.topology.shape}, but the plan is for {request.num_experts} on "
-            f"{request.topology.shape}; start from a placement of this model and topology, or from none"
+            f"{start.source}: topology: {start.topology.shape}, but the plan is for {request.topology.shape}; "
+            "start from a placement on this topology, or from none"
         )
-    if start.layer_ids != request.trace.layer_ids:
-        raise MismatchError(f"{start.source}: layers: not those of {request.trace.source}; start from a placement of this model")
     if int(start.slots_per_device().max()) > request.equal_slots:
         raise MismatchError(
             f"{start.source}: {int(start.slots_per_device().max())} slots on a device, but the plan allows {request.equal_slots}; "
@@ -142,31 +144,37 @@ def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64
     return [copies_on_nodes(layer, request.topology, request.equal_slots) for layer in start.layers]
 
 
-def _costs(
-    problems: Sequence[LayerProblem], planned: Sequence[PlannedLayer]
-) -> tuple[list[tuple[tuple[float, ...], ...]], npt.NDArray[np.float64]]:
-    """Per layer, the costs of each expert from each node (`costs_of_experts`); and `[layers, requests, N]` of each request."""
-    from grace_moe.planning.joint.alignment import costs_of_experts, source_costs
+def _sampled_costs(
+    problem: LayerProblem, layer: LayerPlacement
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Choices `[T, k]`, requests `[T]` and costs `[T, N]` (`alignment.source_costs`) of a sample of tokens."""
+    from grace_moe.planning.joint.alignment import source_costs
 
-    of_experts, of_requests = [], []
-    for problem, found in zip(problems, planned, strict=True):
-        step = -(-len(problem.ids) // COST_TOKENS) or 1
-        ids, requests = problem.ids[::step], problem.request[::step]
-        costs = source_costs(found.layer, problem.topology, ids, problem.seed)
-        of_experts.append(costs_of_experts(costs, ids, problem.experts))
-        total = np.zeros((int(problem.request.max(initial=-1)) + 1, costs.shape[1]))
-        np.add.at(total, requests, costs)
-        of_requests.append(total)
-    return of_experts, np.stack(of_requests)
+    step = -(-len(problem.ids) // COST_TOKENS) or 1
+    ids = problem.ids[::step]
+    return ids, problem.request[::step], source_costs(layer, problem.topology, ids, problem.seed)
 
 
-def _named_alike(problems: Sequence[LayerProblem], planned: Sequence[PlannedLayer]) -> list[PlannedLayer]:
+def _with_source_costs(problem: LayerProblem, layer: LayerPlacement) -> LayerPlacement:
+    from grace_moe.planning.joint.alignment import costs_of_experts
+
+    ids, _, costs = _sampled_costs(problem, layer)
+    return replace(layer, source_costs=costs_of_experts(costs, ids, problem.experts))
+
+
+def _request_costs(problems: Sequence[LayerProblem], layers: Sequence[LayerPlacement]) -> npt.NDArray[np.float64]:
+    """`[layers, requests, N]` copies of each request from each node."""
+    num_requests = int(problems[0].request.max(initial=-1)) + 1
+    total = np.zeros((len(layers), num_requests, problems[0].topology.num_nodes))
+    for index, (problem, layer) in enumerate(zip(problems, layers, strict=True)):
+        _, request, costs = _sampled_costs(problem, layer)
+        np.add.at(total[index], request, costs)
+    return total
+
+
+def _named_alike(problems: Sequence[LayerProblem], layers: Sequence[LayerPlacement]) -> list[LayerPlacement]:
     """The same layers, their nodes named so that a request's node is the same in all."""
     from grace_moe.planning.joint.alignment import align_nodes, rename_nodes
 
-    _, costs = _costs(problems, planned)
-    names = align_nodes(costs, problems[0].seed)
-    return [
-        replace(found, layer=rename_nodes(found.layer, row.tolist(), problem.topology))
-        for problem, found, row in zip(problems, planned, names, strict=True)
-    ]
+    names = align_nodes(_request_costs(problems, layers), problems[0].seed)
+    return [rename_nodes(layer, row.tolist(), problems[0].topology) for layer, row in zip(layers, names, strict=True)]

@@ -10,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.errors import MismatchError
+from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import Placement
+from grace_moe.planning.request import check_same_model
 from grace_moe.trace import RoutingTrace
 
 FIRST_TOKENS = 32
 """Tokens of a request that tell where it should go."""
 LEAD = 2
-"""Most requests that a node may be ahead of any other, over its devices."""
+"""Most requests a device that a node may be ahead of any other."""
 
 
 def request_costs(placement: Placement, trace: RoutingTrace, first_tokens: int = FIRST_TOKENS) -> npt.NDArray[np.float64]:
@@ -25,11 +26,13 @@ def request_costs(placement: Placement, trace: RoutingTrace, first_tokens: int =
 
     Raises:
         MismatchError: the placement carries no costs, or is of another model.
+        UsageError: no first tokens.
     """
     if any(not layer.source_costs for layer in placement.layers):
         raise MismatchError(f"{placement.source}: source_costs: none, so requests can't be placed; plan with method grace")
-    if placement.num_experts != trace.num_experts or placement.layer_ids != trace.layer_ids:
-        raise MismatchError(f"{placement.source}: not planned for the model of {trace.source}; use a trace of the same model")
+    check_same_model(placement, trace)
+    if first_tokens < 1:
+        raise UsageError(f"first_tokens {first_tokens} is out of range; use 1 or more")
     request, position = order_of_requests(trace)
     first = position < first_tokens
     costs = np.zeros((int(request.max(initial=-1)) + 1, placement.topology.num_nodes))
@@ -48,7 +51,7 @@ def place_requests(placement: Placement, trace: RoutingTrace, first_tokens: int 
     nodes = np.empty(len(costs), dtype=np.int64)
     for request, cost in enumerate(costs):
         ahead = placed / devices - (placed / devices).min()
-        nodes[request] = np.argmin(np.where(ahead * devices < LEAD * devices, cost, np.inf))
+        nodes[request] = np.argmin(np.where(ahead < LEAD, cost, np.inf))
         placed[nodes[request]] += 1
     return nodes
 

@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.joint.visits import visits
 from grace_moe.planning.joint_choice import joint_choice_table
+from grace_moe.planning.replica_choice import choice_table
 from grace_moe.topology import Topology
 
 _BATCH = 1024
@@ -26,6 +27,12 @@ _ROUNDS = 30
 
 def source_costs(layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
     """`[T, N]` nodes other than the source that each token visits from each source node."""
+    if layer.replica_choice == "wrr":  # drawn alike wherever the token comes from
+        table = choice_table(layer, topology, "wrr")
+        devices = table.choose(layer.layer_id, ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), seed=seed)
+        reached = (np.where(devices >= 0, topology.node_of_device[devices], -1)[:, :, None] == np.arange(topology.num_nodes)).any(axis=1)
+        costs: npt.NDArray[np.float64] = reached.sum(axis=1, keepdims=True) - reached.astype(np.float64)
+        return costs
     masks = visits(ids, joint_choice_table(layer, topology), layer_id=layer.layer_id, seed=seed)
     return np.bitwise_count(masks).astype(np.float64) - 1
 

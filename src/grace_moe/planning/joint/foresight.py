@@ -67,18 +67,15 @@ def expected_peak(loads: npt.NDArray[np.float64], topology: Topology, node_of_re
     if node_of_request is None:
         source = topology.node_of_device[np.arange(num_requests) % topology.num_devices]
         mean = np.bincount(source, minlength=topology.num_nodes) @ loads.mean(axis=0)
-        like = [np.arange(num_requests)] * num_requests
+        kind = np.zeros(num_requests, np.int64)
     else:  # a request is replaced by another of its node
-        source = node_of_request
+        source = kind = node_of_request
         mean = loads[np.arange(num_requests), source].sum(axis=0)
-        like = [np.flatnonzero(source == node) for node in source]
-    choices = np.array([len(others) for others in like])
-    table = np.zeros((num_requests, choices.max()), np.int64)
-    for request, others in enumerate(like):
-        table[request, : len(others)] = others
+    by_kind, sizes = np.argsort(kind, kind="stable"), np.bincount(kind)
+    first = (np.cumsum(sizes) - sizes)[kind]
     peaks = np.empty(_DAYS)
     for day in range(_DAYS):
-        drawn = table[np.arange(num_requests), (rng.random(num_requests) * choices).astype(np.int64)]
+        drawn = by_kind[first + (rng.random(num_requests) * sizes[kind]).astype(np.int64)]
         load = loads[drawn, source].sum(axis=0)
         load = np.maximum(mean + np.sqrt(2) * (load - mean), 0) / speed
         peaks[day] = load.max() / load.mean()

@@ -58,7 +58,7 @@ class LayerProblem:
     node_of_request: npt.NDArray[np.int64] | None = None
     """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
     steady: bool = False
-    """Whether loads are taken as certain: requests will be placed so that they are."""
+    """Whether loads are taken as certain, and balance is judged later: requests will be placed so that they are."""
     price: float
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
     tolerance: float
@@ -67,17 +67,8 @@ class LayerProblem:
     seed: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedLayer:
-    """A layer, and what its balance took."""
-
-    layer: LayerPlacement
-    by_load: bool
-    """Placed as EPLB does: no structure, or none that leaves devices balanced."""
-
-
-def plan_layer(problem: LayerProblem) -> PlannedLayer:
-    """The placement of one layer; deterministic."""
+def plan_layer(problem: LayerProblem) -> LayerPlacement:
+    """The placement of one layer; deterministic. Placed by load, it has a `replica_choice` of its own."""
     topology = problem.topology
     devices = np.array([len(node.devices) for node in topology.nodes], dtype=np.int64)
     speed = topology.relative_speed
@@ -109,11 +100,9 @@ def plan_layer(problem: LayerProblem) -> PlannedLayer:
         peak = _foresee(problem, layer, many, joint=True)
         if peak < least:
             best, least = layer, peak
-        if peak <= problem.tolerance * floor:
-            break
-    if least > max(BY_LOAD_ABOVE, problem.tolerance) * floor:
-        return PlannedLayer(layer=by_load, by_load=True)
-    return PlannedLayer(layer=best, by_load=False)
+        if problem.steady or peak <= problem.tolerance * floor:
+            return best
+    return by_load if least > max(BY_LOAD_ABOVE, problem.tolerance) * floor else best
 
 
 def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[np.int64], *, joint: bool) -> float:
@@ -124,8 +113,10 @@ def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[n
         masks = visits(ids, table, layer_id=problem.layer_id, seed=problem.seed)
     else:  # by weight alone, wherever the replica is
         masks = np.full((len(ids), problem.topology.num_nodes), -1)
-    loads = request_loads(ids, problem.request[tokens], masks, table, problem.seed)
-    return expected_peak(loads, problem.topology, problem.node_of_request, problem.seed)
+    present, request = np.unique(problem.request[tokens], return_inverse=True)
+    loads = request_loads(ids, request, masks, table, problem.seed)
+    nodes = None if problem.node_of_request is None else problem.node_of_request[present]
+    return expected_peak(loads, problem.topology, nodes, problem.seed)
 
 
 def _place(
