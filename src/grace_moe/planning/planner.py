@@ -58,7 +58,7 @@ def plan(
         redundancy: slots in all over experts, 1 or more (1.25 = a quarter more slots than experts).
         slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
         expert_bytes: memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots.
-        start: an existing placement to improve on (`grace` only), many times faster than planning from nothing.
+        start: an existing placement to improve on (`grace` only), several times faster than planning from nothing.
         progress: called with (layers done, layers in all).
         options: the method's own; see its function. Methods that make nothing of an argument say so in the
             provenance's notes.
