@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 COUNT_BYTES = 8
-"""One row count (int64), sent to each peer before rows of unequal number."""
+"""One row count (int64), told before rows of unequal number."""
 SLOT_BYTES = 2
 """One chosen slot (int16) in a dispatched row."""
 WEIGHT_BYTES = 4

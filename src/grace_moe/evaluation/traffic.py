@@ -10,7 +10,8 @@ from grace_moe.wire import COUNT_BYTES, DISPATCHES, WireFormat
 def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int) -> float:
     """Bytes between nodes for the whole trace, dispatch and combine, all layers.
 
-    - hierarchical: a dispatched row and a combined row per (token, other node), and a count per pair of rail peers;
+    - hierarchical: a dispatched row and a combined row per (token, other node), and to each device on
+      another node a count for each device there and one for the node;
     - flat: the same per (token, device on another node), and a count per pair of devices on different nodes;
     - vanilla: a hidden state each way per (token, expert) pair on another node, and counts per expert.
 
@@ -21,12 +22,12 @@ def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *,
         UsageError: unknown dispatch.
     """
     devices_per_node = evaluation.devices_per_node
-    num_devices, num_nodes = sum(devices_per_node), len(devices_per_node)
+    num_devices = sum(devices_per_node)
     layers = len(evaluation.cross_node)
     far_pairs = num_devices**2 - sum(n * n for n in devices_per_node)
     rows = wire.dispatch_row_bytes + wire.hidden_bytes
     if dispatch == "hierarchical":
-        counts = num_devices * (num_nodes - 1)
+        counts = sum(n * (num_devices - n) * (n + 1) for n in devices_per_node)
         return float(evaluation.cross_node.sum() * rows + layers * steps * counts * COUNT_BYTES)
     if dispatch == "flat":
         return float(evaluation.flat_cross_node.sum() * rows + layers * steps * far_pairs * COUNT_BYTES)

@@ -48,26 +48,62 @@ class TrafficMeter:
 
 
 def exchange_counts(
-    counts: list[int], peers_in: Sequence[int], ranks: Sequence[int], group: dist.ProcessGroup, meter: TrafficMeter, device: torch.device
-) -> list[int]:
-    """Tell each peer how many rows will follow; learn how many come.
+    counts: torch.Tensor, send_splits: Sequence[int], width: int, ranks: Sequence[int], group: dist.ProcessGroup, meter: TrafficMeter
+) -> list[list[int]]:
+    """Tell every rank what will follow, and learn what comes: the one exchange that every split derives from.
 
     Args:
-        counts: rows for each rank of the group, in group order; -1 = not a peer, nothing is sent.
-        peers_in: positions in the group of the ranks that send a count to this one.
-        ranks: global rank of each position.
+        counts: int64 `[sum(send_splits)]`, grouped by the rank that is told, in group order.
+        width: counts that each rank tells this one.
+        ranks: global rank of each position in the group.
 
     Returns:
-        rows that come from each rank of the group; 0 from those that are not peers.
+        `[ranks][width]` what each rank told.
     """
-    send_splits = [int(c >= 0) for c in counts]
-    receive_splits = [int(i in set(peers_in)) for i in range(len(counts))]
-    send = torch.tensor([c for c in counts if c >= 0], dtype=torch.int64, device=device)
-    receive = torch.empty(sum(receive_splits), dtype=torch.int64, device=device)
-    meter.count(ranks, [s * send.element_size() for s in send_splits])
-    dist.all_to_all_single(receive, send, receive_splits, send_splits, group=group)
-    values = iter(receive.tolist())
-    return [int(next(values)) if split else 0 for split in receive_splits]
+    told = counts.new_empty(len(ranks) * width)
+    meter.count(ranks, [n * counts.element_size() for n in send_splits])
+    dist.all_to_all_single(told, counts, [width] * len(ranks), list(send_splits), group=group)
+    rows: list[list[int]] = told.view(len(ranks), width).tolist()
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsOnTheWay:
+    """Rows of an all-to-all that may still be in flight."""
+
+    sent: torch.Tensor
+    """Held until they have left."""
+    received: torch.Tensor
+    work: dist.Work | None
+
+    def wait(self) -> torch.Tensor:
+        """`[sum(receive_splits), width]`, grouped by source in group order; once they are all here."""
+        if self.work is not None:
+            self.work.wait()
+        return self.received
+
+
+def send_rows(
+    rows: torch.Tensor,
+    send_splits: list[int],
+    receive_splits: list[int],
+    ranks: Sequence[int],
+    group: dist.ProcessGroup,
+    meter: TrafficMeter,
+) -> RowsOnTheWay:
+    """Start an all-to-all of whole rows, unequal and zero splits allowed; it goes on while the caller works.
+
+    Args:
+        rows: `[sum(send_splits), width]`, grouped by destination in group order.
+    """
+    rows = rows.contiguous()
+    if len(ranks) == 1:
+        return RowsOnTheWay(sent=rows, received=rows, work=None)
+    received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
+    row_bytes = rows[0].numel() * rows.element_size() if len(rows) else 0
+    meter.count(ranks, [n * row_bytes for n in send_splits])
+    work = dist.all_to_all_single(received, rows, receive_splits, send_splits, group=group, async_op=True)
+    return RowsOnTheWay(sent=rows, received=received, work=work)
 
 
 def exchange_rows(
@@ -78,16 +114,5 @@ def exchange_rows(
     group: dist.ProcessGroup,
     meter: TrafficMeter,
 ) -> torch.Tensor:
-    """All-to-all of whole rows, unequal and zero splits allowed.
-
-    Args:
-        rows: `[sum(send_splits), width]`, grouped by destination in group order.
-
-    Returns:
-        `[sum(receive_splits), width]`, grouped by source in group order.
-    """
-    received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
-    row_bytes = rows[0].numel() * rows.element_size() if len(rows) else 0
-    meter.count(ranks, [n * row_bytes for n in send_splits])
-    dist.all_to_all_single(received, rows.contiguous(), receive_splits, send_splits, group=group)
-    return received
+    """`send_rows`, and wait for what comes."""
+    return send_rows(rows, send_splits, receive_splits, ranks, group, meter).wait()

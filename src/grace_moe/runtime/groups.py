@@ -21,6 +21,8 @@ class RankGroups:
     """All ranks."""
     node: dist.ProcessGroup
     """The ranks of this rank's node."""
+    rail: dist.ProcessGroup
+    """The ranks of this rank's rail, one a node; all ranks where nodes differ in size and rails share devices."""
 
     @property
     def node_index(self) -> int:
@@ -30,6 +32,11 @@ class RankGroups:
     def node_ranks(self) -> range:
         """Ranks of this node."""
         return self.topology.devices_of_node(self.node_index)
+
+    @property
+    def rail_ranks(self) -> range:
+        """Ranks of the rail group, in group order."""
+        return _rail(self.topology, self.rank)
 
 
 def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:
@@ -43,11 +50,22 @@ def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:
         raise MismatchError(
             f"{topology.source}: nodes: {topology.num_devices} devices for {world_size} ranks; start {topology.num_devices} ranks"
         )
-    mine = None
-    for node in range(topology.num_nodes):  # every rank takes part in making every group
-        group = dist.new_group(list(topology.devices_of_node(node)), timeout=timeout)
-        if rank in topology.devices_of_node(node):
-            mine = group
+    node = _group_of([topology.devices_of_node(n) for n in range(topology.num_nodes)], rank, timeout)
+    per_node = topology.devices_per_node
+    rail = _group_of([_rail(topology, r) for r in range(per_node)], rank, timeout) if per_node else dist.group.WORLD
     assert dist.group.WORLD is not None
-    assert mine is not None
-    return RankGroups(topology=topology, rank=rank, world=dist.group.WORLD, node=mine)
+    assert rail is not None
+    return RankGroups(topology=topology, rank=rank, world=dist.group.WORLD, node=node, rail=rail)
+
+
+def _rail(topology: Topology, rank: int) -> range:
+    """Ranks of one rail: the same local rank on every node; all ranks where nodes differ in size."""
+    per_node = topology.devices_per_node
+    return range(rank % per_node, topology.num_devices, per_node) if per_node else range(topology.num_devices)
+
+
+def _group_of(parts: list[range], rank: int, timeout: timedelta) -> dist.ProcessGroup:
+    """The group of this rank among `parts`, which share out the ranks; every rank takes part in making every group."""
+    groups = [(dist.new_group(list(ranks), timeout=timeout), rank in ranks) for ranks in parts]
+    mine: dist.ProcessGroup = next(group for group, member in groups if member)
+    return mine

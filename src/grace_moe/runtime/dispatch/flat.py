@@ -38,13 +38,14 @@ class FlatDispatcher:
         ranks = range(self.groups.topology.num_devices)
         reached = visits(devices_TK, len(ranks))
         device_of_row, token_of_row = reached.nonzero(as_tuple=True)
-        counts = reached.sum(dim=1).tolist()
+        counts = reached.sum(dim=1)
+        send = counts.tolist()
         here = devices_TK[token_of_row] == device_of_row[:, None]
         rows = pack(hidden_TH[token_of_row], torch.where(here, slots_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
-        receive = exchange_counts(counts, ranks, ranks, self.groups.world, self.meter, rows.device)
-        arrived = exchange_rows(rows, counts, receive, ranks, self.groups.world, self.meter)
+        receive = [n for (n,) in exchange_counts(counts, [1] * len(ranks), 1, ranks, self.groups.world, self.meter)]
+        arrived = exchange_rows(rows, send, receive, ranks, self.groups.world, self.meter)
         hidden, slots, weights = unpack(arrived, hidden_TH.dtype, devices_TK.shape[1])
-        state = FlatState(token_of_row=token_of_row, num_tokens=len(hidden_TH), send_splits=counts, receive_splits=receive)
+        state = FlatState(token_of_row=token_of_row, num_tokens=len(hidden_TH), send_splits=send, receive_splits=receive)
         return Received(hidden_RH=hidden, slots_RK=slots, weights_RK=weights), state
 
     def combine(self, partial_RH: torch.Tensor, state: FlatState) -> torch.Tensor:
