@@ -9,6 +9,7 @@ Two seams of Transformers (5.23) are used, and no model is patched:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 from grace_moe.errors import MismatchError, ModelError
 from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import Received
+from grace_moe.runtime.dispatch.autograd import combine_with_gradients, dispatch_with_gradients
 from grace_moe.runtime.dispatch.model import add_rows
+from grace_moe.runtime.layer import LayerRoute
 from grace_moe.runtime.session import ExpertParallelSession
 from grace_moe.wire import COUNT_BYTES
 
@@ -46,8 +49,6 @@ class GraceExpertParallel(EPImplementation):
 
     def __call__(self, hidden_TH: torch.Tensor, topk_ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """Weighted expert output of each of this rank's tokens, `[T, H]`; rows that are not real tokens give zeros."""
-        if torch.is_grad_enabled() and hidden_TH.requires_grad:
-            raise ModelError('ep_implementation="grace" is for inference: run it under torch.no_grad()')
         session, route = self.session, self.route
         ids = topk_ids_TK.to(torch.int64)
         if session.valid_T is not None:
@@ -56,6 +57,9 @@ class GraceExpertParallel(EPImplementation):
             ids = ids.masked_fill(~session.valid_T.to(ids.device)[:, None], -1)
         devices = route.devices_of(ids, session.first_token)
         slots = route.slots_of(devices, ids)
+        if torch.is_grad_enabled() and hidden_TH.requires_grad:
+            received, state = dispatch_with_gradients(session.dispatcher, route, hidden_TH, devices, slots, weights_TK)
+            return combine_with_gradients(session.dispatcher, self._compute(received), state)
         received, state = session.dispatcher.dispatch(route, hidden_TH, devices, slots, weights_TK)
         return session.dispatcher.combine(self._compute(received), state)
 
@@ -63,7 +67,9 @@ class GraceExpertParallel(EPImplementation):
         """`[R, H]` weighted sum of this rank's experts, over the slots that each row names."""
         row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
         if len(row) == 0:
-            return torch.zeros_like(received.hidden_RH)
+            return (
+                received.hidden_RH * 0 + received.weights_RK.sum() * 0
+            )  # part of the graph: all ranks must take part in its backward pass
         hidden = received.hidden_RH[row]
         weights = received.weights_RK[row, k][:, None].to(hidden.dtype)
         outputs = self.experts_forward(hidden, received.slots_RK[row, k][:, None], weights)
@@ -100,6 +106,14 @@ class GraceExperts(ExpertParallelLayer):
         local = torch.empty((slots, *full.shape[1:]), dtype=full.dtype, device=full.device)
         module._parameters[param] = torch.nn.Parameter(local, requires_grad=full.requires_grad)
         module.num_experts = slots  # type: ignore[assignment]
+
+
+def placed_experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, LayerRoute]]:
+    """Each experts module of a loaded model, with its route."""
+    for module in model.modules():
+        session = getattr(module, _SESSION, None)
+        if session is not None:
+            yield module, session.routes[getattr(module, _LAYER)]
 
 
 class MeteredAllToAll(AllToAllEP):

@@ -53,3 +53,8 @@ class FlatDispatcher:
         ranks = range(self.groups.topology.num_devices)
         back = exchange_rows(partial_RH, state.receive_splits, state.send_splits, ranks, self.groups.world, self.meter)
         return add_rows(back, state.token_of_row, state.num_tokens)
+
+    def spread(self, rows_TW: torch.Tensor, state: FlatState) -> torch.Tensor:
+        """The ways of `dispatch`, without slots and weights."""
+        ranks, rows = range(self.groups.topology.num_devices), rows_TW[state.token_of_row]
+        return exchange_rows(rows, state.send_splits, state.receive_splits, ranks, self.groups.world, self.meter)

@@ -111,6 +111,14 @@ class HierarchicalDispatcher:
         back = exchange_rows(ingress, cross.receive_splits, cross.send_splits, groups.rail_ranks, groups.rail, self.meter)
         return add_rows(torch.cat([own, back]), torch.cat([state.token_of_own_row, cross.source_of_row]), cross.num_rows)
 
+    def spread(self, rows_TW: torch.Tensor, state: HierarchicalState) -> torch.Tensor:
+        """The ways of `dispatch`, without slots and weights."""
+        groups, intra, cross = self.groups, state.intra, state.cross
+        away = rows_TW[cross.source_of_row]
+        arrived = exchange_rows(away, cross.send_splits, cross.receive_splits, groups.rail_ranks, groups.rail, self.meter)
+        inside = torch.cat([rows_TW[state.token_of_own_row], arrived])[intra.source_of_row]
+        return exchange_rows(inside, intra.send_splits, intra.receive_splits, groups.node_ranks, groups.node, self.meter)
+
     def _exchange_splits(self, devices_DT: torch.Tensor, nodes_NT: torch.Tensor) -> _Splits:
         """Every split of both stages, from one exchange.
 

@@ -40,6 +40,10 @@ class Dispatcher(Protocol):
         """Bring the weighted sums back: `[T, H]`. Collective."""
         ...
 
+    def spread(self, rows_TW: torch.Tensor, state: Any) -> torch.Tensor:
+        """`[R, W]` any rows of the tokens, sent the ways that `dispatch` took: the adjoint of `combine`. Collective."""
+        ...
+
 
 def visits(devices_TK: torch.Tensor, num_devices: int) -> torch.Tensor:
     """`[num_devices, T]` whether a token must reach a device (or node); -1 reaches none."""

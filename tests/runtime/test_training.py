@@ -1,0 +1,99 @@
+"""Training by placement follows one process: losses of 20 optimiser steps on 4 ranks, replicas equal to the last bit."""
+
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from grace_moe.runtime.loading import load_model, load_whole_model
+
+from .conftest import VOCABULARY, placement_of, scattered_with_replicas
+
+RANKS, STEPS, SAMPLES, LENGTH = 4, 20, 2, 12
+RATE = 0.05
+
+
+def batches() -> torch.Tensor:
+    """`[steps, ranks, samples, length]` token ids."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(2, VOCABULARY, (STEPS, RANKS, SAMPLES, LENGTH), generator=generator)
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().to_local() if hasattr(parameter, "to_local") else parameter.detach()
+
+
+def train_on_rank(rank: int, folder: str, model: str, dispatch: str) -> None:
+    from datetime import timedelta
+
+    from grace_moe.runtime.expert_parallel import placed_experts
+    from grace_moe.runtime.gradients import finish_expert_gradients
+    from grace_moe.runtime.groups import make_groups
+    from grace_moe.runtime.ranks import joined, leave
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
+    placement = placement_of("2x2", scattered_with_replicas(RANKS))
+    with joined(rendezvous_file=f"{folder}/rendezvous"):
+        loaded = load_model(model, placement, make_groups(placement.topology, timedelta(seconds=60)), dispatch=dispatch)
+        optimiser = torch.optim.SGD(loaded.model.parameters(), lr=RATE, foreach=False)
+        losses = []
+        for step in batches():
+            optimiser.zero_grad()
+            loss = loaded.model(input_ids=step[rank], labels=step[rank]).loss
+            loss.backward()
+            finish_expert_gradients(loaded)
+            optimiser.step()
+            mean = loss.detach().clone()
+            dist.all_reduce(mean)
+            losses.append(float(mean) / RANKS)
+        experts = [
+            {
+                (route.layer_id, e, i): whole(p)[slot].clone()
+                for slot, e in enumerate(route.local_experts)
+                for i, p in enumerate(module.parameters(recurse=False))
+            }
+            for module, route in placed_experts(loaded.model)
+        ]
+        torch.save({"losses": losses, "experts": {k: v for layer in experts for k, v in layer.items()}}, f"{folder}/rank{rank}.pt")
+    leave(0)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("dispatch", ["flat", "hierarchical"])
+def test_twenty_steps_follow_one_process_and_replicas_stay_equal(dispatch, tiny_model, tmp_path):
+    context = mp.get_context("spawn")
+    ranks = [context.Process(target=train_on_rank, args=(r, str(tmp_path), str(tiny_model), dispatch)) for r in range(RANKS)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0] * RANKS
+    results = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(RANKS)]
+
+    model = load_whole_model(str(tiny_model))
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE, foreach=False)
+    losses = []
+    for step in batches():
+        optimiser.zero_grad()
+        loss = model(input_ids=step.flatten(0, 1), labels=step.flatten(0, 1)).loss
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < losses[0]
+    for result in results:
+        torch.testing.assert_close(torch.tensor(result["losses"]), torch.tensor(losses), atol=2e-4, rtol=0)
+    first: dict = {}
+    copies = 0
+    for result in results:
+        for name, value in result["experts"].items():
+            if name in first:
+                copies += 1
+                assert torch.equal(first[name], value), name
+            first.setdefault(name, value)
+    assert copies > 0
