@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from grace_moe.cli.options import read_text
 from grace_moe.errors import GraceError, MismatchError, UsageError
+from grace_moe.files import write_atomically
 from grace_moe.wire import DISPATCHES
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ Examples:
     show_default=True,
     help="How tokens travel; repeat to measure several. vanilla = Transformers' own all-to-all, contiguous.",
 )
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Time the phases of every MoE layer; print the breakdown and write a Chrome trace here.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Always generate all new tokens (for benchmarks).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -55,6 +62,7 @@ def run(
     new_tokens: int,
     batch_size: int,
     dispatches: tuple[str, ...],
+    profile: Path | None,
     ignore_eos: bool,
     seed: int,
     as_json: bool,
@@ -62,6 +70,8 @@ def run(
     """Run MODEL with its experts placed by a plan; each rank loads only its own experts."""
     if bool(prompts) == bool(texts):
         raise UsageError("--prompt, --text: give one of the two")
+    if profile is not None and "vanilla" in dispatches:
+        raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
     from grace_moe.runtime import require_runtime
 
     require_runtime()
@@ -94,9 +104,11 @@ def run(
         options=GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=not ignore_eos),
         runs=tuple(RunSpec(name=d, placement=str(placement_path), dispatch=d) for d in dispatches),
         seed=seed,
+        profile=profile is not None,
     )
     if local is not None:
-        _print(_on_local_ranks(job, placement.topology.num_devices), job, tokenizer, with_text=bool(prompts), as_json=as_json)
+        results = _on_local_ranks(job, placement.topology.num_devices)
+        _show(results, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
         return
     if os.environ.get("WORLD_SIZE") is None:
         raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
@@ -107,11 +119,15 @@ def run(
         click.echo(f"error: {error}", err=True)
         leave(error.exit_code)
     if results:  # rank 0 alone has them
-        _print(results, job, tokenizer, with_text=bool(prompts), as_json=as_json)
+        _show(results, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
     leave(0)
 
 
-def _print(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_text: bool, as_json: bool) -> None:
+def _show(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_text: bool, profile: Path | None, as_json: bool) -> None:
+    from grace_moe.runtime.monitoring import chrome_trace, phase_times
+
+    if profile is not None:
+        write_atomically(profile, chrome_trace({result.name: result.spans for result in results}).encode())
     if as_json:
         click.echo(json.dumps({"runs": [_summary(r, tokenizer) for r in results]}, indent=2))
         return
@@ -124,6 +140,12 @@ def _print(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with
             f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
             f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
         )
+        for time in phase_times(result.spans) if result.spans else ():
+            click.echo(
+                f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms"
+            )
+    if profile is not None:
+        click.echo(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
 
 
 def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
@@ -135,6 +157,8 @@ def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
 
 
 def _summary(result: "RunResult", tokenizer: Any) -> dict[str, Any]:
+    from grace_moe.runtime.monitoring import phase_times
+
     return {
         "dispatch": result.dispatch,
         "tokens": result.tokens,
@@ -143,6 +167,7 @@ def _summary(result: "RunResult", tokenizer: Any) -> dict[str, Any]:
         "prefill_seconds": result.prefill_seconds,
         "decode_seconds_per_step": result.decode_seconds_per_step,
         "expert_bytes_per_rank": list(result.expert_bytes),
+        **({"phases": [asdict(p) for p in phase_times(result.spans)]} if result.spans else {}),
         "completions": [
             {"request_id": c.request_id, "tokens": list(c.tokens), "text": tokenizer.decode(c.tokens)} for c in result.completions
         ],

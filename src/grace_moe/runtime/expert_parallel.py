@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,13 +57,32 @@ class GraceExpertParallel(EPImplementation):
             if len(session.valid_T) != len(ids):
                 raise ModelError(f"layer {route.layer_id} got {len(ids)} rows, the step announced {len(session.valid_T)}")
             ids = ids.masked_fill(~session.valid_T.to(ids.device)[:, None], -1)
-        devices = route.devices_of(ids, session.first_token)
-        slots = route.slots_of(devices, ids)
-        if torch.is_grad_enabled() and hidden_TH.requires_grad:
-            received, state = dispatch_with_gradients(session.dispatcher, route, hidden_TH, devices, slots, weights_TK)
-            return combine_with_gradients(session.dispatcher, self._compute(received), state)
-        received, state = session.dispatcher.dispatch(route, hidden_TH, devices, slots, weights_TK)
-        return session.dispatcher.combine(self._compute(received), state)
+        training = torch.is_grad_enabled() and hidden_TH.requires_grad
+        dispatch = partial(dispatch_with_gradients, session.dispatcher) if training else session.dispatcher.dispatch
+        combine = partial(combine_with_gradients, session.dispatcher) if training else session.dispatcher.combine
+        with session.span("routing", route.layer_id):
+            devices = route.devices_of(ids, session.first_token)
+            slots = route.slots_of(devices, ids)
+        with session.span("dispatch", route.layer_id) as counts, self._counting_bytes(counts):
+            received, state = dispatch(route, hidden_TH, devices, slots, weights_TK)
+        with session.span("compute", route.layer_id) as counts:
+            partial_sums = self._compute(received)
+            if session.monitor is not None:
+                used = received.slots_RK[received.slots_RK >= 0]
+                counts |= {"tokens": len(received.slots_RK), "pairs": len(used), "active_experts": len(used.unique())}
+        with session.span("combine", route.layer_id) as counts, self._counting_bytes(counts):
+            return combine(partial_sums, state)
+
+    @contextmanager
+    def _counting_bytes(self, counts: dict[str, int]) -> Iterator[None]:
+        """Note what the session's meter counts meanwhile, where there is a monitor."""
+        meter = self.session.meter
+        if self.session.monitor is None:
+            yield
+            return
+        before = (meter.cross_node_bytes, meter.intra_node_bytes)
+        yield
+        counts |= {"cross_node_bytes": meter.cross_node_bytes - before[0], "intra_node_bytes": meter.intra_node_bytes - before[1]}
 
     def _compute(self, received: Received) -> torch.Tensor:
         """`[R, H]` weighted sum of this rank's experts, over the slots that each row names."""

@@ -18,6 +18,7 @@ from grace_moe.placement import Placement
 from grace_moe.runtime.generation import Completion, GenerationOptions, GenerationResult, Request, generate
 from grace_moe.runtime.groups import RankGroups, make_groups
 from grace_moe.runtime.loading import LoadedModel, load_model
+from grace_moe.runtime.monitoring import Monitor, Span
 from grace_moe.runtime.ranks import TIMEOUT, Membership, rank_device
 from grace_moe.wire import DISPATCHES
 
@@ -48,6 +49,8 @@ class Job:
     seed: int = 0
     warm_up: bool = True
     """Make one unmeasured batch first."""
+    profile: bool = False
+    """Time the phases of every MoE layer; not for vanilla dispatch, whose phases are Transformers' own."""
 
     def save(self, path: Path) -> None:
         """Write the job for the ranks of this machine."""
@@ -64,6 +67,7 @@ class Job:
             runs=tuple(RunSpec(**r) for r in value["runs"]),
             seed=value["seed"],
             warm_up=value["warm_up"],
+            profile=value["profile"],
         )
 
 
@@ -90,6 +94,8 @@ class RunResult:
     decode_passes: int
     expert_bytes: tuple[int, ...]
     """Memory of experts, per rank."""
+    spans: tuple[tuple[Span, ...], ...] = ()
+    """Per rank, what a profile timed."""
 
     @property
     def cross_node_bytes_per_token(self) -> float:
@@ -121,9 +127,21 @@ def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None =
             if loaded.session is not None:
                 loaded.session.restart()
         dist.barrier()
+        monitor = Monitor() if job.profile and loaded.session is not None else None
+        if loaded.session is not None:
+            loaded.session.monitor = monitor
         result = _generate(loaded, mine, job.options, batches)
         gathered: list[Any] | None = [None] * member.world_size if member.rank == 0 else None
-        dist.gather_object((result, loaded.meter.cross_node_bytes, loaded.meter.intra_node_bytes, loaded.expert_bytes), gathered)
+        dist.gather_object(
+            (
+                result,
+                loaded.meter.cross_node_bytes,
+                loaded.meter.intra_node_bytes,
+                loaded.expert_bytes,
+                tuple(monitor.spans) if monitor else (),
+            ),
+            gathered,
+        )
         if gathered is not None:
             results.append(_together(job, spec, gathered))
     return tuple(results)
@@ -141,7 +159,7 @@ def _anyone(mine: bool) -> bool:
     return bool(flag.item())
 
 
-def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, int, int, int]]) -> RunResult:
+def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, int, int, int, tuple[Span, ...]]]) -> RunResult:
     by_id = {c.request_id: c for result, *_ in gathered for c in result.completions}
     completions = tuple(by_id[r.request_id] for r in job.requests)
     tokens = sum(len(r.prompt) + max(0, len(c.tokens) - 1) for r, c in zip(job.requests, completions, strict=True))
@@ -157,6 +175,7 @@ def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, in
         decode_seconds=max(g[0].decode_seconds for g in gathered),
         decode_passes=gathered[0][0].decode_passes,
         expert_bytes=tuple(g[3] for g in gathered),
+        spans=tuple(g[4] for g in gathered) if job.profile else (),
     )
 
 
@@ -167,6 +186,7 @@ def save_results(results: Sequence[RunResult], folder: Path) -> None:
     plain = []
     for result in results:
         value = {k: v for k, v in vars(result).items() if k != "completions"}
+        value["spans"] = [[vars(span) for span in spans] for spans in result.spans]
         value["completions"] = [{"request_id": c.request_id, "tokens": list(c.tokens)} for c in result.completions]
         plain.append(value)
     write_atomically(folder / "results.json", dump_json(plain))
@@ -181,5 +201,6 @@ def load_results(folder: Path) -> tuple[RunResult, ...]:
             Completion(request_id=c["request_id"], tokens=tuple(c["tokens"]), logits=logits.get(f"{i}.{c['request_id']}"))
             for c in value.pop("completions")
         )
-        results.append(RunResult(**{**value, "expert_bytes": tuple(value["expert_bytes"])}, completions=completions))
+        spans = tuple(tuple(Span(**span) for span in spans) for spans in value.pop("spans"))
+        results.append(RunResult(**{**value, "expert_bytes": tuple(value["expert_bytes"])}, completions=completions, spans=spans))
     return tuple(results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import Dispatcher
 from grace_moe.runtime.generation import Step
 from grace_moe.runtime.layer import LayerRoute
+from grace_moe.runtime.monitoring import Monitor
 
 
 @dataclass(kw_only=True)
@@ -23,6 +25,8 @@ class ExpertParallelSession:
     """Tokens that this rank has routed in earlier steps; numbers the draws."""
     valid_T: torch.Tensor | None = None
     """bool: rows of the coming pass that are real tokens; None = all."""
+    monitor: Monitor | None = None
+    """Times the phases of every layer, where given."""
     _rows_of_step: int = 0
 
     def restart(self) -> None:
@@ -34,3 +38,9 @@ class ExpertParallelSession:
         self.first_token += self._rows_of_step
         self._rows_of_step = len(step.valid)
         self.valid_T = step.valid
+        if self.monitor is not None:
+            self.monitor.step += 1
+
+    def span(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
+        """Time a phase of a layer, where there is a monitor."""
+        return self.monitor.span(phase, layer_id) if self.monitor is not None else nullcontext({})

@@ -1,0 +1,67 @@
+"""Spans: their summary by hand, the trace that a viewer reads, and what a run on ranks reports."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from grace_moe.runtime.generation import GenerationOptions
+from grace_moe.runtime.job import Job, RunSpec
+from grace_moe.runtime.launch import run_local
+from grace_moe.runtime.monitoring import PHASES, Monitor, Span, chrome_trace, phase_times
+
+from .conftest import LAYERS, TOP_K, placement_of, requests_of, scattered_with_replicas
+
+
+def span(phase, milliseconds, start=0):
+    return Span(phase=phase, layer_id=3, step=0, start_ns=start, duration_ns=int(milliseconds * 1e6), counts={"pairs": 5})
+
+
+def test_phase_times_by_hand():
+    """Two ranks: compute 1 and 3 ms twice, dispatch 2 ms on the first rank only: 8 of 10 ms in compute."""
+    ranks = [[span("compute", 1), span("compute", 1), span("dispatch", 2)], [span("compute", 3), span("compute", 3)]]
+    times = {t.phase: t for t in phase_times(ranks)}
+    assert (times["compute"].mean_ms, times["compute"].slowest_rank_ms, times["compute"].share) == (2.0, 3.0, 0.8)
+    assert (times["dispatch"].mean_ms, times["dispatch"].slowest_rank_ms, times["dispatch"].share) == (1.0, 2.0, 0.2)
+    assert times["routing"].share == 0
+
+
+def test_nothing_timed():
+    assert [t.mean_ms for t in phase_times([])] == [0.0] * len(PHASES)
+
+
+def test_chrome_trace_by_hand():
+    events = json.loads(chrome_trace({"run": [[span("compute", 2, start=1_000)]]}))["traceEvents"]
+    (event,) = (e for e in events if e["ph"] == "X")
+    assert (event["name"], event["ts"], event["dur"], event["tid"]) == ("compute", 1.0, 2000.0, 0)
+    assert event["args"] == {"layer": 3, "step": 0, "pairs": 5}
+
+
+def test_a_monitor_notes_what_was_counted():
+    monitor = Monitor(step=4)
+    with monitor.span("compute", 1) as counts:
+        counts["pairs"] = 2
+    (noted,) = monitor.spans
+    assert (noted.phase, noted.layer_id, noted.step, noted.counts) == ("compute", 1, 4, {"pairs": 2})
+    assert noted.start_ns >= 0
+    assert noted.duration_ns >= 0
+
+
+@pytest.mark.ranks
+def test_profile_of_four_ranks_adds_up(tiny_model, tmp_path):
+    """Every pair is computed once, spans name every layer and pass, and their bytes are the run's own."""
+    placement_of("2x2", scattered_with_replicas(4)).save(tmp_path / "plan.json")
+    requests = requests_of([7, 3, 5])
+    runs = (RunSpec(name="profiled", placement=str(tmp_path / "plan.json"), dispatch="hierarchical"),)
+    options = GenerationOptions(new_tokens=3, batch_size=4, stop_at_eos=False)
+    (result,) = run_local(Job(model=str(tiny_model), requests=requests, options=options, runs=runs, profile=True), 4)
+    assert len(result.spans) == 4
+    for spans in result.spans:
+        assert [s.phase for s in spans] == list(PHASES) * LAYERS * result.passes
+        assert [s.step for s in spans] == sorted(s.step for s in spans)
+        assert {s.step for s in spans} == set(range(result.passes))
+    every = [s for spans in result.spans for s in spans]
+    assert sum(s.counts.get("pairs", 0) for s in every) == result.tokens * TOP_K * LAYERS
+    assert sum(s.counts.get("cross_node_bytes", 0) for s in every) == result.cross_node_bytes
+    assert sum(s.counts.get("intra_node_bytes", 0) for s in every) == result.intra_node_bytes
