@@ -25,6 +25,7 @@ check: $(READY) ## style, types and import floors
 
 bench: $(READY) ## what the results pages in benchmarks/ were made with
 	$(BIN)/python benchmarks/embedded_model.py
+	$(BIN)/python benchmarks/dispatch.py
 
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
