@@ -46,6 +46,7 @@ class GraceExpertParallel(EPImplementation):
             )
         if tp_mesh.size() > 1:
             raise ModelError("grace runs data-parallel attention: use tp_size=1")
+        self.experts = experts
         self.session: ExpertParallelSession = session
         self.route = session.routes[getattr(experts, _LAYER)]
 
@@ -57,7 +58,11 @@ class GraceExpertParallel(EPImplementation):
             if len(session.valid_T) != len(ids):
                 raise ModelError(f"layer {route.layer_id} got {len(ids)} rows, the step announced {len(session.valid_T)}")
             ids = ids.masked_fill(~session.valid_T.to(ids.device)[:, None], -1)
-        training = torch.is_grad_enabled() and hidden_TH.requires_grad
+        training = torch.is_grad_enabled() and (
+            hidden_TH.requires_grad or weights_TK.requires_grad or any(p.requires_grad for p in self.experts.parameters())
+        )
+        if training and not hidden_TH.requires_grad:  # frozen below: a rank that gets no rows must still be part of the graph
+            hidden_TH = hidden_TH.detach().requires_grad_()
         dispatch = partial(dispatch_with_gradients, session.dispatcher) if training else session.dispatcher.dispatch
         combine = partial(combine_with_gradients, session.dispatcher) if training else session.dispatcher.combine
         with session.span("routing", route.layer_id):
@@ -88,9 +93,8 @@ class GraceExpertParallel(EPImplementation):
         """`[R, H]` weighted sum of this rank's experts, over the slots that each row names."""
         row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
         if len(row) == 0:
-            return (
-                received.hidden_RH * 0 + received.weights_RK.sum() * 0
-            )  # part of the graph: all ranks must take part in its backward pass
+            # Part of the graph: in training all ranks must take part in its backward pass.
+            return received.hidden_RH * 0 + received.weights_RK.sum() * 0
         hidden = received.hidden_RH[row]
         weights = received.weights_RK[row, k][:, None].to(hidden.dtype)
         outputs = self.experts_forward(hidden, received.slots_RK[row, k][:, None], weights)
