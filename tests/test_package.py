@@ -94,7 +94,7 @@ def test_doctest():
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("package", ["evaluation", "placement", "planning", "report", "topology", "trace", "errors"])
+@pytest.mark.parametrize("package", ["engines", "evaluation", "placement", "planning", "report", "topology", "trace", "errors"])
 def test_every_name_that_a_package_promises_is_there(package):
     module = importlib.import_module(f"grace_moe.{package}")
     assert len(set(module.__all__)) == len(module.__all__)

@@ -16,23 +16,27 @@ from grace_moe.errors import GraceError
 COMMANDS = {
     "demo": "grace_moe.cli.demo:demo",
     "record": "grace_moe.cli.record:record",
+    "import": "grace_moe.cli.import_:import_command",
     "inspect": "grace_moe.cli.inspect:inspect_file",
     "plan": "grace_moe.cli.plan:plan_command",
     "compare": "grace_moe.cli.compare:compare_command",
     "pareto": "grace_moe.cli.pareto:pareto_command",
     "report": "grace_moe.cli.report:report_command",
     "run": "grace_moe.cli.run:run",
+    "export": "grace_moe.cli.export:export_command",
 }
 """Command -> module:function, in the order of `--help`."""
 SUMMARIES = {
     "demo": "Record, plan, run on local ranks and verify, on the embedded model.",
     "record": "Record which experts a model's router chooses.",
+    "import": "Take what a serving engine recorded, or its slot map.",
     "inspect": "Show any file of ours.",
     "plan": "Decide which device holds which expert.",
     "compare": "Plan with several methods and measure each on held-out requests.",
     "pareto": "Show what traffic, balance and memory there are to choose from.",
     "report": "Show what a comparison found, as one HTML page.",
     "run": "Run a model with its experts placed by a plan.",
+    "export": "Write a plan as vLLM, SGLang or TensorRT-LLM reads it.",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
@@ -64,7 +68,7 @@ class LazyGroup(click.Group):
 def grace_moe() -> None:
     """Places the experts of a Mixture-of-Experts model where their tokens are, replicates the hot ones, and runs it.
 
-    The way: record -> plan -> compare -> run. Start with `grace-moe demo`.
+    The way: record (or import) -> plan -> compare -> run (or export). Start with `grace-moe demo`.
     """
 
 

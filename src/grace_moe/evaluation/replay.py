@@ -170,6 +170,8 @@ def evaluate(
     topology = placement.topology if topology is None else topology
     check_same_model(placement, trace)
     _check_shape(placement, topology)
+    if trace.counts_only:
+        raise MismatchError(f"{trace.source}: made of counts, which don't tell what a token costs; measure on a trace of tokens")
     source, steps = sources(trace, topology.num_devices), decode_steps(trace)
     if first_tokens is not None:
         source = placed_sources(placement, trace, first_tokens)

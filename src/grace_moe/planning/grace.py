@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
+COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
 BY_LOAD = "nothing to gain within the tolerance on balance: placed by load (eplb)"
 
 
@@ -69,6 +70,11 @@ def grace(
             )
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="joint", notes=(*by_load.notes, MANY_NODES))
+    if trace.counts_only:
+        if request_placement or request.start is not None:
+            raise UsageError(f"{trace.source}: counts only, and request_placement and start need a trace of tokens; plan without them")
+        by_load = eplb(request)
+        return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.joint.alignment import share_out
     from grace_moe.planning.joint.layer import LayerProblem, plan_layer
     from grace_moe.planning.joint.node_search import copies_on_nodes

@@ -33,6 +33,9 @@ _PLACES = {
 }
 """Method -> module:function. A method takes a PlanRequest and its own options by keyword, and gives PlannedLayers."""
 
+_BY_LOAD = ("grace", "linear", "round_robin", "eplb", "biased")
+"""Methods that can plan on counts alone."""
+
 METHODS = tuple(_PLACES)
 """Names that `plan` takes as `method`."""
 
@@ -85,6 +88,11 @@ def plan(
     )
     if start is not None and method != "grace":
         raise UsageError(f"method {method} plans from nothing; leave out start, or use method grace")
+    if trace.counts_only and method not in _BY_LOAD:
+        raise UsageError(
+            f"{trace.source}: counts only, and method {method} needs to know which experts fire together; "
+            f"use one of {', '.join(_BY_LOAD)}, or a trace of tokens"
+        )
     planned = function(request, **options)
     used = {name: options.get(name, signature.parameters[name].default) for name in allowed}
     limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}

@@ -129,6 +129,7 @@ def _describe_trace(trace: RoutingTrace) -> dict[str, Any]:
         "layer_ids": list(trace.layer_ids),
         "num_experts": trace.num_experts,
         "top_k": trace.top_k,
+        "tells": "how often each expert fires, not which fire together" if trace.counts_only else "each token's experts",
         "weights": "recorded" if trace.topk_weights is not None else "not recorded",
         "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
         "experts_never_chosen": int((loads == 0).sum()),

@@ -43,6 +43,8 @@ class RoutingTrace:
     """`[tokens]` 0 = prefill, 1 = decode."""
     topk_weights: npt.NDArray[np.float16] | None = None
     """`[tokens, layers, k]` routing weights."""
+    counts_only: bool = False
+    """Made of an engine's counts: it tells how often each expert fires and nothing of which fire together, as each row chooses one."""
     source: str = "trace"
     """Where it came from, for messages."""
 
@@ -54,6 +56,8 @@ class RoutingTrace:
             raise self._error("num_experts", f"{self.num_experts} is not in 1..32767", "record it again")
         if ids.shape[2] < 1 or ids.shape[2] > self.num_experts:
             raise self._error("topk_ids", f"k = {ids.shape[2]} is not in 1..{self.num_experts}", "check num_experts")
+        if self.counts_only and ids.shape[2] != 1:
+            raise self._error("counts_only", f"k = {ids.shape[2]}, and counts have one expert a row", "import them again")
         if len(self.layer_ids) != ids.shape[1] or len(set(self.layer_ids)) != len(self.layer_ids):
             raise self._error("layer_ids", f"{len(self.layer_ids)} numbers for {ids.shape[1]} layers", "name each layer once")
         if ids.size and (ids.min() < -1 or ids.max() >= self.num_experts):
@@ -124,6 +128,7 @@ class RoutingTrace:
             request_ids=self.requests[tokens].astype(np.int32),
             phase=None if self.phase is None else self.phase[tokens],
             topk_weights=None if self.topk_weights is None else self.topk_weights[tokens],
+            counts_only=self.counts_only,
             source=self.source,
         )
 
@@ -179,5 +184,6 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         request_ids=np.concatenate(requests).astype(np.int32),
         phase=np.concatenate([p for p in phases if p is not None]) if all(p is not None for p in phases) else None,
         topk_weights=np.concatenate([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
+        counts_only=any(trace.counts_only for trace in traces),
         source=first.source,
     )

@@ -56,6 +56,7 @@ def load_trace(path: Path) -> RoutingTrace:
         layer_ids=_layer_ids(source, metadata),
         model=metadata.get("model", ""),
         dataset=metadata.get("dataset", ""),
+        counts_only=metadata.get("counts_only") == "true",
         source=source,
     )
 
@@ -70,6 +71,7 @@ def save_trace(trace: RoutingTrace, path: Path) -> None:
         "model": trace.model,
         "dataset": trace.dataset,
         "layer_ids": json.dumps(list(trace.layer_ids)),
+        **({"counts_only": "true"} if trace.counts_only else {}),
     }
     present = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array is not None}
     write_atomically(path, _stable(save(present, metadata=metadata)))

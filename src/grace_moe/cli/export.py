@@ -1,0 +1,148 @@
+"""`grace-moe export`: a placement in an engine's own format, and how to start the engine with it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
+from grace_moe.cli.options import json_option, slots_option
+from grace_moe.errors import UsageError
+
+if TYPE_CHECKING:
+    from grace_moe.placement import Placement
+    from grace_moe.trace import RoutingTrace
+
+ENGINES = ("vllm", "sglang", "tensorrt-llm", "vllm-ascend")
+CHOICES = {"nearest replica": "tar", "any replica": "wrr"}
+"""How an engine may choose among replicas: SGLang's static dispatch and our vLLM plug-in, and the rest."""
+
+
+@click.command(
+    "export",
+    epilog="""\b
+Examples:
+  grace-moe export plan.json --engine sglang --model ./DeepSeek-V3 -o location.json
+  grace-moe export plan.json --engine tensorrt-llm --model ./DeepSeek-V3 -o moe_load_balancer.yaml
+  grace-moe export plan.json --engine vllm --slots-per-device 10 --trace trace.safetensors -o map.json
+""",
+)
+@click.argument("placement_path", metavar="PLACEMENT", type=click.Path(path_type=Path))
+@click.option("--engine", required=True, type=click.Choice(ENGINES), help="What will read it.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@slots_option
+@click.option(
+    "--trace",
+    "trace_path",
+    type=click.Path(path_type=Path),
+    help="Trace that tells which replicas fill spare slots best, and what it gains.",
+)
+@model_option
+@hidden_layers_option
+@click.option("--extra-layers", metavar="L", help="Layers with experts but no plan, such as 61 (MTP).  [default: by --model]")
+@click.option("--loads", "loads_path", type=click.Path(path_type=Path), help="Also write TRACE's loads for vLLM's policy (.npy).")
+@json_option
+def export_command(
+    placement_path: Path,
+    engine: str,
+    output: Path,
+    slots_per_device: int | None,
+    trace_path: Path | None,
+    model: Path | None,
+    num_hidden_layers: int | None,
+    extra_layers: str | None,
+    loads_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Write PLACEMENT as an engine reads it.
+
+    Engines want the same number of slots on every device: where the plan differs, spare slots are filled with the replicas that help
+    most, and what was changed is said.
+    """
+    from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
+    from grace_moe.errors import MismatchError
+    from grace_moe.files import write_atomically
+    from grace_moe.placement import Placement
+    from grace_moe.trace import RoutingTrace, expert_loads
+
+    if loads_path is not None and (trace_path is None or engine != "vllm"):
+        raise UsageError("--loads: with --engine vllm and --trace")
+    placement = Placement.load(placement_path)
+    trace = None if trace_path is None else RoutingTrace.load(trace_path)
+    hints, shape = read_hints(model, num_hidden_layers=num_hidden_layers)
+    if shape is not None and (shape.moe_layer_ids != placement.layer_ids or shape.num_experts != placement.num_experts):
+        raise MismatchError(
+            f"{placement_path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
+            f"{len(shape.moe_layer_ids)} of {shape.num_experts}, first {list(shape.moe_layer_ids)[:3]}; give the model that was planned for"
+        )
+    equal = equalise(placement, slots_per_device=slots_per_device, trace=trace)
+    slots = SlotMap.of(equal.placement)
+    exported = EXPORTERS[engine](slots, hints, _extra_layers(engine, extra_layers, shape))
+    write_atomically(output, exported.data)
+    if loads_path is not None and trace is not None:
+        write_atomically(loads_path, export_loads(expert_loads(trace)))
+    launch = exported.launch.replace("PLAN", shlex.quote(str(output.absolute()))).replace("MODEL", shlex.quote(str(model or "MODEL")))
+    predicted = {} if trace is None or trace.counts_only else _predicted(equal.placement, trace)
+    notes = [*equal.notes(), *exported.notes]
+    summary = {
+        "file": str(output),
+        "engine": engine,
+        "ranks": slots.num_ranks,
+        "slots_per_device": slots.slots_per_rank,
+        "num_slots": slots.num_slots,
+        "num_redundant_experts": slots.num_redundant,
+        "replicas_added": equal.added,
+        "replicas_dropped": equal.dropped,
+        "experts_moved": equal.moved,
+        "launch": launch,
+        "predicted": predicted,
+        "notes": notes,
+    }
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    click.echo(
+        f"{output}: {len(slots.layer_ids)} MoE layers of {slots.num_experts} experts for {engine}, {slots.num_ranks} ranks of "
+        f"{slots.slots_per_rank} slots, {slots.num_redundant} redundant"
+    )
+    for rule, numbers in predicted.items():
+        click.echo(
+            f"replayed, {rule}: {numbers['cross_node_copies']:.3f} copies of a token to other nodes, "
+            f"busiest device {numbers['load_max_over_mean']:.2f}x the mean"
+        )
+    for note in notes:
+        click.echo(f"note: {note}")
+    click.echo(f"start it with:\n\n{launch}")
+
+
+def _extra_layers(engine: str, text: str | None, shape: Any) -> tuple[int, ...]:
+    if engine != "tensorrt-llm":
+        if text is not None:
+            raise UsageError(f"--extra-layers: {engine} takes none; leave it out")
+        return ()
+    if text is not None:
+        return layer_numbers("--extra-layers", text)
+    return () if shape is None else tuple(range(shape.num_hidden_layers, shape.num_hidden_layers + shape.num_draft_layers))
+
+
+def _predicted(placement: Placement, trace: RoutingTrace) -> dict[str, dict[str, float]]:
+    """What the map costs on the trace, as an engine chooses replicas: evenly, near or anywhere."""
+    from grace_moe.evaluation import evaluate
+    from grace_moe.placement import even_weights
+
+    found = {}
+    for rule, choice in CHOICES.items():
+        layers = tuple(
+            replace(layer, replica_weights=even_weights(layer.devices_of_expert), replica_choice="") for layer in placement.layers
+        )
+        measured = evaluate(replace(placement, layers=layers, replica_choice=choice), trace)
+        found[rule] = {
+            "cross_node_copies": round(measured.cross_node_copies, 4),
+            "load_max_over_mean": round(measured.load_max_over_mean, 4),
+        }
+    return found

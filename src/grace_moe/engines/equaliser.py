@@ -1,0 +1,209 @@
+"""The slot equaliser: from any placement to one with equal slots on every device, as engines need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.errors import UsageError
+from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.planning import check_same_model
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
+
+PRICE = 4.0
+"""Copies per token that a unit of the devices' squared relative imbalance is worth: as in planning (`planning.grace`)."""
+MAX_TOKENS = 16_384
+"""Tokens that tell which replica saves most copies; more change little and cost time."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equalised:
+    """A placement with equal slots, and what that took."""
+
+    placement: Placement
+    added: int
+    """Replicas added, all layers."""
+    dropped: int
+    """Replicas dropped, all layers."""
+    moved: int
+    """Experts without a replica that moved to another device, all layers."""
+    by_trace: bool
+    """Whether loads and co-activation of a trace told which; else all experts counted alike."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What was changed, for people; nothing where nothing was."""
+        if not (self.added or self.dropped or self.moved):
+            return ()
+        slots = self.placement.slots_per_device().max()
+        text = f"{slots} slots on every device took {self.added} more replicas, {self.dropped} fewer and {self.moved} moves over all layers"
+        blind = () if self.by_trace else ("without a trace, all experts counted as equally loaded: give one to fill the slots well",)
+        return (text, *blind)
+
+
+def equalise(placement: Placement, *, slots_per_device: int | None = None, trace: RoutingTrace | None = None) -> Equalised:
+    """Give every device of every layer the same number of experts.
+
+    Devices with spare slots get, one by one, the replica that is worth most: copies between nodes that it saves, and balance, when
+    tokens take the nearest replica. Devices with too many drop the replicas that are worth least, then move their lightest experts to
+    devices with room, on the same node where there is any. Layers that fit already are kept as they are, weights and all.
+
+    Args:
+        slots_per_device: slots of each device; None = the most that any device holds now.
+        trace: routing that tells loads and co-activation, best the one planned on.
+
+    Raises:
+        UsageError: too few slots for the experts, or more than there are experts.
+        MismatchError: the trace is of another model.
+    """
+    topology, experts = placement.topology, placement.num_experts
+    if trace is not None:
+        check_same_model(placement, trace)
+    slots = int(placement.slots_per_device().max()) if slots_per_device is None else slots_per_device
+    least = -(-experts // topology.num_devices)
+    if not least <= slots <= experts:
+        raise UsageError(
+            f"slots_per_device {slots}: {experts} experts on {topology.num_devices} devices need {least} to {experts} a device, "
+            "as no device holds an expert twice"
+        )
+    done: Counter[str] = Counter()
+    layers = []
+    for index, layer in enumerate(placement.layers):
+        ids = None if trace is None else trace.topk_ids[:, index]
+        layers.append(_Layer(layer, topology, slots, ids, experts).equalised(done))
+    return Equalised(
+        placement=replace(placement, layers=tuple(layers)),
+        added=done["added"],
+        dropped=done["dropped"],
+        moved=done["moved"],
+        by_trace=trace is not None,
+    )
+
+
+class _Layer:
+    """One layer on its way to equal slots."""
+
+    def __init__(
+        self, layer: LayerPlacement, topology: Topology, slots: int, topk_ids: npt.NDArray[np.integer] | None, experts: int
+    ) -> None:
+        self.layer, self.slots = layer, slots
+        self.node = topology.node_of_device
+        self.nodes, self.devices = topology.num_nodes, topology.num_devices
+        self.even = topology.relative_speed / topology.relative_speed.sum()
+        self.devices_of_node = np.bincount(self.node, minlength=self.nodes)
+        self.holds = np.zeros((experts, self.devices), dtype=bool)
+        for expert, devices in enumerate(layer.devices_of_expert):
+            self.holds[expert, list(devices)] = True
+        self.home = self.node[[devices[0] for devices in layer.devices_of_expert]]
+        loads = np.ones(experts)
+        self.ids = np.zeros((0, 1), dtype=np.int64)
+        if topk_ids is not None:
+            loads = np.bincount(topk_ids[topk_ids >= 0].ravel(), minlength=experts).astype(float)
+            self.ids = topk_ids[:: max(1, -(-len(topk_ids) // MAX_TOKENS))].astype(np.int64)
+        self.loads = loads / max(loads.sum(), 1.0)
+        self.saved = np.stack([self._copies_saved(node) for node in range(self.nodes)])
+
+    def equalised(self, done: Counter[str]) -> LayerPlacement:
+        """The layer with `slots` experts on every device; counts what it did."""
+        before = self.holds.copy()
+        while (self._counts() > self.slots).any():
+            self._shed(int(np.argmax(self._counts() > self.slots)), done)
+        while (self._counts() < self.slots).any():
+            self._fill(done)
+        devices, weights = [], []
+        for expert, (old, shares) in enumerate(zip(self.layer.devices_of_expert, self.layer.replica_weights, strict=True)):
+            if (before[expert] == self.holds[expert]).all():
+                devices.append(old)
+                weights.append(shares)
+                continue
+            held = np.flatnonzero(self.holds[expert]).tolist()
+            held.sort(key=lambda device: (device not in old, old.index(device) if device in old else device))  # the primary stays first
+            devices.append(tuple(held))
+            weights.append((1.0 / len(held),) * len(held))
+        return replace(self.layer, devices_of_expert=tuple(devices), replica_weights=tuple(weights))
+
+    def _counts(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self.holds.sum(axis=0))
+
+    def _shares(self, holds: npt.NDArray[np.bool_]) -> Floats:
+        """`[experts, devices]` part of each expert's tokens that each device computes when tokens take a replica on their own
+        device, else one on their node, else any: a node's replicas share its tokens, all share those of nodes without one.
+
+        (A token whose own device has one of its node's replicas takes that: the node's replicas come out even all the same.)
+        """
+        held = np.stack([holds[:, self.node == node].sum(axis=1) for node in range(self.nodes)], axis=1)  # [experts, nodes]
+        without = ((held == 0) * self.devices_of_node).sum(axis=1)
+        near = self.devices_of_node / np.maximum(held, 1)
+        each = near[:, self.node] + (without / np.maximum(held.sum(axis=1), 1))[:, None]
+        return np.asarray(holds * each / self.devices)
+
+    def _imbalance(self, loads: Floats) -> Floats:
+        """`[...]` squared relative deviation of loads `[..., devices]` from what their speed would take."""
+        return np.asarray(((loads / self.even - 1.0) ** 2).mean(axis=-1))
+
+    def _saved_imbalance(self, device: int, held: bool) -> Floats:
+        """`[experts]` imbalance that each expert saves by being held on a device, or by not being held there."""
+        shares = self._shares(self.holds)
+        changed = self.holds.copy()
+        changed[:, device] = held
+        now = self.loads @ shares
+        then = now + self.loads[:, None] * (self._shares(changed) - shares)
+        return np.asarray(self._imbalance(now) - self._imbalance(then))
+
+    def _copies_saved(self, node: int) -> Floats:
+        """`[experts]` copies per token that a replica on a node saves: of the tokens from there, those that visit another node for
+        this expert alone."""
+        experts = len(self.holds)
+        if not len(self.ids) or self.nodes == 1:
+            return np.zeros(experts)
+        here = self.holds[:, self.node == node].any(axis=1)
+        visited = np.where(here, node, self.home)[self.ids]
+        away = (self.ids >= 0) & (visited != node)
+        tokens = np.broadcast_to(np.arange(len(self.ids))[:, None], visited.shape)
+        reasons = np.bincount((tokens * self.nodes + visited)[away], minlength=len(self.ids) * self.nodes)
+        alone = away & (reasons[tokens * self.nodes + visited] == 1)
+        return np.asarray(np.bincount(self.ids[alone], minlength=experts) / (len(self.ids) * self.nodes))
+
+    def _hold(self, expert: int, device: int, held: bool) -> None:
+        node = self.node[device]
+        self.holds[expert, device] = held
+        if not self.holds[expert, self.node == self.home[expert]].any():
+            self.home[expert] = self.node[np.argmax(self.holds[expert])]
+            self.saved = np.stack([self._copies_saved(n) for n in range(self.nodes)])
+        else:
+            self.saved[node] = self._copies_saved(int(node))
+
+    def _fill(self, done: Counter[str]) -> None:
+        """Add the most useful replica of all that fit. There is always one, as a device has room for at most every expert."""
+        spare = np.flatnonzero(self._counts() < self.slots)
+        worth = np.stack([PRICE * self._saved_imbalance(int(d), True) + self.saved[self.node[d]] for d in spare], axis=1)
+        worth[self.holds[:, spare]] = -np.inf
+        expert, index = np.unravel_index(int(np.argmax(np.round(worth, 12))), worth.shape)
+        self._hold(int(expert), int(spare[index]), True)
+        done["added"] += 1
+
+    def _shed(self, device: int, done: Counter[str]) -> None:
+        """One expert less on a device that holds too many: a replica, else an expert that moves."""
+        counts = self._counts()
+        several = self.holds.sum(axis=1) > 1
+        if not (self.holds[:, device] & several).any() and (counts < self.slots).any():
+            load = self.loads @ self._shares(self.holds)
+            expert = min(np.flatnonzero(self.holds[:, device]).tolist(), key=lambda e: (self.loads[e], e))
+            room = np.flatnonzero(counts < self.slots).tolist()
+            to = min(room, key=lambda d: (self.node[d] != self.node[device], load[d], d))
+            self._hold(expert, to, True)
+            self._hold(expert, device, False)
+            done["moved"] += 1
+            return
+        if not (self.holds[:, device] & several).any():  # all full: make room elsewhere, where some expert has a replica
+            device = int(np.argmax((self.holds & several[:, None]).any(axis=0)))
+        alone = self.holds[:, self.node == self.node[device]].sum(axis=1) == 1
+        worth = PRICE * self._saved_imbalance(device, False) - alone * self.loads / self.nodes
+        worth[~(self.holds[:, device] & several)] = -np.inf
+        self._hold(int(np.argmax(np.round(worth, 12))), device, False)
+        done["dropped"] += 1

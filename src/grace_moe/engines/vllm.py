@@ -1,0 +1,96 @@
+"""vLLM: routed experts in, a slot map and loads out (read in vllm 0.32.0 and 0.33.0).
+
+vLLM's balancer numbers MoE layers only; its routed experts have a row for every decoder layer, dense ones filled with expert 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grace_moe.engines.assembly import Hints, Ids, Imported, RoutedRequest, trace_of_requests
+from grace_moe.engines.dumps import base64_bytes, npy_array, read_npy, read_objects
+from grace_moe.engines.exporting import Exported
+from grace_moe.engines.maps import matrix, slot_map
+from grace_moe.engines.slots import SlotMap
+from grace_moe.errors import MismatchError, PlacementError, TraceError
+from grace_moe.files import dump_json, read_json
+
+MAX_REPLICAS = 1024
+"""Entries that vLLM's replica table has for an expert (`MAX_EXPERT_REDUNDANCY` + 1)."""
+_WHY = "the routed experts don't say how many experts there are"
+
+
+def import_routed_experts(paths: Sequence[Path], hints: Hints) -> Imported:
+    """Arrays of `CompletionOutput.routed_experts` (`.npy`, `[tokens, decoder layers, k]`, a request each), or the server's responses
+    with `choices[i].routed_experts` (`.json`, `.jsonl`).
+
+    Raises:
+        TraceError: not such a file, or damaged.
+        UsageError: something of the model is unknown and needed.
+    """
+    experts = hints.need("num_experts", _WHY)
+    if paths[0].suffix not in (".json", ".jsonl"):
+        arrays = [RoutedRequest(topk_ids=_three(read_npy(path), str(path))) for path in paths]
+        return trace_of_requests(arrays, hints, num_experts=experts, source=str(paths[0]))
+    requests = []
+    for where, value in read_objects(list(paths)):
+        usage, choices = value.get("usage"), value.get("choices")
+        prompt = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        for index, choice in enumerate(choices if isinstance(choices, list) else []):
+            text = choice.get("routed_experts") if isinstance(choice, dict) else None
+            if text is None:
+                continue
+            at = f"{where}: choices[{index}]"
+            ids = _three(npy_array(base64_bytes(text, at, "routed_experts"), at), at)
+            requests.append(RoutedRequest(topk_ids=ids, prompt_tokens=prompt if type(prompt) is int else None))
+    if not requests:
+        raise TraceError(str(paths[0]), "routed_experts", "in no choice", "start vLLM with --enable-return-routed-experts")
+    return trace_of_requests(requests, hints, num_experts=experts, source=str(paths[0]))
+
+
+def export_map(slots: SlotMap) -> Exported:
+    """A list of MoE layers, each the experts of its slots in order.
+
+    Raises:
+        MismatchError: an expert has more replicas than vLLM's table takes.
+    """
+    most = int(slots.logical_replica_count().max())
+    if most > MAX_REPLICAS:
+        raise MismatchError(
+            f"{slots.source}: an expert has {most} replicas, and vLLM's table takes {MAX_REPLICAS}; plan with less redundancy"
+        )
+    return Exported(data=dump_json(slots.physical_to_logical.tolist()), launch=_launch(slots))
+
+
+def export_loads(loads: Any) -> bytes:
+    """`[MoE layers, experts]` loads as the bytes of a `.npy` file, int64: what vLLM's balancing policy is given."""
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(loads, dtype=np.int64), allow_pickle=False)
+    return stream.getvalue()
+
+
+def import_map(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
+    """Read a slot map. Raises PlacementError: not such a file, or a broken map."""
+    source = str(path)
+    table = matrix(read_json(path, PlacementError), source, "map")
+    return slot_map(table, layer_ids=hints.layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=source)
+
+
+def _three(array: Ids, where: str) -> Ids:
+    if array.ndim != 3:
+        raise TraceError(where, "routed_experts", f"shape {array.shape} is not [tokens, layers, k]", "give CompletionOutput.routed_experts")
+    return array.astype(np.int64) if array.dtype == np.uint64 else array
+
+
+def _launch(slots: SlotMap) -> str:
+    config = f'{{"num_redundant_experts": {slots.num_redundant}, "window_size": 1, "step_interval": 100}}'
+    return (
+        f"GRACE_MOE_PLAN=PLAN vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel --enable-eplb \\\n"
+        f"  --eplb-config '{config}'"
+    )
