@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,12 @@ PRICE = 4.0
 MAX_TOKENS = 16_384
 """Tokens that tell which replica saves most copies; more change little and cost time."""
 
+WORTH_MOVING = 0.01
+"""Copies per token that an exchange must be worth: below it, moving the weights costs more than it brings."""
+MOST_MOVES = 16
+
 Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,8 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
     layers = []
     for index, layer in enumerate(placement.layers):
         ids = None if trace is None else trace.topk_ids[:, index]
-        layers.append(_Layer(layer, topology, slots, ids, experts).equalised(done))
+        loads = np.ones(experts) if ids is None else np.bincount(ids[ids >= 0].ravel(), minlength=experts).astype(float)
+        layers.append(_Layer(layer, topology, slots, loads, ids).equalised(done))
     return Equalised(
         placement=replace(placement, layers=tuple(layers)),
         added=done["added"],
@@ -85,27 +92,39 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
     )
 
 
+def rebalance(placement: Placement, loads: npt.NDArray[np.integer[Any]], *, most: int = MOST_MOVES) -> Placement:
+    """Exchange replicas for others where an engine's own loads call for it, and leave the rest of the plan alone.
+
+    A replica gives its slot to another expert's on the same device as long as that is worth more, in balance and in tokens kept on
+    their node, than it costs. Experts never lose their last replica, and no device changes its number of slots.
+
+    Args:
+        loads: `[layers, experts]` tokens that each expert got lately. A layer without any is kept.
+        most: exchanges in a layer, at most.
+    """
+    layers = [
+        _Layer(layer, placement.topology, 0, row.astype(float)).rebalanced(most) if row.sum() else layer
+        for layer, row in zip(placement.layers, loads, strict=True)
+    ]
+    return replace(placement, layers=tuple(layers))
+
+
 class _Layer:
     """One layer on its way to equal slots."""
 
-    def __init__(
-        self, layer: LayerPlacement, topology: Topology, slots: int, topk_ids: npt.NDArray[np.integer] | None, experts: int
-    ) -> None:
+    def __init__(self, layer: LayerPlacement, topology: Topology, slots: int, loads: Floats, ids: Ids | None = None) -> None:
+        """`loads` `[experts]` of any scale; `ids` `[tokens, k]` choices, None = co-activation unknown."""
         self.layer, self.slots = layer, slots
         self.node = topology.node_of_device
         self.nodes, self.devices = topology.num_nodes, topology.num_devices
         self.even = topology.relative_speed / topology.relative_speed.sum()
         self.devices_of_node = np.bincount(self.node, minlength=self.nodes)
-        self.holds = np.zeros((experts, self.devices), dtype=bool)
+        self.holds = np.zeros((len(loads), self.devices), dtype=bool)
         for expert, devices in enumerate(layer.devices_of_expert):
             self.holds[expert, list(devices)] = True
         self.home = self.node[[devices[0] for devices in layer.devices_of_expert]]
-        loads = np.ones(experts)
-        self.ids = np.zeros((0, 1), dtype=np.int64)
-        if topk_ids is not None:
-            loads = np.bincount(topk_ids[topk_ids >= 0].ravel(), minlength=experts).astype(float)
-            self.ids = topk_ids[:: max(1, -(-len(topk_ids) // MAX_TOKENS))].astype(np.int64)
-        self.loads = loads / max(loads.sum(), 1.0)
+        self.loads = loads / max(float(loads.sum()), 1.0)
+        self.ids = np.zeros((0, 1), dtype=np.int64) if ids is None else ids[:: max(1, -(-len(ids) // MAX_TOKENS))].astype(np.int64)
         self.saved = np.stack([self._copies_saved(node) for node in range(self.nodes)])
 
     def equalised(self, done: Counter[str]) -> LayerPlacement:
@@ -115,6 +134,34 @@ class _Layer:
             self._shed(int(np.argmax(self._counts() > self.slots)), done)
         while (self._counts() < self.slots).any():
             self._fill(done)
+        return self._placed(before)
+
+    def rebalanced(self, most: int) -> LayerPlacement:
+        """The layer with up to `most` replicas exchanged for others on their devices, as long as each exchange is worth it."""
+        before = self.holds.copy()
+        for _ in range(most):
+            best: tuple[float, int, int, int] | None = None
+            for device in range(self.devices):
+                out = self._least_needed(device)
+                if out is None:
+                    continue
+                lost = self._worth_of_dropping(device)[out]
+                self.holds[out, device] = False
+                gained = PRICE * self._saved_imbalance(device, True) + self._upper_saving(device)
+                self.holds[out, device] = True
+                gained[self.holds[:, device]] = -np.inf
+                into = int(np.argmax(np.round(gained, 12)))
+                worth = float(gained[into] + lost)
+                if worth > WORTH_MOVING and (best is None or worth > best[0] + 1e-12):
+                    best = (worth, device, out, into)
+            if best is None:
+                break
+            _, device, out, into = best
+            self.holds[out, device], self.holds[into, device] = False, True
+        return self._placed(before)
+
+    def _placed(self, before: npt.NDArray[np.bool_]) -> LayerPlacement:
+        """As a layer: experts held as before keep their weights, the others' replicas share evenly."""
         devices, weights = [], []
         for expert, (old, shares) in enumerate(zip(self.layer.devices_of_expert, self.layer.replica_weights, strict=True)):
             if (before[expert] == self.holds[expert]).all():
@@ -202,8 +249,23 @@ class _Layer:
             return
         if not (self.holds[:, device] & several).any():  # all full: make room elsewhere, where some expert has a replica
             device = int(np.argmax((self.holds & several[:, None]).any(axis=0)))
-        alone = self.holds[:, self.node == self.node[device]].sum(axis=1) == 1
-        worth = PRICE * self._saved_imbalance(device, False) - alone * self.loads / self.nodes
-        worth[~(self.holds[:, device] & several)] = -np.inf
-        self._hold(int(np.argmax(np.round(worth, 12))), device, False)
+        out = self._least_needed(device)
+        assert out is not None
+        self._hold(out, device, False)
         done["dropped"] += 1
+
+    def _least_needed(self, device: int) -> int | None:
+        """The expert whose replica on a device is worth least; None where it holds no replica."""
+        worth = self._worth_of_dropping(device)
+        return None if np.isneginf(worth).all() else int(np.argmax(np.round(worth, 12)))
+
+    def _worth_of_dropping(self, device: int) -> Floats:
+        """`[experts]` what it is worth (mostly less than 0) to drop each replica on a device; -inf where there is none to drop."""
+        alone = self.holds[:, self.node == self.node[device]].sum(axis=1) == 1
+        worth: Floats = PRICE * self._saved_imbalance(device, False) - alone * self.loads / self.nodes
+        worth[~self.holds[:, device] | (self.holds.sum(axis=1) == 1)] = -np.inf
+        return worth
+
+    def _upper_saving(self, device: int) -> Floats:
+        """`[experts]` tokens, as a part of all, that a first replica on a device's node keeps there, where co-activation is unknown."""
+        return np.asarray(~self.holds[:, self.node == self.node[device]].any(axis=1) * self.loads / self.nodes)

@@ -140,6 +140,28 @@ class SlotMap:
         )
 
 
+def keep_slots(new: IntMatrix, old: IntMatrix, num_ranks: int) -> IntMatrix:
+    """The map `new` `[layers, slots]` with each rank's experts reordered, so that those it holds already keep their slots in `old`
+    and no weights are copied within a rank. The rest fill the other slots in the order of `new`.
+
+    Returns `new` itself where the two differ in shape.
+    """
+    if new.shape != old.shape:
+        return new
+    layers = len(new)
+    now, before = new.reshape(layers, num_ranks, -1), old.reshape(layers, num_ranks, -1)
+    kept = np.full_like(now, -1)
+    for layer in range(layers):
+        for rank in range(num_ranks):
+            left = now[layer, rank].tolist()
+            for slot, expert in enumerate(before[layer, rank].tolist()):
+                if expert in left:
+                    kept[layer, rank, slot] = expert
+                    left.remove(expert)
+            kept[layer, rank, kept[layer, rank] < 0] = left
+    return kept.reshape(new.shape)
+
+
 def filler_row(num_slots: int, num_experts: int) -> list[int]:
     """Slots of a layer that has no plan: the experts in order, again and again. No rank holds one twice, as a rank has at most
     as many slots as there are experts."""

@@ -1,0 +1,153 @@
+"""What the plug-ins of vLLM and SGLang share: the plan that the environment names, and the map that it gives for an engine's own sizes.
+
+Nothing here draws at random or reads a clock: every rank computes the same map from the same loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.engines.equaliser import equalise, rebalance
+from grace_moe.engines.maps import matrix, slot_map
+from grace_moe.engines.slots import SlotMap
+from grace_moe.errors import GraceError, PlacementError, UsageError
+from grace_moe.files import read_json
+from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.topology import Topology
+
+PLAN, REPLAN, LOCAL_ROUTING = "GRACE_MOE_PLAN", "GRACE_MOE_REPLAN", "GRACE_MOE_LOCAL_ROUTING"
+LOG = logging.getLogger("grace_moe.engines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveMap:
+    """What an engine is to load: which expert is in which slot, and the placement that it came from."""
+
+    slots: SlotMap
+    placement: Placement
+
+
+@dataclass
+class LivePlan:
+    """A plan in use by an engine."""
+
+    path: Path
+    replan: bool
+    """Exchange replicas by the loads that the engine measures; else the plan stays as it is."""
+    local_routing: bool
+    """Each rank takes the nearest replica, by weight, where the engine allows it."""
+    planned: Placement | npt.NDArray[np.int32] = field(repr=False)
+    """A placement, or a slot map whose ranks are known once the engine says them."""
+    _equal: dict[tuple[int, int, int], Placement] = field(default_factory=dict, repr=False)
+
+    def map_for(self, loads: npt.NDArray[np.int64], num_slots: int, num_ranks: int, num_nodes: int) -> LiveMap:
+        """The map for an engine of these sizes.
+
+        Args:
+            loads: `[MoE layers, experts]` tokens that each expert got in the engine's window; all zero while it profiles.
+
+        Raises:
+            GraceError: the plan is for another model, or another number of ranks.
+        """
+        layers, experts = loads.shape
+        placement = self._placement(num_ranks, num_nodes)
+        found = (len(placement.layers), placement.num_experts, placement.topology.num_devices)
+        if found != (layers, experts, num_ranks):
+            raise UsageError(
+                f"{self.path}: {found[0]} MoE layers of {found[1]} experts on {found[2]} ranks, "
+                f"but the engine has {layers} of {experts} on {num_ranks}; plan for that"
+            )
+        if num_slots % num_ranks:
+            raise UsageError(f"{num_slots} slots are not divisible by {num_ranks} ranks; change the number of redundant experts")
+        key = (num_slots, num_ranks, num_nodes)
+        if key not in self._equal:
+            equal = equalise(placement, slots_per_device=num_slots // num_ranks)
+            for note in equal.notes():
+                LOG.info("GRACE-MoE: %s: %s", self.path, note)
+            self._equal[key] = equal.placement
+        placement = self._equal[key]
+        if self.replan:
+            placement = rebalance(placement, loads)
+        return LiveMap(slots=SlotMap.of(placement), placement=placement)
+
+    def _placement(self, num_ranks: int, num_nodes: int) -> Placement:
+        if isinstance(self.planned, Placement):
+            if self.planned.topology.num_nodes != num_nodes:
+                LOG.warning(
+                    "GRACE-MoE: %s is for %s, and the engine sees %d nodes: it is right all the same, but sends more than it says",
+                    self.path,
+                    self.planned.topology.shape,
+                    num_nodes,
+                )
+            return self.planned
+        nodes = num_nodes if num_ranks % num_nodes == 0 else 1
+        slots = slot_map(self.planned, layer_ids=None, num_experts=None, num_ranks=num_ranks, source=str(self.path))
+        return slots.to_placement(Topology.parse(f"{nodes}x{num_ranks // nodes}"))
+
+
+def plan_from_environment() -> LivePlan | None:
+    """The plan that `GRACE_MOE_PLAN` names (a placement, or vLLM's slot map); None where it is unset or empty.
+
+    Raises:
+        PlacementError: it can't be read. An engine that was told to use a plan does not start without it.
+        UsageError: a switch that is neither 0 nor 1, or has no plan to act on.
+    """
+    text = os.environ.get(PLAN, "")
+    replan, local = _switch(REPLAN), _switch(LOCAL_ROUTING)
+    if not text:
+        if replan or local:
+            raise UsageError(f"{REPLAN if replan else LOCAL_ROUTING} is set without {PLAN}; name the plan, or unset it")
+        return None
+    path = Path(text)
+    value = read_json(path, PlacementError)
+    planned = matrix(value, text, "map") if isinstance(value, list) else Placement.load(path)
+    return LivePlan(path=path, replan=replan, local_routing=local, planned=planned)
+
+
+def choices_of_rank(layer: LayerPlacement, slots: npt.NDArray[np.int32], topology: Topology, rank: int, width: int) -> list[list[int]]:
+    """Per expert, the slots that a rank's tokens take turns in: its own replica, else those on its node, else all; each as often,
+    of at most `width` turns, as its weight says (to the nearest).
+
+    Args:
+        slots: `[slots]` expert in each, rank-major.
+    """
+    node, per_rank = topology.node_of_device, len(slots) // topology.num_devices
+    slot_of: dict[tuple[int, int], int] = {(int(expert), slot // per_rank): slot for slot, expert in reversed(list(enumerate(slots)))}
+    turns = []
+    for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
+        pairs = list(zip(devices, weights, strict=True))
+        near = [p for p in pairs if p[0] == rank] or [p for p in pairs if node[p[0]] == node[rank]] or pairs
+        total = sum(weight for _, weight in near)
+        shares = [weight / total if total > 0 else 1 / len(near) for _, weight in near]
+        counts = [1] if len(near) == 1 else _turns(shares, width)
+        turns.append([slot_of[expert, device] for (device, _), count in zip(near, counts, strict=True) for _ in range(count)])
+    return turns
+
+
+def _turns(shares: list[float], width: int) -> list[int]:
+    """Whole numbers in the ratio of the shares that sum to `width`, fewer where all have a common divisor; 0 only for a share of 0."""
+    ends = np.round(np.cumsum(shares) * width).astype(int)
+    counts = np.diff(ends, prepend=0)
+    counts[(counts == 0) & (np.array(shares) > 0)] = 1
+    if not counts.sum():
+        return [1] * len(shares)
+    divisor = int(np.gcd.reduce(counts))
+    return [int(count) // divisor for count in counts]
+
+
+def _switch(name: str) -> bool:
+    value = os.environ.get(name, "0")
+    if value not in ("", "0", "1"):
+        raise UsageError(f"{name}={value!r}: set it to 1 or 0")
+    return value == "1"
+
+
+def told(error: GraceError) -> str:
+    """An error as a line of the log, with what happens instead."""
+    return f"GRACE-MoE: {error}. The engine's own balancer decides instead."
