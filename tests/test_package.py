@@ -44,10 +44,13 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 from grace_moe import METHODS, Topology, compare, evaluate, plan
+from grace_moe.engines import EXPORTERS, Hints, SlotMap, equalise
 from grace_moe.trace import synthetic_trace
 trace = synthetic_trace(tokens=200, experts=16, top_k=4)
 print(evaluate(plan(trace, Topology.parse("2x2")), trace).slots_total_over_experts >= 1, end=" ")
 print(len(compare(trace, Topology.parse("2x2"), methods=[m for m in METHODS if m != "grace"]).rows) == len(METHODS) - 1, end=" ")
+for export in EXPORTERS.values():
+    export(SlotMap.of(equalise(plan(trace, Topology.parse("2x2")), trace=trace).placement), Hints(), ())
 from grace_moe.cli import main
 main(["inspect", "2x2", "--json"])
 """

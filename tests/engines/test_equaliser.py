@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from grace_moe import evaluate, plan
 from grace_moe.engines import SlotMap, equalise
+from grace_moe.engines.equaliser import even_out
 from grace_moe.errors import MismatchError, PlacementError, UsageError
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.topology import Topology
@@ -134,3 +135,28 @@ def test_broken_maps_are_refused(rows, says):
 def test_a_layer_named_twice_is_refused():
     with pytest.raises(PlacementError, match="named twice"):
         slot_map([[0, 1, 2, 0], [0, 1, 2, 0]], layers=(1, 1))
+
+
+@given(placements(), st.data())
+def test_evening_out_changes_nothing_between_nodes(placement, data):
+    equal = equalise(placement).placement
+    loads = np.array(
+        [data.draw(st.lists(st.integers(0, 99), min_size=placement.num_experts, max_size=placement.num_experts)) for _ in placement.layers]
+    )
+    even = even_out(equal, loads)
+    node = placement.topology.node_of_device
+    for old, new in zip(equal.layers, even.layers, strict=True):
+        for was, now in zip(old.devices_of_expert, new.devices_of_expert, strict=True):
+            assert sorted(node[list(was)]) == sorted(node[list(now)])
+    assert (even.slots_per_device() == equal.slots_per_device()).all()
+
+
+def test_evening_out_by_hand():
+    """2x2; on node 0, device 0 holds the experts with loads 5 and 4, device 1 those with 2 and 1. By hand: 5 and 1, 4 and 2 make 6 and 6. On
+    node 1, 3 and 3 stay. Two swaps do it, 5 with 2 and 4 with 1: the first in order wins."""
+    before = placed(((0,), (0,), (1,), (1,), (2,), (2,), (3,), (3,)), "2x2")
+    ids = np.repeat(np.arange(8, dtype=np.int16), [5, 4, 2, 1, 3, 3, 3, 3])[:, None, None]
+    equal = equalise(before, trace=RoutingTrace(topk_ids=ids, num_experts=8, layer_ids=(3,)))
+    assert equal.placement.layers[0].devices_of_expert == ((1,), (0,), (0,), (1,), (2,), (2,), (3,), (3,))
+    assert equal.swapped == 1
+    assert equal.notes() == ("1 swaps of experts inside nodes even the load out, as engines share it",)

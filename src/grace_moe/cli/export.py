@@ -40,7 +40,7 @@ Examples:
     "--trace",
     "trace_path",
     type=click.Path(path_type=Path),
-    help="Trace that tells which replicas fill spare slots best, and what it gains.",
+    help="Trace that was planned on: fills spare slots and evens the load out as the engine will share it.",
 )
 @model_option
 @hidden_layers_option
@@ -99,6 +99,7 @@ def export_command(
         "replicas_added": equal.added,
         "replicas_dropped": equal.dropped,
         "experts_moved": equal.moved,
+        "experts_swapped": equal.swapped,
         "launch": launch,
         "predicted": predicted,
         "notes": notes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning import check_same_model
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import RoutingTrace, expert_loads
 
 PRICE = 4.0
 """Copies per token that a unit of the devices' squared relative imbalance is worth: as in planning (`planning.grace`)."""
@@ -21,8 +22,10 @@ MAX_TOKENS = 16_384
 """Tokens that tell which replica saves most copies; more change little and cost time."""
 
 WORTH_MOVING = 0.01
-"""Copies per token that an exchange must be worth: below it, moving the weights costs more than it brings."""
-MOST_MOVES = 16
+"""Copies per token that an exchange must be worth in a running engine: below it, moving the weights costs more than it brings."""
+WORTH_PLACING = 0.0005
+"""The same where nothing is loaded yet."""
+MOST_MOVES, MOST_SWAPS = 16, 64
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.integer[Any]]
@@ -39,17 +42,20 @@ class Equalised:
     """Replicas dropped, all layers."""
     moved: int
     """Experts without a replica that moved to another device, all layers."""
+    swapped: int
+    """Swaps of two experts between devices of a node that evened the load out, all layers; none without a trace."""
     by_trace: bool
     """Whether loads and co-activation of a trace told which; else all experts counted alike."""
 
     def notes(self) -> tuple[str, ...]:
         """What was changed, for people; nothing where nothing was."""
+        even = (f"{self.swapped} swaps of experts inside nodes even the load out, as engines share it",) if self.swapped else ()
         if not (self.added or self.dropped or self.moved):
-            return ()
+            return even
         slots = self.placement.slots_per_device().max()
         text = f"{slots} slots on every device took {self.added} more replicas, {self.dropped} fewer and {self.moved} moves over all layers"
         blind = () if self.by_trace else ("without a trace, all experts counted as equally loaded: give one to fill the slots well",)
-        return (text, *blind)
+        return (text, *blind, *even)
 
 
 def equalise(placement: Placement, *, slots_per_device: int | None = None, trace: RoutingTrace | None = None) -> Equalised:
@@ -57,7 +63,8 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
 
     Devices with spare slots get, one by one, the replica that is worth most: copies between nodes that it saves, and balance, when
     tokens take the nearest replica. Devices with too many drop the replicas that are worth least, then move their lightest experts to
-    devices with room, on the same node where there is any. Layers that fit already are kept as they are, weights and all.
+    devices with room, on the same node where there is any. Layers that fit already are kept as they are, weights and all, but for
+    `even_out` where a trace tells the loads.
 
     Args:
         slots_per_device: slots of each device; None = the most that any device holds now.
@@ -83,29 +90,60 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
         ids = None if trace is None else trace.topk_ids[:, index]
         loads = np.ones(experts) if ids is None else np.bincount(ids[ids >= 0].ravel(), minlength=experts).astype(float)
         layers.append(_Layer(layer, topology, slots, loads, ids).equalised(done))
+    equal = replace(placement, layers=tuple(layers))
+    final = equal if trace is None else even_out(equal, expert_loads(trace))
+    changed = zip(equal.layers, final.layers, strict=True)
     return Equalised(
-        placement=replace(placement, layers=tuple(layers)),
+        placement=final,
         added=done["added"],
         dropped=done["dropped"],
         moved=done["moved"],
+        swapped=sum(_differences(old, new) for old, new in changed) // 2,
         by_trace=trace is not None,
     )
 
 
 def rebalance(placement: Placement, loads: npt.NDArray[np.integer[Any]], *, most: int = MOST_MOVES) -> Placement:
-    """Exchange replicas for others where an engine's own loads call for it, and leave the rest of the plan alone.
+    """Follow a running engine's own loads, and leave the rest of the plan alone.
 
     A replica gives its slot to another expert's on the same device as long as that is worth more, in balance and in tokens kept on
-    their node, than it costs. Experts never lose their last replica, and no device changes its number of slots.
+    their node, than it costs; then experts change places between devices of a node, where that is worth moving them. Experts never
+    lose their last replica, and no device changes its number of slots.
 
     Args:
         loads: `[layers, experts]` tokens that each expert got lately. A layer without any is kept.
-        most: exchanges in a layer, at most.
+        most: exchanges of either kind in a layer, at most.
     """
-    layers = [
-        _Layer(layer, placement.topology, 0, row.astype(float)).rebalanced(most) if row.sum() else layer
-        for layer, row in zip(placement.layers, loads, strict=True)
-    ]
+
+    def follow(layer: _Layer) -> None:
+        layer.exchange_replicas(most)
+        layer.swap_inside_nodes(WORTH_MOVING, most)
+
+    return _changed(placement, loads, follow)
+
+
+def even_out(placement: Placement, loads: npt.NDArray[np.integer[Any]]) -> Placement:
+    """Swap experts between devices of a node until the devices are even, for engines whose nearest replicas share tokens evenly
+    whatever the plan's weights. What crosses between nodes stays the same.
+
+    Args:
+        loads: `[layers, experts]` tokens of the trace that was planned on.
+    """
+    return _changed(placement, loads, lambda layer: layer.swap_inside_nodes(WORTH_PLACING, MOST_SWAPS))
+
+
+def _differences(old: LayerPlacement, new: LayerPlacement) -> int:
+    """Replicas of a layer that are not where they were."""
+    return sum(len(set(now) - set(was)) for was, now in zip(old.devices_of_expert, new.devices_of_expert, strict=True))
+
+
+def _changed(placement: Placement, loads: npt.NDArray[np.integer[Any]], change: Callable[[_Layer], None]) -> Placement:
+    layers = []
+    for old, row in zip(placement.layers, loads, strict=True):
+        layer = _Layer(old, placement.topology, 0, row.astype(float))
+        if row.sum():
+            change(layer)
+        layers.append(layer.placed())
     return replace(placement, layers=tuple(layers))
 
 
@@ -122,6 +160,7 @@ class _Layer:
         self.holds = np.zeros((len(loads), self.devices), dtype=bool)
         for expert, devices in enumerate(layer.devices_of_expert):
             self.holds[expert, list(devices)] = True
+        self.before = self.holds.copy()
         self.home = self.node[[devices[0] for devices in layer.devices_of_expert]]
         self.loads = loads / max(float(loads.sum()), 1.0)
         self.ids = np.zeros((0, 1), dtype=np.int64) if ids is None else ids[:: max(1, -(-len(ids) // MAX_TOKENS))].astype(np.int64)
@@ -129,16 +168,14 @@ class _Layer:
 
     def equalised(self, done: Counter[str]) -> LayerPlacement:
         """The layer with `slots` experts on every device; counts what it did."""
-        before = self.holds.copy()
         while (self._counts() > self.slots).any():
             self._shed(int(np.argmax(self._counts() > self.slots)), done)
         while (self._counts() < self.slots).any():
             self._fill(done)
-        return self._placed(before)
+        return self.placed()
 
-    def rebalanced(self, most: int) -> LayerPlacement:
-        """The layer with up to `most` replicas exchanged for others on their devices, as long as each exchange is worth it."""
-        before = self.holds.copy()
+    def exchange_replicas(self, most: int) -> None:
+        """Give the slots of up to `most` replicas to other experts on their devices, as long as it is worth moving the weights."""
         for _ in range(most):
             best: tuple[float, int, int, int] | None = None
             for device in range(self.devices):
@@ -158,13 +195,46 @@ class _Layer:
                 break
             _, device, out, into = best
             self.holds[out, device], self.holds[into, device] = False, True
-        return self._placed(before)
 
-    def _placed(self, before: npt.NDArray[np.bool_]) -> LayerPlacement:
+    def swap_inside_nodes(self, at_least: float, most: int) -> None:
+        """Up to `most` rounds of a swap in each node, as long as each is worth so much."""
+        for _ in range(most):
+            if not max([self._swap_inside(node, at_least) for node in range(self.nodes)]):
+                break
+
+    def _swap_inside(self, node: int, at_least: float) -> bool:
+        """Swap an expert of the node's busiest device with one of another there, where that is worth it. The node holds the same
+        experts as before, and each replica the same tokens: nothing changes between nodes."""
+        devices = np.flatnonzero(self.node == node)
+        of_replica = self.loads[:, None] * self._shares(self.holds)
+        load = of_replica.sum(axis=0)
+        busiest = devices[int(np.argmax((load / self.even)[devices]))]
+        now, best = float(self._imbalance(load)), None
+        for other in devices[devices != busiest]:
+            give = np.flatnonzero(self.holds[:, busiest] & ~self.holds[:, other])
+            take = np.flatnonzero(self.holds[:, other] & ~self.holds[:, busiest])
+            if not give.size or not take.size:
+                continue
+            moved = of_replica[give, busiest][:, None] - of_replica[take, other][None, :]
+            then = np.broadcast_to(load, (*moved.shape, len(load))).copy()
+            then[..., busiest] -= moved
+            then[..., other] += moved
+            imbalance = np.round(self._imbalance(then), 12)
+            at = np.unravel_index(int(np.argmin(imbalance)), imbalance.shape)
+            if best is None or imbalance[at] < best[0]:
+                best = (float(imbalance[at]), int(other), int(give[at[0]]), int(take[at[1]]))
+        if best is None or PRICE * (now - best[0]) <= at_least:
+            return False
+        _, other, out, into = best
+        self.holds[out, [busiest, other]] = [False, True]
+        self.holds[into, [busiest, other]] = [True, False]
+        return True
+
+    def placed(self) -> LayerPlacement:
         """As a layer: experts held as before keep their weights, the others' replicas share evenly."""
         devices, weights = [], []
         for expert, (old, shares) in enumerate(zip(self.layer.devices_of_expert, self.layer.replica_weights, strict=True)):
-            if (before[expert] == self.holds[expert]).all():
+            if (self.before[expert] == self.holds[expert]).all():
                 devices.append(old)
                 weights.append(shares)
                 continue
