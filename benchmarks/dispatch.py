@@ -13,20 +13,16 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 
-RANKS, NODES = 4, 2
+from slow_link import NODES, RANKS, bytes_on_link, nodes, start
+
 HIDDEN, EXPERTS, TOP_K = 2048, 64, 8
-PREFIX = f"grace{os.getpid()}"
 
 
 def main() -> None:
@@ -43,7 +39,7 @@ def main() -> None:
         return
     with nodes(arguments.rate) as (prefixes, link), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ranks = [start(rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
+        ranks = [start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
         try:
             codes = [process.wait(timeout=900) for process in ranks]
         finally:
@@ -52,45 +48,6 @@ def main() -> None:
         if any(codes):
             sys.exit(f"ranks ended with {codes}")
         show(json.loads((folder / "times.json").read_text()), link)
-
-
-@contextmanager
-def nodes(rate: str) -> Iterator[tuple[list[list[str]], str]]:
-    """Namespaces of the nodes: what to put before a rank's command, and the link in words."""
-    names = [f"{PREFIX}n{node}" for node in range(NODES)]
-    try:
-        try:
-            build(names, rate)
-        except (OSError, subprocess.CalledProcessError) as error:
-            yield [["env"]] * NODES, f"plain loopback, no slow link (namespaces refused: {error})"
-            return
-        yield [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}"] for name in names], f"{rate} between nodes (tc tbf)"
-    finally:
-        if shutil.which("ip"):
-            for name in names:
-                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-
-
-def build(names: list[str], rate: str) -> None:
-    for name in names:
-        command("ip", "netns", "add", name)
-    command("ip", "link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
-    for node, name in enumerate(names):
-        command("ip", "-n", name, "addr", "add", f"10.77.0.{node + 1}/24", "dev", name)
-        command("ip", "-n", name, "link", "set", "lo", "up")
-        command("ip", "-n", name, "link", "set", name, "up")
-        command("tc", "-n", name, "qdisc", "add", "dev", name, "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
-
-
-def command(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
-
-
-def start(rank: int, prefix: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    return subprocess.Popen(
-        [*prefix, sys.executable, __file__, *sys.argv[1:], "--rank", str(rank), "--folder", str(folder)], env=environment
-    )
 
 
 def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
@@ -147,14 +104,6 @@ def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
         (folder / "times.json").write_text(json.dumps(results))
     dist.barrier()
     os._exit(0)  # torch's threads may outlive the group and abort an orderly end
-
-
-def bytes_on_link() -> int:
-    """Bytes that this node has put on the slow link; 0 on plain loopback."""
-    name = os.environ.get("GLOO_SOCKET_IFNAME", "")
-    listing = Path("/proc/net/dev").read_text()
-    rows = [line.split(":")[1].split() for line in listing.splitlines() if line.strip().startswith(f"{name}:")] if name else []
-    return int(rows[0][8]) if rows else 0
 
 
 def show(results: list[dict], link: str) -> None:

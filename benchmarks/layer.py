@@ -1,0 +1,275 @@
+"""One MoE layer, whole, over a slow link: what each part of the method saves, from Transformers' own all-to-all to the joint plan.
+
+Replays the routing of a trace through the real runtime, with random weights of the given shape; experts compute. The link is set so that
+vanilla spends a share of the layer outside of its experts (`--share`), or to `--rate`. Half of the requests to plan on, half to run.
+
+    python benchmarks/layer.py TRACE --share 0.7 --tokens 256 --layers 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from slow_link import NODES, RANKS, bytes_on_link, nodes, start
+
+VANILLA = "vanilla"
+WAYS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    (VANILLA, "linear", {}, "pairs"),
+    ("contiguous, flat", "linear", {}, "flat"),
+    ("Occult, flat", "occult", {}, "flat"),
+    ("+ HSC", "occult", {}, "hierarchical"),
+    ("+ hierarchical grouping", "grace_paper", {"replication": "none"}, "hierarchical"),
+    ("+ fixed replication, WRR", "grace_paper", {"replication": "fixed", "replica_choice": "wrr"}, "hierarchical"),
+    ("+ dynamic replication, WRR", "grace_paper", {"replica_choice": "wrr"}, "hierarchical"),
+    ("+ TAR: the paper's GRACE", "grace_paper", {}, "hierarchical"),
+    ("EPLB, HSC", "eplb", {}, "hierarchical"),
+    ("joint plan", "grace", {}, "hierarchical"),
+    ("joint plan, requests placed", "grace", {"request_placement": True}, "hierarchical"),
+)
+"""Name, method, its options, dispatch."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--share", type=float, default=0.7, help="of vanilla's layer time outside of its experts")
+    parser.add_argument("--rate", help="of the link, as tc writes it, instead of --share")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of each rank")
+    parser.add_argument("--layers", type=int, default=3, help="layers of the trace, evenly spaced")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds; the ways take turns in each")
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=1024)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rank is not None:
+        measure(arguments)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(arguments, folder)
+        rate = arguments.rate or calibrated(arguments, folder)
+        results, link = run(folder, rate, [way[0] for way in WAYS], arguments.rounds)
+        show(arguments, results, link)
+
+
+def calibrated(arguments: argparse.Namespace, folder: Path) -> str:
+    """The rate at which vanilla spends `--share` of its time outside of its experts: two steps, as neither part is proportional."""
+    rate = 200.0
+    for _ in range(2):
+        (vanilla,), _ = run(folder, f"{rate:.0f}mbit", [VANILLA], 2)
+        whole, experts = statistics.median(vanilla["seconds"]), statistics.median(vanilla["experts"])
+        wanted = experts * arguments.share / (1 - arguments.share)
+        rate *= (whole - experts) / wanted
+        print(f"vanilla: {1 - experts / whole:.0%} outside of experts; trying {rate:.0f} Mbit/s", file=sys.stderr)
+    return f"{rate:.0f}mbit"
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Plan every way, and deal the tokens that are run to the ranks."""
+    import numpy as np
+
+    from grace_moe import RoutingTrace, Topology, evaluate, plan
+    from grace_moe.evaluation.replay import sources
+    from grace_moe.planning import place_requests
+
+    topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
+    trace = RoutingTrace.load(arguments.trace)
+    layers = np.linspace(0, trace.num_layers - 1, arguments.layers).round().astype(int)
+    trace = replace(trace, topk_ids=trace.topk_ids[:, layers], layer_ids=tuple(trace.layer_ids[i] for i in layers), topk_weights=None)
+    planning, running = trace.split_requests()
+    made: dict[str, Any] = {}
+    for number, (name, method, options, _) in enumerate(WAYS):
+        key = json.dumps([method, options])
+        if key not in made:
+            made[key] = plan(planning, topology, method, **options)
+        placement = made[key]
+        placement.save(folder / f"{number}.json")
+        source = sources(running, RANKS)
+        if options.get("request_placement"):
+            _, request = np.unique(running.requests, return_inverse=True)
+            first = np.unique(running.requests, return_index=True)[1]
+            order = np.argsort(np.argsort(first))  # requests by first appearance
+            node = place_requests(placement, running)[order]
+            turn = np.array([int((node[:r] == n).sum()) for r, n in enumerate(node)])
+            source = (node * (RANKS // NODES) + turn % (RANKS // NODES))[request]
+        taken = []
+        for rank in range(RANKS):
+            mine = np.flatnonzero(source == rank)
+            taken.append(mine[np.linspace(0, len(mine) - 1, min(arguments.tokens, len(mine))).round().astype(int)])
+        np.savez(folder / f"{number}.npz", *[running.topk_ids[tokens] for tokens in taken])
+        first_tokens = 8 if options.get("request_placement") else None
+        found = evaluate(placement, running, first_tokens=first_tokens)
+        facts = {
+            "copies": found.cross_node_copies,
+            "load": found.load_max_over_mean,
+            "slots": placement.slots_total_over_experts,
+            "name": name,
+        }
+        (folder / f"{number}.facts").write_text(json.dumps(facts))
+    (folder / "trace.json").write_text(json.dumps({"experts": trace.num_experts, "k": trace.top_k}))
+
+
+def run(folder: Path, rate: str, names: list[str], rounds: int) -> tuple[list[dict[str, Any]], str]:
+    (folder / "job.json").write_text(json.dumps({"ways": names, "rounds": rounds}))
+    (folder / "rendezvous").unlink(missing_ok=True)
+    with nodes(rate) as (prefixes, link):
+        ranks = [start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
+        try:
+            codes = [process.wait(timeout=3600) for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+    if any(codes):
+        sys.exit(f"ranks ended with {codes}")
+    return json.loads((folder / "times.json").read_text()), link
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """One rank: every way's layers in turn, round by round."""
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from transformers import OlmoeConfig
+    from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
+
+    from grace_moe import Placement, Topology
+    from grace_moe.runtime.collectives import TrafficMeter
+    from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
+    from grace_moe.runtime.expert_parallel import GraceExpertParallel, MeteredAllToAll
+    from grace_moe.runtime.groups import make_groups
+    from grace_moe.runtime.layer import layer_routes
+    from grace_moe.runtime.session import ExpertParallelSession
+
+    rank, folder = arguments.rank, arguments.folder
+    job, shape = (json.loads((folder / name).read_text()) for name in ("job.json", "trace.json"))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
+    meter = TrafficMeter(topology=topology, rank=rank)
+    groups = make_groups(topology, timedelta(seconds=900))
+    mesh = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("ep", "tp"))
+    dispatchers = {"flat": FlatDispatcher, "hierarchical": HierarchicalDispatcher}
+
+    def experts_of(slots: int, weights: tuple[torch.Tensor, torch.Tensor] | None) -> torch.nn.Module:
+        config = OlmoeConfig(num_experts=slots, hidden_size=arguments.hidden, intermediate_size=arguments.intermediate)
+        config._experts_implementation = "grouped_mm"
+        with torch.device("meta"):
+            module = OlmoeExperts(config)
+        for name, weight in zip(("gate_up_proj", "down_proj"), weights or (), strict=bool(weights)):
+            setattr(module, name, torch.nn.Parameter(weight[:slots], requires_grad=False))
+        return module
+
+    torch.manual_seed(rank)
+    chosen = [n for n, way in enumerate(WAYS) if way[0] in job["ways"]]
+    placements = {n: Placement.load(folder / f"{n}.json") for n in chosen}
+    most = max(int(p.slots_per_device().max()) for p in placements.values())
+    size = (arguments.hidden, arguments.intermediate)
+    weights = (torch.randn(most, 2 * size[1], size[0]) / size[0] ** 0.5, torch.randn(most, size[0], size[1]) / size[1] ** 0.5)
+    ways = {}
+    for number in chosen:
+        name, _, _, dispatch = WAYS[number]
+        placement = placements[number]
+        ids = torch.from_numpy(np.load(folder / f"{number}.npz")[f"arr_{rank}"].astype(np.int64))
+        layers = []
+        routes = layer_routes(placement, rank, seed=0, device=torch.device("cpu"))
+        for index, layer_id in enumerate(placement.layer_ids):
+            module = experts_of(shape["experts"] // RANKS if dispatch == "pairs" else most, weights)
+            if dispatch == "pairs":
+                kind = type("Metered", (MeteredAllToAll,), {"meter": meter})
+                layer = kind(module, mesh["ep"], mesh["tp"])
+            else:
+                session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch](groups=groups, meter=meter), meter=meter)
+                module._grace_session, module._grace_layer_id = session, layer_id
+                layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
+            layers.append((layer, ids[:, index]))
+        hidden = torch.randn(len(ids), arguments.hidden)
+        ways[name] = (layers, hidden, torch.full((len(ids), shape["k"]), 1.0 / shape["k"]))
+    results = {name: {"way": name, "seconds": [], "experts": [], "sent": 0, "link": 0} for name in ways}
+    with torch.no_grad():
+        for round_number in range(job["rounds"] + 1):
+            for name, (layers, hidden, mix) in ways.items():
+                seconds = experts = 0.0
+                meter.reset()
+                before = bytes_on_link()
+                for layer, ids in layers:
+                    spent = clock(layer)
+                    dist.barrier()
+                    began = time.perf_counter()
+                    layer(hidden, ids, mix)
+                    dist.barrier()
+                    seconds += time.perf_counter() - began
+                    busiest = torch.tensor(spent[0])
+                    dist.all_reduce(busiest, dist.ReduceOp.MAX)
+                    experts += float(busiest)
+                if round_number:  # the first warms up
+                    results[name]["seconds"].append(seconds / len(layers))
+                    results[name]["experts"].append(experts / len(layers))
+                    results[name]["sent"] = meter.cross_node_bytes
+                    results[name]["link"] = bytes_on_link() - before if rank % (RANKS // NODES) == 0 else 0
+    for result in results.values():
+        totals = torch.tensor([result["sent"], result["link"]])
+        dist.all_reduce(totals)
+        result["sent"], result["link"] = (int(t) / arguments.layers for t in totals)
+    if rank == 0:
+        (folder / "times.json").write_text(
+            json.dumps([results[n] | json.loads((folder / f"{i}.facts").read_text()) for i, n in zip(chosen, ways, strict=True)])
+        )
+    dist.barrier()
+    os._exit(0)  # torch's threads may outlive the group and abort an orderly end
+
+
+def clock(layer: Any) -> list[float]:
+    """Seconds that the experts of a layer compute, counted in place from now on."""
+    spent = [0.0]
+    forward = getattr(layer, "_untimed", layer.experts_forward)
+    layer._untimed = forward
+
+    def timed(*inputs: Any) -> Any:
+        began = time.perf_counter()
+        output = forward(*inputs)
+        spent[0] += time.perf_counter() - began
+        return output
+
+    layer.experts_forward = timed
+    return spent
+
+
+def show(arguments: argparse.Namespace, results: list[dict[str, Any]], link: str) -> None:
+    first = results[0]
+    share = 1 - statistics.median(first["experts"]) / statistics.median(first["seconds"])
+    print(f"# One MoE layer, whole, {date.today()}\n")
+    print(
+        f"`python benchmarks/layer.py`: {arguments.trace.stem}, {arguments.layers} layers, {arguments.tokens} tokens a rank, hidden {arguments.hidden},"
+    )
+    print(
+        f"intermediate {arguments.intermediate}, float32; 2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}); {link}: vanilla spends"
+    )
+    print(f"{share:.0%} outside of its experts. Median of {arguments.rounds} rounds (least to most); all ways take turns in one run.\n")
+    print(
+        "| way | layer, ms | least to most | against vanilla | experts, ms | between nodes, MiB | copies a token | busiest device | memory |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    base = statistics.median(first["seconds"])
+    for r in results:
+        median = statistics.median(r["seconds"])
+        spread = f"{min(r['seconds']) * 1e3:.0f} to {max(r['seconds']) * 1e3:.0f}"
+        experts, sent = f"{statistics.median(r['experts']) * 1e3:.0f}", f"{r['sent'] / 2**20:.2f}"
+        replayed = f"{r['copies']:.3f} | {r['load']:.2f}x | {r['slots']:.2f}x"
+        print(f"| {r['way']} | {median * 1e3:.0f} | {spread} | {base / median:.2f}x | {experts} | {sent} | {replayed} |")
+
+
+if __name__ == "__main__":
+    main()

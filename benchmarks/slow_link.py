@@ -1,0 +1,60 @@
+"""Two nodes of two ranks joined by a slow link, for benchmarks: network namespaces, a veth pair, `tc tbf`; all removed afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RANKS, NODES = 4, 2
+PREFIX = f"grace{os.getpid()}"
+
+
+@contextmanager
+def nodes(rate: str) -> Iterator[tuple[list[list[str]], str]]:
+    """Namespaces of the nodes: what to put before a rank's command, and the link in words."""
+    names = [f"{PREFIX}n{node}" for node in range(NODES)]
+    try:
+        try:
+            build(names, rate)
+        except (OSError, subprocess.CalledProcessError) as error:
+            yield [["env"]] * NODES, f"plain loopback, no slow link (namespaces refused: {error})"
+            return
+        yield [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}"] for name in names], f"{rate} between nodes (tc tbf)"
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def build(names: list[str], rate: str) -> None:
+    for name in names:
+        command("ip", "netns", "add", name)
+    command("ip", "link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+    for node, name in enumerate(names):
+        command("ip", "-n", name, "addr", "add", f"10.77.0.{node + 1}/24", "dev", name)
+        command("ip", "-n", name, "link", "set", "lo", "up")
+        command("ip", "-n", name, "link", "set", name, "up")
+        command("tc", "-n", name, "qdisc", "add", "dev", name, "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+
+
+def command(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def start(script: str, rank: int, prefix: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """One rank of a benchmark: the script with this process's arguments, `--rank` and `--folder`."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    return subprocess.Popen([*prefix, sys.executable, script, *sys.argv[1:], "--rank", str(rank), "--folder", str(folder)], env=environment)
+
+
+def bytes_on_link() -> int:
+    """Bytes that this node has put on the slow link; 0 on plain loopback."""
+    name = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    listing = Path("/proc/net/dev").read_text()
+    rows = [line.split(":")[1].split() for line in listing.splitlines() if line.strip().startswith(f"{name}:")] if name else []
+    return int(rows[0][8]) if rows else 0
