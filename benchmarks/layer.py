@@ -250,17 +250,23 @@ def clock(layer: Any) -> list[float]:
 def show(arguments: argparse.Namespace, results: list[dict[str, Any]], link: str) -> None:
     first = results[0]
     share = 1 - statistics.median(first["experts"]) / statistics.median(first["seconds"])
+    shape = f"hidden {arguments.hidden}, intermediate {arguments.intermediate}, float32"
     print(f"# One MoE layer, whole, {date.today()}\n")
-    print(
-        f"`python benchmarks/layer.py`: {arguments.trace.stem}, {arguments.layers} layers, {arguments.tokens} tokens a rank, hidden {arguments.hidden},"
+    print(f"`python benchmarks/layer.py`: {arguments.trace.stem}, {arguments.layers} layers, {arguments.tokens} tokens a rank, {shape};")
+    print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}); {link}: vanilla spends {share:.0%} outside of its")
+    print(f"experts. Median of {arguments.rounds} rounds (least to most); all ways take turns in one run.\n")
+    columns = (
+        "way",
+        "layer, ms",
+        "least to most",
+        "against vanilla",
+        "experts, ms",
+        "between nodes, MiB",
+        "copies a token",
+        "busiest",
+        "memory",
     )
-    print(
-        f"intermediate {arguments.intermediate}, float32; 2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}); {link}: vanilla spends"
-    )
-    print(f"{share:.0%} outside of its experts. Median of {arguments.rounds} rounds (least to most); all ways take turns in one run.\n")
-    print(
-        "| way | layer, ms | least to most | against vanilla | experts, ms | between nodes, MiB | copies a token | busiest device | memory |"
-    )
+    print("| " + " | ".join(columns) + " |")
     print("|---|---|---|---|---|---|---|---|---|")
     base = statistics.median(first["seconds"])
     for r in results:
