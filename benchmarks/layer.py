@@ -34,6 +34,7 @@ WAYS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("+ dynamic replication, WRR", "grace_paper", {"replica_choice": "wrr"}, "hierarchical"),
     ("+ TAR: the paper's GRACE", "grace_paper", {}, "hierarchical"),
     ("EPLB, HSC", "eplb", {}, "hierarchical"),
+    ("joint plan, in turn", "grace", {}, "in turn"),
     ("joint plan", "grace", {}, "hierarchical"),
     ("joint plan, requests placed", "grace", {"request_placement": True}, "hierarchical"),
 )
@@ -161,7 +162,11 @@ def measure(arguments: argparse.Namespace) -> None:
     meter = TrafficMeter(topology=topology, rank=rank)
     groups = make_groups(topology, timedelta(seconds=900))
     mesh = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("ep", "tp"))
-    dispatchers = {"flat": FlatDispatcher, "hierarchical": HierarchicalDispatcher}
+    dispatchers = {
+        "flat": FlatDispatcher(groups=groups, meter=meter),
+        "hierarchical": HierarchicalDispatcher(groups=groups, meter=meter),
+        "in turn": HierarchicalDispatcher(groups=groups, meter=meter, overlap_pairs=float("inf")),
+    }
 
     def experts_of(slots: int, weights: tuple[torch.Tensor, torch.Tensor] | None) -> torch.nn.Module:
         config = OlmoeConfig(num_experts=slots, hidden_size=arguments.hidden, intermediate_size=arguments.intermediate)
@@ -191,7 +196,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 kind = type("Metered", (MeteredAllToAll,), {"meter": meter})
                 layer = kind(module, mesh["ep"], mesh["tp"])
             else:
-                session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch](groups=groups, meter=meter), meter=meter)
+                session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch], meter=meter)
                 module._grace_session, module._grace_layer_id = session, layer_id
                 layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
             layers.append((layer, ids[:, index]))

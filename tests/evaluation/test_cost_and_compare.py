@@ -46,8 +46,8 @@ def test_a_row_on_the_wire():
 @pytest.mark.parametrize(
     ("dispatch", "copies", "want"),
     [
-        # rows there (152) and back (128), and per step and layer counts of 8 bytes: 4 devices x 2 on the other node x (2 devices there + the node)
-        ("hierarchical", {"cross_node": 7}, 2 * (7 * 280 + 3 * 24 * 8)),
+        # rows there (152) and back (128), and per step and layer counts of 8 bytes: 4 devices x 2 on the other node x (2 devices there + the node + all tokens)
+        ("hierarchical", {"cross_node": 7}, 2 * (7 * 280 + 3 * 32 * 8)),
         # counts between devices on different nodes: 4 x 2
         ("flat", {"flat_cross_node": 7}, 2 * (7 * 280 + 3 * 8 * 8)),
         # hidden states there and back; counts of each of a peer's 16 / 4 experts
@@ -61,10 +61,10 @@ def test_cross_node_bytes_by_hand(dispatch, copies, want):
 
 
 def test_unequal_nodes_have_fewer_far_pairs():
-    """Nodes of 3 and 1: 6 ordered pairs on different nodes; 4 counts to each of 3 devices there, 2 to the one."""
+    """Nodes of 3 and 1: 6 ordered pairs on different nodes; 5 counts to each of 3 devices there, 3 to the one."""
     nothing = evaluation_of(devices_per_node=(3, 1))
     assert cross_node_bytes(nothing, WIRE, "flat", steps=1) == 6 * 8
-    assert cross_node_bytes(nothing, WIRE, "hierarchical", steps=1) == (3 * 4 + 3 * 2) * 8
+    assert cross_node_bytes(nothing, WIRE, "hierarchical", steps=1) == (3 * 5 + 3 * 3) * 8
 
 
 def test_one_node_has_nothing_to_send_across():
@@ -79,7 +79,7 @@ def test_an_unknown_dispatch():
 
 def test_bytes_per_token():
     evaluation = evaluation_of(tokens=10, cross_node=7)
-    assert cross_node_bytes_per_token(evaluation, WIRE, "hierarchical", steps=3) == (7 * 280 + 3 * 24 * 8) / 10
+    assert cross_node_bytes_per_token(evaluation, WIRE, "hierarchical", steps=3) == (7 * 280 + 3 * 32 * 8) / 10
     assert cross_node_bytes_per_token(evaluation_of(tokens=0), WIRE, "hierarchical", steps=3) == 0
 
 

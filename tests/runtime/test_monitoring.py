@@ -11,16 +11,19 @@ from grace_moe.runtime.job import Job, RunSpec
 from grace_moe.runtime.launch import run_local
 from grace_moe.runtime.monitoring import PHASES, Monitor, Span, chrome_trace, phase_times
 
-from .conftest import LAYERS, TOP_K, placement_of, requests_of, scattered_with_replicas
+from .conftest import EXPERTS, LAYERS, TOP_K, placement_of, requests_of, scattered_with_replicas
 
 
-def span(phase, milliseconds, start=0):
-    return Span(phase=phase, layer_id=3, step=0, start_ns=start, duration_ns=int(milliseconds * 1e6), counts={"pairs": 5})
+def span(phase, milliseconds, start=0, step=0):
+    return Span(phase=phase, layer_id=3, step=step, start_ns=start, duration_ns=int(milliseconds * 1e6), counts={"pairs": 5})
 
 
 def test_phase_times_by_hand():
-    """Two ranks: compute 1 and 3 ms twice, dispatch 2 ms on the first rank only: 8 of 10 ms in compute."""
-    ranks = [[span("compute", 1), span("compute", 1), span("dispatch", 2)], [span("compute", 3), span("compute", 3)]]
+    """Two ranks: compute 1 and 3 ms in two steps, dispatch in two parts of 1 ms on the first rank only: 8 of 10 ms in compute."""
+    ranks = [
+        [span("compute", 1), span("compute", 1, step=1), span("dispatch", 1), span("dispatch", 1)],
+        [span("compute", 3), span("compute", 3, step=1)],
+    ]
     times = {t.phase: t for t in phase_times(ranks)}
     assert (times["compute"].mean_ms, times["compute"].slowest_rank_ms, times["compute"].share) == (2.0, 3.0, 0.8)
     assert (times["dispatch"].mean_ms, times["dispatch"].slowest_rank_ms, times["dispatch"].share) == (1.0, 2.0, 0.2)
@@ -63,5 +66,24 @@ def test_profile_of_four_ranks_adds_up(tiny_model, tmp_path):
         assert {s.step for s in spans} == set(range(result.passes))
     every = [s for spans in result.spans for s in spans]
     assert sum(s.counts.get("pairs", 0) for s in every) == result.tokens * TOP_K * LAYERS
+    assert sum(s.counts.get("cross_node_bytes", 0) for s in every) == result.cross_node_bytes
+    assert sum(s.counts.get("intra_node_bytes", 0) for s in every) == result.intra_node_bytes
+
+
+@pytest.mark.ranks
+def test_profile_of_overlapped_stages_adds_up(tiny_model, tmp_path):
+    """In a large prefill dispatch, compute and combine take turns: pairs, bytes and active experts still add up."""
+    placement_of("2x2", scattered_with_replicas(4)).save(tmp_path / "plan.json")
+    runs = (RunSpec(name="profiled", placement=str(tmp_path / "plan.json"), dispatch="hierarchical"),)
+    options = GenerationOptions(new_tokens=1, batch_size=4, stop_at_eos=False)
+    (result,) = run_local(Job(model=str(tiny_model), requests=requests_of([60] * 16), options=options, runs=runs, profile=True), 4)
+    turns = ["routing", "dispatch", "dispatch", "compute", "dispatch", "compute", "combine", "compute", "combine"]
+    for rank, spans in enumerate(result.spans):
+        assert [s.phase for s in spans] == turns * LAYERS
+        held = sum(rank in scattered_with_replicas(4)(e) for e in range(EXPERTS))
+        for layer in range(LAYERS):
+            assert 0 < sum(s.counts.get("active_experts", 0) for s in spans if s.layer_id == layer) <= held
+    every = [s for spans in result.spans for s in spans]
+    assert sum(s.counts.get("pairs", 0) for s in every) == result.tokens * TOP_K * LAYERS == 16 * 60 * TOP_K * LAYERS
     assert sum(s.counts.get("cross_node_bytes", 0) for s in every) == result.cross_node_bytes
     assert sum(s.counts.get("intra_node_bytes", 0) for s in every) == result.intra_node_bytes

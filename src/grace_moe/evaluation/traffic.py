@@ -11,7 +11,7 @@ def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *,
     """Bytes between nodes for the whole trace, dispatch and combine, all layers.
 
     - hierarchical: a dispatched row and a combined row per (token, other node), and to each device on
-      another node a count for each device there and one for the node;
+      another node a count for each device there, one for the node and one of all tokens;
     - flat: the same per (token, device on another node), and a count per pair of devices on different nodes;
     - vanilla: a hidden state each way per (token, expert) pair on another node, and counts per expert.
 
@@ -27,7 +27,7 @@ def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *,
     far_pairs = num_devices**2 - sum(n * n for n in devices_per_node)
     rows = wire.dispatch_row_bytes + wire.hidden_bytes
     if dispatch == "hierarchical":
-        counts = sum(n * (num_devices - n) * (n + 1) for n in devices_per_node)
+        counts = sum(n * (num_devices - n) * (n + 2) for n in devices_per_node)
         return float(evaluation.cross_node.sum() * rows + layers * steps * counts * COUNT_BYTES)
     if dispatch == "flat":
         return float(evaluation.flat_cross_node.sum() * rows + layers * steps * far_pairs * COUNT_BYTES)

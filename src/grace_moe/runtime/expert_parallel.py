@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from grace_moe.errors import MismatchError, ModelError
 from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import Received
 from grace_moe.runtime.dispatch.autograd import combine_with_gradients, dispatch_with_gradients
-from grace_moe.runtime.dispatch.model import add_rows
+from grace_moe.runtime.dispatch.model import Compute, add_rows
 from grace_moe.runtime.layer import LayerRoute
 from grace_moe.runtime.session import ExpertParallelSession
 from grace_moe.wire import COUNT_BYTES
@@ -63,31 +62,46 @@ class GraceExpertParallel(EPImplementation):
         )
         if training and not hidden_TH.requires_grad:  # frozen below: a rank that gets no rows must still be part of the graph
             hidden_TH = hidden_TH.detach().requires_grad_()
-        dispatch = partial(dispatch_with_gradients, session.dispatcher) if training else session.dispatcher.dispatch
-        combine = partial(combine_with_gradients, session.dispatcher) if training else session.dispatcher.combine
         with session.span("routing", route.layer_id):
             devices = route.devices_of(ids, session.first_token)
             slots = route.slots_of(devices, ids)
-        with session.span("dispatch", route.layer_id) as counts, self._counting_bytes(counts):
-            received, state = dispatch(route, hidden_TH, devices, slots, weights_TK)
-        with session.span("compute", route.layer_id) as counts:
-            partial_sums = self._compute(received)
-            if session.monitor is not None:
-                used = received.slots_RK[received.slots_RK >= 0]
-                counts |= {"tokens": len(received.slots_RK), "pairs": len(used), "active_experts": len(used.unique())}
-        with session.span("combine", route.layer_id) as counts, self._counting_bytes(counts):
-            return combine(partial_sums, state)
+        compute = self._timed_compute()
+        if not training:
+            return session.dispatcher.run(route, hidden_TH, devices, slots, weights_TK, compute, self._span)
+        with self._span("dispatch"):
+            received, state = dispatch_with_gradients(session.dispatcher, route, hidden_TH, devices, slots, weights_TK)
+        sums = compute(received)
+        with self._span("combine"):
+            return combine_with_gradients(session.dispatcher, sums, state)
 
     @contextmanager
-    def _counting_bytes(self, counts: dict[str, int]) -> Iterator[None]:
-        """Note what the session's meter counts meanwhile, where there is a monitor."""
-        meter = self.session.meter
-        if self.session.monitor is None:
+    def _span(self, phase: str) -> Iterator[None]:
+        """Time a phase of this layer, and note what the session's meter counts meanwhile, where there is a monitor."""
+        session, meter = self.session, self.session.meter
+        if session.monitor is None:
             yield
             return
         before = (meter.cross_node_bytes, meter.intra_node_bytes)
-        yield
-        counts |= {"cross_node_bytes": meter.cross_node_bytes - before[0], "intra_node_bytes": meter.intra_node_bytes - before[1]}
+        with session.span(phase, self.route.layer_id) as counts:
+            yield
+            counts |= {"cross_node_bytes": meter.cross_node_bytes - before[0], "intra_node_bytes": meter.intra_node_bytes - before[1]}
+
+    def _timed_compute(self) -> Compute:
+        """The experts of one pass; called on several parts of its rows, each expert counts as active once."""
+        seen = torch.zeros(0, dtype=torch.int64)
+
+        def compute(received: Received) -> torch.Tensor:
+            nonlocal seen
+            with self.session.span("compute", self.route.layer_id) as counts:
+                sums = self._compute(received)
+                if self.session.monitor is not None:
+                    used = received.slots_RK[received.slots_RK >= 0].cpu()
+                    active = torch.cat([seen, used]).unique()
+                    counts |= {"tokens": len(received.slots_RK), "pairs": len(used), "active_experts": len(active) - len(seen)}
+                    seen = active
+            return sums
+
+        return compute
 
     def _compute(self, received: Received) -> torch.Tensor:
         """`[R, H]` weighted sum of this rank's experts, over the slots that each row names."""

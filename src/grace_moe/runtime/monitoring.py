@@ -72,11 +72,20 @@ def phase_times(ranks: Sequence[Sequence[Span]]) -> tuple[PhaseTime, ...]:
     total = sum(span.duration_ns for spans in ranks for span in spans)
     times = []
     for phase in PHASES:
-        of_rank = [[span.duration_ns for span in spans if span.phase == phase] for spans in ranks]
+        of_rank = [_by_layer_and_step(spans, phase) for spans in ranks]
         means = [fmean(durations) / 1e6 if durations else 0.0 for durations in of_rank]
         share = sum(map(sum, of_rank)) / total if total else 0.0
         times.append(PhaseTime(phase=phase, mean_ms=fmean(means) if means else 0.0, slowest_rank_ms=max(means, default=0.0), share=share))
     return tuple(times)
+
+
+def _by_layer_and_step(spans: Sequence[Span], phase: str) -> list[int]:
+    """Nanoseconds of a phase in each layer and step: of all its parts, where dispatch and compute took turns."""
+    parts: dict[tuple[int, int], int] = {}
+    for span in spans:
+        if span.phase == phase:
+            parts[span.layer_id, span.step] = parts.get((span.layer_id, span.step), 0) + span.duration_ns
+    return list(parts.values())
 
 
 def chrome_trace(runs: dict[str, Sequence[Sequence[Span]]]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from grace_moe.runtime.collectives import TrafficMeter, exchange_counts, exchange_rows
-from grace_moe.runtime.dispatch.model import Received, add_rows, visits
+from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
@@ -53,6 +53,23 @@ class FlatDispatcher:
         ranks = range(self.groups.topology.num_devices)
         back = exchange_rows(partial_RH, state.receive_splits, state.send_splits, ranks, self.groups.world, self.meter)
         return add_rows(back, state.token_of_row, state.num_tokens)
+
+    def run(
+        self,
+        route: LayerRoute,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        compute: Compute,
+        span: Span,
+    ) -> torch.Tensor:
+        """One after the other."""
+        with span("dispatch"):
+            received, state = self.dispatch(route, hidden_TH, devices_TK, slots_TK, weights_TK)
+        sums = compute(received)
+        with span("combine"):
+            return self.combine(sums, state)
 
     def spread(self, rows_TW: torch.Tensor, state: FlatState) -> torch.Tensor:
         """The ways of `dispatch`, without slots and weights."""

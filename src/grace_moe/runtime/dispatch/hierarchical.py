@@ -11,11 +11,15 @@ from functools import cached_property
 
 import torch
 
-from grace_moe.runtime.collectives import TrafficMeter, exchange_counts, exchange_rows, send_rows
-from grace_moe.runtime.dispatch.model import Received, add_rows, visits
+from grace_moe.runtime.collectives import RowsOnTheWay, TrafficMeter, exchange_counts, exchange_rows, send_rows
+from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
+
+OVERLAP_PAIRS = 80
+"""Pairs per slot, over all ranks, from which experts may as well compute in three parts: below, each part reads all weights for few rows,
+and costs more than what it lets happen at the same time (measured on CPU: even at 50, a tenth to a fifth faster at 100)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,50 @@ class _Splits:
 
     cross_send: list[int]
     cross_receive: list[int]
-    intra_send: list[int]
-    intra_receive: list[int]
+    own_send: list[int]
+    """Of stage 2, for tokens of this node's ranks themselves."""
+    own_receive: list[int]
+    far_send: list[int]
+    """Of stage 2, for tokens that came from other nodes."""
+    far_receive: list[int]
+    tokens: int
+    """Of all ranks: the same number on each, so that all can decide alike by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Rows at hand before stage 2: hidden states, codes of device and slot on this node (-1 = not here), weights."""
+
+    hidden: torch.Tensor
+    codes: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A dispatch whose stage 1 is on its way."""
+
+    splits: _Splits
+    width: int
+    num_tokens: int
+    own: _Rows
+    token_of_own_row: torch.Tensor
+    token_of_cross_row: torch.Tensor
+    crossing: RowsOnTheWay
+
+    def arrived(self) -> _Rows:
+        """What stage 1 brought, once it is here."""
+        hidden, codes, weights = unpack(self.crossing.wait(), self.own.hidden.dtype, self.own.codes.shape[1])
+        return _Rows(hidden=hidden, codes=codes, weights=weights)
+
+    def cross_stage(self) -> _Stage:
+        """Stage 1, to be undone."""
+        return _Stage(
+            source_of_row=self.token_of_cross_row,
+            num_rows=self.num_tokens,
+            send_splits=self.splits.cross_send,
+            receive_splits=self.splits.cross_receive,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,64 +98,73 @@ class HierarchicalState:
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalDispatcher:
-    """Two stages each way, five collectives: the counts of both stages go in one exchange.
+    """Two stages each way, five collectives: the counts of both stages go in one exchange. Large batches take seven, so that the slow
+    ones have company (`run`).
 
     Rows of stage 1 name the device and slot on the far node by one code: device * width + slot.
     """
 
     groups: RankGroups
     meter: TrafficMeter
+    overlap_pairs: float = OVERLAP_PAIRS
+    """Pairs per slot from which `run` computes while rows cross."""
 
     def dispatch(
         self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> tuple[Received, HierarchicalState]:
         """Stage 1 sends (node, token) rows to rail peers; stage 2 sends own and arrived rows to devices of this node."""
-        groups, topology, own_node = self.groups, self.groups.topology, self.groups.node_index
-        width, top_k = route.slots_width, devices_TK.shape[1]
-        node_of_device = torch.as_tensor(topology.node_of_device, device=devices_TK.device)
-        first_device = torch.tensor([topology.devices_of_node(n).start for n in range(topology.num_nodes)], device=devices_TK.device)
-        nodes_TK = torch.where(devices_TK >= 0, node_of_device[devices_TK.clamp(min=0)], -1)
-        codes_TK = (devices_TK - first_device[nodes_TK.clamp(min=0)]) * width + slots_TK
-        reached = visits(nodes_TK, topology.num_nodes)
-        splits = self._exchange_splits(visits(devices_TK, topology.num_devices), reached)
+        return self._finish(self._begin(route, hidden_TH, devices_TK, slots_TK, weights_TK))
 
-        # Stage 1: one row a (token, other node).
-        away = reached.clone()
-        away[own_node] = False
-        node_of_row, token_of_row = away.nonzero(as_tuple=True)
-        there = nodes_TK[token_of_row] == node_of_row[:, None]
-        rows = pack(hidden_TH[token_of_row], torch.where(there, codes_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
-        on_the_way = send_rows(rows, splits.cross_send, splits.cross_receive, groups.rail_ranks, groups.rail, self.meter)
-
-        # Own tokens with an expert on this node get ready while those rows cross.
-        own = reached[own_node].nonzero(as_tuple=True)[0]
-        own_hidden, own_weights = hidden_TH[own], weights_TK[own].to(torch.float32)
-        own_codes = torch.where(nodes_TK[own] == own_node, codes_TK[own], EMPTY_SLOT)
-        far_hidden, far_codes, far_weights = unpack(on_the_way.wait(), hidden_TH.dtype, top_k)
-
-        # Stage 2: own tokens, then what arrived, one row a (row, device).
-        received, source_of_row = self._inside_node(
-            torch.cat([own_hidden, far_hidden]), torch.cat([own_codes, far_codes]), torch.cat([own_weights, far_weights]), width, splits
-        )
-        cross = _Stage(
-            source_of_row=token_of_row, num_rows=len(hidden_TH), send_splits=splits.cross_send, receive_splits=splits.cross_receive
-        )
-        intra = _Stage(
-            source_of_row=source_of_row,
-            num_rows=len(own) + len(far_hidden),
-            send_splits=splits.intra_send,
-            receive_splits=splits.intra_receive,
-        )
-        return received, HierarchicalState(cross=cross, intra=intra, token_of_own_row=own)
+    def run(
+        self,
+        route: LayerRoute,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        compute: Compute,
+        span: Span,
+    ) -> torch.Tensor:
+        """Dispatch, compute and combine. Of large batches, half of the node's own rows are computed while rows of other nodes come in,
+        and half while their sums go back."""
+        with span("dispatch"):
+            begun = self._begin(route, hidden_TH, devices_TK, slots_TK, weights_TK)
+            slots = route.slots_width * self.groups.topology.num_devices
+            in_turn = begun.splits.tokens * devices_TK.shape[1] < self.overlap_pairs * slots  # alike on every rank
+            if in_turn:
+                received, state = self._finish(begun)
+        if in_turn:
+            sums = compute(received)
+            with span("combine"):
+                return self.combine(sums, state)
+        splits = begun.splits
+        with span("dispatch"):
+            near, near_source = self._inside_node(begun.own, begun.width, splits.own_send, splits.own_receive)
+        half = len(near.hidden_RH) // 2
+        first_sums = compute(near.rows(slice(None, half)))
+        with span("dispatch"):
+            arrived = begun.arrived()
+            far, far_source = self._inside_node(arrived, begun.width, splits.far_send, splits.far_receive)
+        far_sums = compute(far)
+        with span("combine"):
+            inside = self._back_inside(far_sums, splits.far_send, splits.far_receive)
+            ingress = add_rows(inside, far_source, len(arrived.hidden))
+            rail = (self.groups.rail_ranks, self.groups.rail, self.meter)
+            going_back = send_rows(ingress, splits.cross_receive, splits.cross_send, *rail)
+        second_sums = compute(near.rows(slice(half, None)))
+        with span("combine"):
+            inside = self._back_inside(torch.cat([first_sums, second_sums]), splits.own_send, splits.own_receive)
+            own = add_rows(inside, near_source, len(begun.own.hidden))
+            return self._at_source(own, going_back.wait(), begun.token_of_own_row, begun.cross_stage())
 
     def combine(self, partial_RH: torch.Tensor, state: HierarchicalState) -> torch.Tensor:
         """Ingress devices sum their node's partial sums; one row a (token, node) goes back; nodes are summed at the source."""
         groups, intra, cross = self.groups, state.intra, state.cross
-        inside = exchange_rows(partial_RH, intra.receive_splits, intra.send_splits, groups.node_ranks, groups.node, self.meter)
+        inside = self._back_inside(partial_RH, intra.send_splits, intra.receive_splits)
         summed = add_rows(inside, intra.source_of_row, intra.num_rows)
         own, ingress = torch.split(summed, [len(state.token_of_own_row), sum(cross.receive_splits)])
         back = exchange_rows(ingress, cross.receive_splits, cross.send_splits, groups.rail_ranks, groups.rail, self.meter)
-        return add_rows(torch.cat([own, back]), torch.cat([state.token_of_own_row, cross.source_of_row]), cross.num_rows)
+        return self._at_source(own, back, state.token_of_own_row, cross)
 
     def spread(self, rows_TW: torch.Tensor, state: HierarchicalState) -> torch.Tensor:
         """The ways of `dispatch`, without slots and weights."""
@@ -119,18 +174,65 @@ class HierarchicalDispatcher:
         inside = torch.cat([rows_TW[state.token_of_own_row], arrived])[intra.source_of_row]
         return exchange_rows(inside, intra.send_splits, intra.receive_splits, groups.node_ranks, groups.node, self.meter)
 
+    def _begin(
+        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> _Begun:
+        """Exchange the splits and start stage 1: one row a (token, other node). Own rows get ready while those cross."""
+        groups, topology, own_node = self.groups, self.groups.topology, self.groups.node_index
+        width = route.slots_width
+        node_of_device = torch.as_tensor(topology.node_of_device, device=devices_TK.device)
+        first_device = torch.tensor([topology.devices_of_node(n).start for n in range(topology.num_nodes)], device=devices_TK.device)
+        nodes_TK = torch.where(devices_TK >= 0, node_of_device[devices_TK.clamp(min=0)], -1)
+        codes_TK = (devices_TK - first_device[nodes_TK.clamp(min=0)]) * width + slots_TK
+        reached = visits(nodes_TK, topology.num_nodes)
+        splits = self._exchange_splits(visits(devices_TK, topology.num_devices), reached)
+
+        away = reached.clone()
+        away[own_node] = False
+        node_of_row, token_of_row = away.nonzero(as_tuple=True)
+        there = nodes_TK[token_of_row] == node_of_row[:, None]
+        rows = pack(hidden_TH[token_of_row], torch.where(there, codes_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
+        crossing = send_rows(rows, splits.cross_send, splits.cross_receive, groups.rail_ranks, groups.rail, self.meter)
+
+        own = reached[own_node].nonzero(as_tuple=True)[0]
+        codes = torch.where(nodes_TK[own] == own_node, codes_TK[own], EMPTY_SLOT)
+        return _Begun(
+            splits=splits,
+            width=width,
+            num_tokens=len(hidden_TH),
+            own=_Rows(hidden=hidden_TH[own], codes=codes, weights=weights_TK[own].to(torch.float32)),
+            token_of_own_row=own,
+            token_of_cross_row=token_of_row,
+            crossing=crossing,
+        )
+
+    def _finish(self, begun: _Begun) -> tuple[Received, HierarchicalState]:
+        """Stage 2 of all rows at once: own tokens, then what arrived, one row a (row, device)."""
+        splits, own, far = begun.splits, begun.own, begun.arrived()
+        rows = _Rows(
+            hidden=torch.cat([own.hidden, far.hidden]),
+            codes=torch.cat([own.codes, far.codes]),
+            weights=torch.cat([own.weights, far.weights]),
+        )
+        send = [a + b for a, b in zip(splits.own_send, splits.far_send, strict=True)]
+        receive = [a + b for a, b in zip(splits.own_receive, splits.far_receive, strict=True)]
+        received, source_of_row = self._inside_node(rows, begun.width, send, receive)
+        intra = _Stage(source_of_row=source_of_row, num_rows=len(rows.hidden), send_splits=send, receive_splits=receive)
+        return received, HierarchicalState(cross=begun.cross_stage(), intra=intra, token_of_own_row=begun.token_of_own_row)
+
     def _exchange_splits(self, devices_DT: torch.Tensor, nodes_NT: torch.Tensor) -> _Splits:
         """Every split of both stages, from one exchange.
 
-        Each rank tells each other how many of its tokens visit each device of that rank's node, and the node at all. An
-        ingress device thus knows what it will forward, and a device what every ingress device forwards to it, before a row moves.
+        Each rank tells each other how many of its tokens visit each device of that rank's node, and the node at all, and how many it
+        has. An ingress device thus knows what it will forward, and a device what every ingress device forwards to it, before a row moves.
         """
         groups, topology = self.groups, self.groups.topology
         index, told_splits = self._what_to_tell
-        counts = torch.cat([devices_DT.sum(dim=1), nodes_NT.sum(dim=1)])
-        own_rows_of_node = counts[len(devices_DT) :].tolist()
+        all_tokens = torch.tensor([devices_DT.shape[1]], device=devices_DT.device)
+        counts = torch.cat([devices_DT.sum(dim=1), nodes_NT.sum(dim=1), all_tokens])
+        own_rows_of_node = counts[len(devices_DT) : -1].tolist()
         ranks, local = range(topology.num_devices), groups.node_ranks
-        told = exchange_counts(counts[index.to(counts.device)], told_splits, len(local) + 1, ranks, groups.world, self.meter)
+        told = exchange_counts(counts[index.to(counts.device)], told_splits, len(local) + 2, ranks, groups.world, self.meter)
 
         ingress = topology.rail_peers[:, groups.node_index]  # of each source, on this node
         far = topology.node_of_device != groups.node_index
@@ -138,32 +240,44 @@ class HierarchicalDispatcher:
         for node, rows in enumerate(own_rows_of_node):
             if node != groups.node_index:
                 cross_send[int(topology.rail_peers[groups.rank, node])] += rows
-        cross_receive = [told[s][-1] if far[s] and ingress[s] == groups.rank else 0 for s in groups.rail_ranks]
-        forwarded = [[sum(told[s][d] for s in ranks if ingress[s] == i) for d in range(len(local))] for i in local]
+        cross_receive = [told[s][-2] if far[s] and ingress[s] == groups.rank else 0 for s in groups.rail_ranks]
+        forwarded = [[sum(told[s][d] for s in ranks if far[s] and ingress[s] == i) for d in range(len(local))] for i in local]
         mine = groups.rank - local.start
         return _Splits(
             cross_send=list(cross_send.values()),
             cross_receive=cross_receive,
-            intra_send=forwarded[mine],
-            intra_receive=[row[mine] for row in forwarded],
+            own_send=told[groups.rank][: len(local)],
+            own_receive=[told[s][mine] for s in local],
+            far_send=forwarded[mine],
+            far_receive=[row[mine] for row in forwarded],
+            tokens=sum(row[-1] for row in told),
         )
 
     @cached_property
     def _what_to_tell(self) -> tuple[torch.Tensor, list[int]]:
-        """Which counts (per device, then per node) each rank is told, and how many each gets."""
+        """Which counts (per device, then per node, then of tokens) each rank is told, and how many each gets."""
         topology = self.groups.topology
-        told = [[*topology.devices_of_node(node), topology.num_devices + node] for node in topology.node_of_device.tolist()]
+        tokens = topology.num_devices + topology.num_nodes
+        told = [[*topology.devices_of_node(node), topology.num_devices + node, tokens] for node in topology.node_of_device.tolist()]
         return torch.tensor([i for row in told for i in row]), [len(row) for row in told]
 
-    def _inside_node(
-        self, hidden: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor, width: int, splits: _Splits
-    ) -> tuple[Received, torch.Tensor]:
+    def _inside_node(self, at_hand: _Rows, width: int, send: list[int], receive: list[int]) -> tuple[Received, torch.Tensor]:
         """Stage 2, over the ranks of this node; also which row at hand each sent row was."""
-        ranks = self.groups.node_ranks
+        ranks, codes = self.groups.node_ranks, at_hand.codes
         devices = torch.where(codes >= 0, codes.div(width, rounding_mode="floor"), -1)
         device_of_row, source_of_row = visits(devices, len(ranks)).nonzero(as_tuple=True)
         here = devices[source_of_row] == device_of_row[:, None]
-        rows = pack(hidden[source_of_row], torch.where(here, codes[source_of_row] % width, EMPTY_SLOT), weights[source_of_row])
-        arrived = exchange_rows(rows, splits.intra_send, splits.intra_receive, ranks, self.groups.node, self.meter)
-        hidden_RH, slots_RK, weights_RK = unpack(arrived, hidden.dtype, codes.shape[1])
+        slots = torch.where(here, codes[source_of_row] % width, EMPTY_SLOT)
+        rows = pack(at_hand.hidden[source_of_row], slots, at_hand.weights[source_of_row])
+        arrived = exchange_rows(rows, send, receive, ranks, self.groups.node, self.meter)
+        hidden_RH, slots_RK, weights_RK = unpack(arrived, at_hand.hidden.dtype, codes.shape[1])
         return Received(hidden_RH=hidden_RH, slots_RK=slots_RK, weights_RK=weights_RK), source_of_row
+
+    def _back_inside(self, partial_RH: torch.Tensor, send: list[int], receive: list[int]) -> torch.Tensor:
+        """Partial sums back over the ranks of this node, against the splits of the way out."""
+        return exchange_rows(partial_RH, receive, send, self.groups.node_ranks, self.groups.node, self.meter)
+
+    @staticmethod
+    def _at_source(own: torch.Tensor, back: torch.Tensor, token_of_own_row: torch.Tensor, cross: _Stage) -> torch.Tensor:
+        """`[T, H]` sum of each token's own node and the others, in this order."""
+        return add_rows(torch.cat([own, back]), torch.cat([token_of_own_row, cross.source_of_row]), cross.num_rows)

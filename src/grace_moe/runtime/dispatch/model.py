@@ -8,8 +8,10 @@ Shape letters: T tokens of this rank, K top-k, H hidden size, R rows received.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -26,6 +28,16 @@ class Received:
     weights_RK: torch.Tensor
     """float32 routing weights."""
 
+    def rows(self, which: slice) -> Received:
+        """Some of the rows."""
+        return Received(hidden_RH=self.hidden_RH[which], slots_RK=self.slots_RK[which], weights_RK=self.weights_RK[which])
+
+
+Compute: TypeAlias = Callable[[Received], torch.Tensor]
+"""This rank's experts: `[R, H]` weighted sums over the slots that each row names."""
+Span: TypeAlias = Callable[[str], AbstractContextManager[Any]]
+"""Times a phase by name, or does nothing."""
+
 
 class Dispatcher(Protocol):
     """`combine` is the inverse of `dispatch`: it takes the state that `dispatch` made."""
@@ -38,6 +50,20 @@ class Dispatcher(Protocol):
 
     def combine(self, partial_RH: torch.Tensor, state: Any) -> torch.Tensor:
         """Bring the weighted sums back: `[T, H]`. Collective."""
+        ...
+
+    def run(
+        self,
+        route: LayerRoute,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        compute: Compute,
+        span: Span,
+    ) -> torch.Tensor:
+        """`combine(compute(dispatch(...)))`, in whatever order hides most; `compute` may be called several times, on some rows each, and
+        times itself. Collective; without gradients."""
         ...
 
     def spread(self, rows_TW: torch.Tensor, state: Any) -> torch.Tensor:
