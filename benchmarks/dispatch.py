@@ -57,7 +57,7 @@ def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
 
     from grace_moe.planning import plan
     from grace_moe.runtime.collectives import TrafficMeter
-    from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
+    from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher
     from grace_moe.runtime.groups import make_groups
     from grace_moe.runtime.layer import layer_routes
     from grace_moe.topology import Topology
@@ -83,6 +83,7 @@ def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
         one_each = (hidden.repeat_interleave(TOP_K, 0), devices.reshape(-1, 1), slots.reshape(-1, 1), weights.reshape(-1, 1))
         ways = {"pairs": (flat, one_each), "flat": (flat, (hidden, devices, slots, weights))}
         ways["hierarchical"] = (hierarchical, (hidden, devices, slots, weights))
+        ways["auto"] = (AutoDispatcher(groups=groups, meter=meter), (hidden, devices, slots, weights))
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         sent, crossed = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
         for round_number in range(rounds + 1):

@@ -9,8 +9,9 @@ SLOT_BYTES = 2
 WEIGHT_BYTES = 4
 """One routing weight (float32) in a dispatched row."""
 
-DISPATCHES = ("vanilla", "flat", "hierarchical")
-"""How tokens reach experts: Transformers' own pairwise all-to-all; one copy a device; one copy a node, then one a device."""
+DISPATCHES = ("vanilla", "flat", "hierarchical", "auto")
+"""How tokens reach experts: Transformers' own pairwise all-to-all; one copy a device; one copy a node, then one a device; flat for tiny
+batches and hierarchical for the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from grace_moe.evaluation import cross_node_bytes, evaluate
+from grace_moe.runtime.dispatch.auto import FLAT_BYTES
 from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
 from grace_moe.runtime.generation import GenerationOptions
 from grace_moe.runtime.job import Job, RunSpec
 from grace_moe.runtime.launch import run_local
 from grace_moe.runtime.loading import load_whole_model
 from grace_moe.runtime.recording import record_trace
-from grace_moe.wire import WireFormat
+from grace_moe.wire import COUNT_BYTES, WireFormat
 
-from .conftest import EXPERTS, TOP_K, contiguous, placement_of, requests_of, scattered_with_replicas
+from .conftest import EXPERTS, LAYERS, TOP_K, contiguous, make_model, placement_of, requests_of, scattered_with_replicas
 
 pytestmark = pytest.mark.ranks
 OPTIONS = GenerationOptions(new_tokens=5, batch_size=4, keep_logits=True, stop_at_eos=False)
@@ -58,14 +59,18 @@ def test_four_ranks_unequal_requests_replicas_and_one_device(tiny_model, tmp_pat
         "contiguous-hierarchical": (contiguous(4), "hierarchical"),
         "replicas-flat": (scattered_with_replicas(4), "flat"),
         "replicas-hierarchical": (scattered_with_replicas(4), "hierarchical"),
+        "replicas-auto": (scattered_with_replicas(4), "auto"),
+        "contiguous-auto": (contiguous(4), "auto"),
         "one-device-flat": (lambda e: (2,), "flat"),
         "one-device-hierarchical": (lambda e: (2,), "hierarchical"),
     }
     results, trace = run_all(tiny_model, tmp_path, "2x2", 4, cases, [7, 3, 9, 5, 1, 8])
     for result in results:
-        if result.name.startswith(("contiguous", "one-device")):  # no draws: the same tokens, to the byte
+        if result.name.startswith(("contiguous", "one-device")) and result.dispatch != "auto":  # no draws: the same tokens, to the byte
             assert result.cross_node_bytes == predicted("2x2", cases[result.name][0], trace, result)
     by_name = {r.name: r for r in results}
+    more_counts = (32 - 8) * COUNT_BYTES * LAYERS * by_name["contiguous-auto"].passes  # of the exchange that can serve either way
+    assert by_name["contiguous-auto"].cross_node_bytes == by_name["contiguous-flat"].cross_node_bytes + more_counts
     per_expert = by_name["vanilla"].expert_bytes[0] // (EXPERTS // 4)
     for name, (devices, _) in cases.items():
         if name.startswith("replicas"):
@@ -86,6 +91,15 @@ def test_four_ranks_equal_requests_replicas_bytes_within_two_percent(tiny_model,
     results, trace = run_all(tiny_model, tmp_path, "2x2", 4, cases, [60] * 16, options)
     for result in results:
         assert result.cross_node_bytes == pytest.approx(predicted("2x2", cases[result.name][0], trace, result), rel=0.02)
+
+
+def test_auto_is_hierarchical_for_large_batches(tmp_path):
+    """A prefill of 60 tokens of 4 KiB a rank is over the limit."""
+    assert FLAT_BYTES < 60 * 4096
+    model = make_model(tmp_path / "wide", hidden_size=1024, num_hidden_layers=2)
+    cases = {name: (contiguous(4), name) for name in ("flat", "hierarchical", "auto")}
+    (flat, hierarchical, auto), _ = run_all(model, tmp_path, "2x2", 4, cases, [60] * 4, replace(OPTIONS, new_tokens=1))
+    assert auto.cross_node_bytes == hierarchical.cross_node_bytes < flat.cross_node_bytes
 
 
 def test_one_request_leaves_ranks_without_a_token(tiny_model, tmp_path):

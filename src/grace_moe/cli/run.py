@@ -41,7 +41,7 @@ Examples:
     multiple=True,
     default=("hierarchical",),
     show_default=True,
-    help="How tokens travel; repeat to measure several. vanilla = Transformers' own all-to-all, contiguous.",
+    help="How tokens travel; repeat to measure several. vanilla = Transformers' own all-to-all, contiguous; auto = flat if tiny.",
 )
 @click.option(
     "--profile",

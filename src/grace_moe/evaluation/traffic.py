@@ -34,6 +34,8 @@ def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *,
     if dispatch == "vanilla":
         counts = far_pairs * (evaluation.num_experts // num_devices)
         return float(evaluation.pairs_cross_node.sum() * 2 * wire.hidden_bytes + layers * steps * counts * COUNT_BYTES)
+    if dispatch == "auto":
+        raise UsageError("dispatch auto goes by the size of each batch; ask for flat or hierarchical")
     raise UsageError(f"dispatch {dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from grace_moe.errors import MismatchError, ModelError
 from grace_moe.placement import Placement
 from grace_moe.runtime.collectives import TrafficMeter
-from grace_moe.runtime.dispatch import Dispatcher, FlatDispatcher, HierarchicalDispatcher
+from grace_moe.runtime.dispatch import AutoDispatcher, Dispatcher, FlatDispatcher, HierarchicalDispatcher
 from grace_moe.runtime.expert_parallel import GRACE, GRACE_EXPERTS, VANILLA, layer_number, register_grace, register_vanilla
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import layer_routes
@@ -27,7 +27,11 @@ from grace_moe.runtime.session import ExpertParallelSession
 
 MAX_SLOT_CODE = 32_767
 """A dispatched row names the device and slot on the far node in 16 bits."""
-_DISPATCHERS: dict[str, Callable[..., Dispatcher]] = {"flat": FlatDispatcher, "hierarchical": HierarchicalDispatcher}
+_DISPATCHERS: dict[str, Callable[..., Dispatcher]] = {
+    "flat": FlatDispatcher,
+    "hierarchical": HierarchicalDispatcher,
+    "auto": AutoDispatcher,
+}
 _ONE_EXPERT = re.compile(r"^(?P<prefix>.*\.experts)\.(?P<expert>\d+)\.(?P<rest>.+)$")
 
 
@@ -94,7 +98,7 @@ def load_tokenizer(path: str) -> Any:
 def load_model(
     path: str, placement: Placement, groups: RankGroups, *, dispatch: str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> LoadedModel:
-    """Load `path` for expert parallelism: `dispatch` is vanilla, flat or hierarchical.
+    """Load `path` for expert parallelism: `dispatch` is one of `wire.DISPATCHES`.
 
     Vanilla ignores the placement: Transformers cuts equal contiguous shards.
 

@@ -36,13 +36,20 @@ class FlatDispatcher:
     ) -> tuple[Received, FlatState]:
         """Rows leave in (device, token) order and arrive in (source, token) order."""
         ranks = range(self.groups.topology.num_devices)
+        counts = visits(devices_TK, len(ranks)).sum(dim=1)
+        receive = [n for (n,) in exchange_counts(counts, [1] * len(ranks), 1, ranks, self.groups.world, self.meter)]
+        return self.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, receive)
+
+    def dispatch_to(
+        self, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, receive: list[int]
+    ) -> tuple[Received, FlatState]:
+        """`dispatch`, where the rows that each rank sends here are known."""
+        ranks = range(self.groups.topology.num_devices)
         reached = visits(devices_TK, len(ranks))
         device_of_row, token_of_row = reached.nonzero(as_tuple=True)
-        counts = reached.sum(dim=1)
-        send = counts.tolist()
+        send = reached.sum(dim=1).tolist()
         here = devices_TK[token_of_row] == device_of_row[:, None]
         rows = pack(hidden_TH[token_of_row], torch.where(here, slots_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
-        receive = [n for (n,) in exchange_counts(counts, [1] * len(ranks), 1, ranks, self.groups.world, self.meter)]
         arrived = exchange_rows(rows, send, receive, ranks, self.groups.world, self.meter)
         hidden, slots, weights = unpack(arrived, hidden_TH.dtype, devices_TK.shape[1])
         state = FlatState(token_of_row=token_of_row, num_tokens=len(hidden_TH), send_splits=send, receive_splits=receive)

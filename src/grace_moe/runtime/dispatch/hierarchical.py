@@ -35,7 +35,7 @@ class _Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Splits:
+class Splits:
     """Rows to and from each rank: of the rail in stage 1, of the node in stage 2. Combine swaps the two."""
 
     cross_send: list[int]
@@ -46,6 +46,8 @@ class _Splits:
     far_send: list[int]
     """Of stage 2, for tokens that came from other nodes."""
     far_receive: list[int]
+    flat_receive: list[int]
+    """Rows from each rank if tokens went to every device directly."""
     tokens: int
     """Of all ranks: the same number on each, so that all can decide alike by it."""
 
@@ -63,7 +65,7 @@ class _Rows:
 class _Begun:
     """A dispatch whose stage 1 is on its way."""
 
-    splits: _Splits
+    splits: Splits
     width: int
     num_tokens: int
     own: _Rows
@@ -110,10 +112,20 @@ class HierarchicalDispatcher:
     """Pairs per slot from which `run` computes while rows cross."""
 
     def dispatch(
-        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
+        self,
+        route: LayerRoute,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        splits: Splits | None = None,
     ) -> tuple[Received, HierarchicalState]:
-        """Stage 1 sends (node, token) rows to rail peers; stage 2 sends own and arrived rows to devices of this node."""
-        return self._finish(self._begin(route, hidden_TH, devices_TK, slots_TK, weights_TK))
+        """Stage 1 sends (node, token) rows to rail peers; stage 2 sends own and arrived rows to devices of this node.
+
+        `splits`: where they have been exchanged already.
+        """
+        splits = self.exchange_splits(devices_TK) if splits is None else splits
+        return self._finish(self._begin(splits, route, hidden_TH, devices_TK, slots_TK, weights_TK))
 
     def run(
         self,
@@ -124,20 +136,21 @@ class HierarchicalDispatcher:
         weights_TK: torch.Tensor,
         compute: Compute,
         span: Span,
+        splits: Splits | None = None,
     ) -> torch.Tensor:
         """Dispatch, compute and combine. Of large batches, half of the node's own rows are computed while rows of other nodes come in,
         and half while their sums go back."""
         with span("dispatch"):
-            begun = self._begin(route, hidden_TH, devices_TK, slots_TK, weights_TK)
+            splits = self.exchange_splits(devices_TK) if splits is None else splits
+            begun = self._begin(splits, route, hidden_TH, devices_TK, slots_TK, weights_TK)
             slots = route.slots_width * self.groups.topology.num_devices
-            in_turn = begun.splits.tokens * devices_TK.shape[1] < self.overlap_pairs * slots  # alike on every rank
+            in_turn = splits.tokens * devices_TK.shape[1] < self.overlap_pairs * slots  # alike on every rank
             if in_turn:
                 received, state = self._finish(begun)
         if in_turn:
             sums = compute(received)
             with span("combine"):
                 return self.combine(sums, state)
-        splits = begun.splits
         with span("dispatch"):
             near, near_source = self._inside_node(begun.own, begun.width, splits.own_send, splits.own_receive)
         half = len(near.hidden_RH) // 2
@@ -175,18 +188,21 @@ class HierarchicalDispatcher:
         return exchange_rows(inside, intra.send_splits, intra.receive_splits, groups.node_ranks, groups.node, self.meter)
 
     def _begin(
-        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
+        self,
+        splits: Splits,
+        route: LayerRoute,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
     ) -> _Begun:
-        """Exchange the splits and start stage 1: one row a (token, other node). Own rows get ready while those cross."""
+        """Start stage 1: one row a (token, other node). Own rows get ready while those cross."""
         groups, topology, own_node = self.groups, self.groups.topology, self.groups.node_index
         width = route.slots_width
-        node_of_device = torch.as_tensor(topology.node_of_device, device=devices_TK.device)
         first_device = torch.tensor([topology.devices_of_node(n).start for n in range(topology.num_nodes)], device=devices_TK.device)
-        nodes_TK = torch.where(devices_TK >= 0, node_of_device[devices_TK.clamp(min=0)], -1)
+        nodes_TK = self._nodes_of(devices_TK)
         codes_TK = (devices_TK - first_device[nodes_TK.clamp(min=0)]) * width + slots_TK
         reached = visits(nodes_TK, topology.num_nodes)
-        splits = self._exchange_splits(visits(devices_TK, topology.num_devices), reached)
-
         away = reached.clone()
         away[own_node] = False
         node_of_row, token_of_row = away.nonzero(as_tuple=True)
@@ -220,7 +236,11 @@ class HierarchicalDispatcher:
         intra = _Stage(source_of_row=source_of_row, num_rows=len(rows.hidden), send_splits=send, receive_splits=receive)
         return received, HierarchicalState(cross=begun.cross_stage(), intra=intra, token_of_own_row=begun.token_of_own_row)
 
-    def _exchange_splits(self, devices_DT: torch.Tensor, nodes_NT: torch.Tensor) -> _Splits:
+    def _nodes_of(self, devices_TK: torch.Tensor) -> torch.Tensor:
+        node_of_device = torch.as_tensor(self.groups.topology.node_of_device, device=devices_TK.device)
+        return torch.where(devices_TK >= 0, node_of_device[devices_TK.clamp(min=0)], -1)
+
+    def exchange_splits(self, devices_TK: torch.Tensor) -> Splits:
         """Every split of both stages, from one exchange.
 
         Each rank tells each other how many of its tokens visit each device of that rank's node, and the node at all, and how many it
@@ -228,7 +248,9 @@ class HierarchicalDispatcher:
         """
         groups, topology = self.groups, self.groups.topology
         index, told_splits = self._what_to_tell
-        all_tokens = torch.tensor([devices_DT.shape[1]], device=devices_DT.device)
+        devices_DT = visits(devices_TK, topology.num_devices)
+        nodes_NT = visits(self._nodes_of(devices_TK), topology.num_nodes)
+        all_tokens = torch.tensor([len(devices_TK)], device=devices_TK.device)
         counts = torch.cat([devices_DT.sum(dim=1), nodes_NT.sum(dim=1), all_tokens])
         own_rows_of_node = counts[len(devices_DT) : -1].tolist()
         ranks, local = range(topology.num_devices), groups.node_ranks
@@ -243,13 +265,14 @@ class HierarchicalDispatcher:
         cross_receive = [told[s][-2] if far[s] and ingress[s] == groups.rank else 0 for s in groups.rail_ranks]
         forwarded = [[sum(told[s][d] for s in ranks if far[s] and ingress[s] == i) for d in range(len(local))] for i in local]
         mine = groups.rank - local.start
-        return _Splits(
+        return Splits(
             cross_send=list(cross_send.values()),
             cross_receive=cross_receive,
             own_send=told[groups.rank][: len(local)],
             own_receive=[told[s][mine] for s in local],
             far_send=forwarded[mine],
             far_receive=[row[mine] for row in forwarded],
+            flat_receive=[row[mine] for row in told],
             tokens=sum(row[-1] for row in told),
         )
 

@@ -1,0 +1,85 @@
+"""Flat for tiny batches, hierarchical for the rest, decided alike on every rank by the tokens of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from grace_moe.runtime.collectives import TrafficMeter
+from grace_moe.runtime.dispatch.flat import FlatDispatcher, FlatState
+from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher, HierarchicalState, Splits
+from grace_moe.runtime.dispatch.model import Compute, Received, Span
+from grace_moe.runtime.groups import RankGroups
+from grace_moe.runtime.layer import LayerRoute
+
+FLAT_BYTES = 160 * 1024
+"""Hidden states of a rank's batch, on average over ranks, up to which fewer collectives count for more than fewer bytes. Measured
+over gloo at 200 Mbit/s between nodes (benchmarks/dispatch.py); on one node flat is always the better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoDispatcher:
+    """One exchange of counts serves both ways: three collectives in all, or five (seven where experts compute in between)."""
+
+    groups: RankGroups
+    meter: TrafficMeter
+    flat_bytes: float = FLAT_BYTES
+
+    @cached_property
+    def flat(self) -> FlatDispatcher:
+        """For tiny batches."""
+        return FlatDispatcher(groups=self.groups, meter=self.meter)
+
+    @cached_property
+    def hierarchical(self) -> HierarchicalDispatcher:
+        """For the others."""
+        return HierarchicalDispatcher(groups=self.groups, meter=self.meter)
+
+    def dispatch(
+        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> tuple[Received, FlatState | HierarchicalState]:
+        """See `Dispatcher`."""
+        splits = self.hierarchical.exchange_splits(devices_TK)
+        if self._is_tiny(splits, hidden_TH):
+            return self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_receive)
+        return self.hierarchical.dispatch(route, hidden_TH, devices_TK, slots_TK, weights_TK, splits)
+
+    def combine(self, partial_RH: torch.Tensor, state: FlatState | HierarchicalState) -> torch.Tensor:
+        """See `Dispatcher`."""
+        if isinstance(state, FlatState):
+            return self.flat.combine(partial_RH, state)
+        return self.hierarchical.combine(partial_RH, state)
+
+    def run(
+        self,
+        route: LayerRoute,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        compute: Compute,
+        span: Span,
+    ) -> torch.Tensor:
+        """See `Dispatcher`."""
+        with span("dispatch"):
+            splits = self.hierarchical.exchange_splits(devices_TK)
+        if not self._is_tiny(splits, hidden_TH):
+            return self.hierarchical.run(route, hidden_TH, devices_TK, slots_TK, weights_TK, compute, span, splits)
+        with span("dispatch"):
+            received, state = self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_receive)
+        sums = compute(received)
+        with span("combine"):
+            return self.flat.combine(sums, state)
+
+    def spread(self, rows_TW: torch.Tensor, state: FlatState | HierarchicalState) -> torch.Tensor:
+        """See `Dispatcher`."""
+        if isinstance(state, FlatState):
+            return self.flat.spread(rows_TW, state)
+        return self.hierarchical.spread(rows_TW, state)
+
+    def _is_tiny(self, splits: Splits, hidden_TH: torch.Tensor) -> bool:
+        topology = self.groups.topology
+        a_rank = splits.tokens / topology.num_devices * hidden_TH.shape[1] * hidden_TH.element_size()
+        return topology.num_nodes == 1 or a_rank <= self.flat_bytes
