@@ -62,7 +62,7 @@ def test_a_full_device_drops_replicas_before_it_moves_experts():
     equal = equalise(placed(((0, 1), (0,), (0,), (2,))), slots_per_device=1)
     assert sorted(d for (d, *_) in equal.placement.layers[0].devices_of_expert) == [0, 1, 2, 3]
     assert (equal.dropped, equal.moved, equal.added) == (1, 1, 0)
-    assert equal.notes()[0].startswith("1 slots on every device took 0 more replicas, 1 fewer and 1 moves")
+    assert equal.notes()[0].startswith("1 slot on every device took 0 replicas more, 1 fewer and 1 move over")
     assert "without a trace" in equal.notes()[1]
 
 
@@ -159,4 +159,4 @@ def test_evening_out_by_hand():
     equal = equalise(before, trace=RoutingTrace(topk_ids=ids, num_experts=8, layer_ids=(3,)))
     assert equal.placement.layers[0].devices_of_expert == ((1,), (0,), (0,), (1,), (2,), (2,), (3,), (3,))
     assert equal.swapped == 1
-    assert equal.notes() == ("1 swaps of experts inside nodes even the load out, as engines share it",)
+    assert equal.notes() == ("1 swap of experts inside nodes to even the load out, as engines share it",)

@@ -147,7 +147,7 @@ def test_more_or_fewer_slots_are_filled_and_said(vllm, plan_path, caplog):
     vllm_plugin.register()
     table = call(vllm.policies, slots=12).numpy()
     assert (np.sort(table.reshape(LAYERS, RANKS, 3), axis=2)[:, :, 1:] != np.sort(table.reshape(LAYERS, RANKS, 3), axis=2)[:, :, :-1]).all()
-    assert "3 slots on every device took 8 more replicas" in caplog.text
+    assert "3 slots on every device took 8 replicas more" in caplog.text
 
 
 def test_another_number_of_nodes_is_said(vllm, plan_path, caplog):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.engines.exporting import several
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning import check_same_model
@@ -49,11 +50,15 @@ class Equalised:
 
     def notes(self) -> tuple[str, ...]:
         """What was changed, for people; nothing where nothing was."""
-        even = (f"{self.swapped} swaps of experts inside nodes even the load out, as engines share it",) if self.swapped else ()
+        swaps = f"{several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it"
+        even = (swaps,) if self.swapped else ()
+            (f"{several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it",) if self.swapped else ()
+        )
         if not (self.added or self.dropped or self.moved):
             return even
-        slots = self.placement.slots_per_device().max()
-        text = f"{slots} slots on every device took {self.added} more replicas, {self.dropped} fewer and {self.moved} moves over all layers"
+        slots = int(self.placement.slots_per_device().max())
+        did = f"{several(self.added, 'replica')} more, {self.dropped} fewer and {several(self.moved, 'move')} over all layers"
+        text = f"{several(slots, 'slot')} on every device took {did}"
         blind = () if self.by_trace else ("without a trace, all experts counted as equally loaded: give one to fill the slots well",)
         return (text, *blind, *even)
 

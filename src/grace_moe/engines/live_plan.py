@@ -5,6 +5,7 @@ Nothing here draws at random or reads a clock: every rank computes the same map 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class LivePlan:
     """Each rank takes the nearest replica, by weight, where the engine allows it."""
     planned: Placement | npt.NDArray[np.int32] = field(repr=False)
     """A placement, or a slot map whose ranks are known once the engine says them."""
+    digest: str = ""
+    """First 12 hex digits of the file's SHA-256: the logs of all ranks must show the same."""
     _equal: dict[tuple[int, int, int], Placement] = field(default_factory=dict, repr=False)
 
     def map_for(self, loads: npt.NDArray[np.int64], num_slots: int, num_ranks: int, num_nodes: int) -> LiveMap:
@@ -107,7 +110,8 @@ def plan_from_environment() -> LivePlan | None:
     path = Path(text)
     value = read_json(path, PlacementError)
     planned = matrix(value, text, "map") if isinstance(value, list) else Placement.load(path)
-    return LivePlan(path=path, replan=replan, local_routing=local, planned=planned)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return LivePlan(path=path, replan=replan, local_routing=local, planned=planned, digest=digest)
 
 
 def choices_of_rank(layer: LayerPlacement, slots: npt.NDArray[np.int32], topology: Topology, rank: int, width: int) -> list[list[int]]:
@@ -146,6 +150,12 @@ def _switch(name: str) -> bool:
     if value not in ("", "0", "1"):
         raise UsageError(f"{name}={value!r}: set it to 1 or 0")
     return value == "1"
+
+
+def follows(live: LivePlan) -> str:
+    """What is in force, as a line of the log."""
+    how = ", replicas by the engine's loads" if live.replan else ""
+    return f"GRACE-MoE: the expert balancer follows {live.path} ({live.digest}{how})"
 
 
 def told(error: GraceError) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grace_moe.engines.live_plan import LivePlan, plan_from_environment, told
+from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
 from grace_moe.engines.slots import SlotMap, filler_row
 from grace_moe.errors import GraceError, MismatchError
 from grace_moe.placement import Placement
@@ -41,7 +41,7 @@ def register() -> None:
     if live.local_routing:
         LOG.warning("GRACE-MoE: GRACE_MOE_LOCAL_ROUTING is vLLM's: SGLang takes near replicas with --ep-dispatch-algorithm static")
     HookRegistry.register(TARGET, planned_rebalance(live), HookType.AROUND)
-    LOG.info("GRACE-MoE: the expert balancer follows %s%s", live.path, ", re-planned by its loads" if live.replan else "")
+    LOG.info(follows(live))
 
 
 def planned_rebalance(live: LivePlan) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grace_moe.engines.live_plan import LiveMap, LivePlan, choices_of_rank, plan_from_environment, told
+from grace_moe.engines.live_plan import LiveMap, LivePlan, choices_of_rank, follows, plan_from_environment, told
 from grace_moe.engines.slots import keep_slots
 from grace_moe.errors import GraceError
 
@@ -66,7 +66,7 @@ def register() -> None:
     EPLB_POLICIES["default"] = planned_policy(default, live)
     if live.local_routing:
         _choose_near_replicas(eplb_state)
-    LOG.info("GRACE-MoE: the expert balancer follows %s%s", live.path, ", re-planned by its loads" if live.replan else "")
+    LOG.info(follows(live))
 
 
 def planned_policy(default: Any, live: LivePlan) -> Any:
