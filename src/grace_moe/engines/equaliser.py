@@ -52,8 +52,6 @@ class Equalised:
         """What was changed, for people; nothing where nothing was."""
         swaps = f"{several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it"
         even = (swaps,) if self.swapped else ()
-            (f"{several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it",) if self.swapped else ()
-        )
         if not (self.added or self.dropped or self.moved):
             return even
         slots = int(self.placement.slots_per_device().max())

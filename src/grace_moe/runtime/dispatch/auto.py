@@ -14,9 +14,9 @@ from grace_moe.runtime.dispatch.model import Compute, Received, Span
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import LayerRoute
 
-FLAT_BYTES = 160 * 1024
-"""Hidden states of a rank's batch, on average over ranks, up to which fewer collectives count for more than fewer bytes. Measured
-over gloo at 200 Mbit/s between nodes (benchmarks/dispatch.py); on one node flat is always the better."""
+FLAT_BYTES = 32 * 1024
+"""Hidden states of a rank's batch, on average over ranks, up to which fewer collectives count for more than fewer bytes. Where
+the two are even over gloo at 200 Mbit/s between nodes (benchmarks/dispatch.py); on one node flat is always the better."""
 
 
 @dataclass(frozen=True, kw_only=True)
