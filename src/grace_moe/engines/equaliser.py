@@ -310,8 +310,8 @@ class _Layer:
     def _shed(self, device: int, done: Counter[str]) -> None:
         """One expert less on a device that holds too many: a replica, else an expert that moves."""
         counts = self._counts()
-        several = self.holds.sum(axis=1) > 1
-        if not (self.holds[:, device] & several).any() and (counts < self.slots).any():
+        replicated = self.holds.sum(axis=1) > 1
+        if not (self.holds[:, device] & replicated).any() and (counts < self.slots).any():
             load = self.loads @ self._shares(self.holds)
             expert = min(np.flatnonzero(self.holds[:, device]).tolist(), key=lambda e: (self.loads[e], e))
             room = np.flatnonzero(counts < self.slots).tolist()
@@ -320,8 +320,8 @@ class _Layer:
             self._hold(expert, device, False)
             done["moved"] += 1
             return
-        if not (self.holds[:, device] & several).any():  # all full: make room elsewhere, where some expert has a replica
-            device = int(np.argmax((self.holds & several[:, None]).any(axis=0)))
+        if not (self.holds[:, device] & replicated).any():  # all full: make room elsewhere, where some expert has a replica
+            device = int(np.argmax((self.holds & replicated[:, None]).any(axis=0)))
         out = self._least_needed(device)
         assert out is not None
         self._hold(out, device, False)

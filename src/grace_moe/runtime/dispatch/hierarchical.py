@@ -144,7 +144,8 @@ class HierarchicalDispatcher:
             splits = self.exchange_splits(devices_TK) if splits is None else splits
             begun = self._begin(splits, route, hidden_TH, devices_TK, slots_TK, weights_TK)
             slots = route.slots_width * self.groups.topology.num_devices
-            in_turn = splits.tokens * devices_TK.shape[1] < self.overlap_pairs * slots  # alike on every rank
+            tiny = splits.tokens * devices_TK.shape[1] < self.overlap_pairs * slots  # alike on every rank
+            in_turn = tiny or self.groups.topology.num_nodes == 1
             if in_turn:
                 received, state = self._finish(begun)
         if in_turn:
