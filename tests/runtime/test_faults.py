@@ -123,6 +123,51 @@ def start_rank(code, rank, world_size, path):
     )
 
 
+RUN = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from grace_moe.errors import GraceError
+from grace_moe.runtime.job import Job, execute
+from grace_moe.runtime.ranks import joined, leave
+try:
+    with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=60)) as member:
+        execute(Job.load(Path(sys.argv[1]).with_name(f"job{member.rank}.json")), member)
+except GraceError as error:
+    print(error)
+    leave(error.exit_code)
+leave(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("differs", "says"),
+    [
+        ("placement", "--placement: rank 0 has SHA-256"),
+        ("dispatch", "--dispatch: rank 0 has flat, but rank 1: hierarchical; give all ranks the same"),
+        ("dtype", "dtype: rank 0 has torch.float32, but rank 1: torch.bfloat16"),
+    ],
+)
+def test_ranks_that_were_told_different_things_all_say_so(tiny_model, tmp_path, differs, says):
+    code = RUN
+    for rank in range(2):
+        other = rank == 1
+        placement_of("2x1", (lambda e: (e % 2,)) if other and differs == "placement" else contiguous(2)).save(tmp_path / f"{rank}.json")
+        dispatch = "hierarchical" if other and differs == "dispatch" else "flat"
+        run = RunSpec(name="run", placement=str(tmp_path / f"{rank}.json"), dispatch=dispatch)
+        Job(model=str(tiny_model), requests=requests_of([4, 4]), options=GenerationOptions(new_tokens=1, batch_size=2), runs=(run,)).save(
+            tmp_path / f"job{rank}.json"
+        )
+    if differs == "dtype":
+        half = "import torch, grace_moe.runtime.job as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
+        code = half + RUN
+    ranks = [start_rank(code, rank, 2, tmp_path / "store") for rank in range(2)]
+    for process in ranks:
+        out, error = process.communicate(timeout=100)
+        assert process.returncode == MismatchError.exit_code, error[-2000:]
+        assert says in out
+
+
 def test_a_rank_that_never_joins_is_named(tmp_path):
     out, _ = (process := start_rank(JOIN, 0, 2, tmp_path / "store")).communicate(timeout=60)
     assert process.returncode == RankError.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from grace_moe.runtime.generation import Completion, GenerationOptions, Generati
 from grace_moe.runtime.groups import RankGroups, make_groups
 from grace_moe.runtime.loading import LoadedModel, load_model
 from grace_moe.runtime.monitoring import Monitor, Span
-from grace_moe.runtime.ranks import TIMEOUT, Membership, rank_device
+from grace_moe.runtime.ranks import TIMEOUT, Membership, agree, rank_device
 from grace_moe.wire import DISPATCHES
 
 
@@ -107,6 +108,23 @@ class RunResult:
         return self.decode_seconds / max(1, self.decode_passes)
 
 
+def _facts(job: Job, spec: RunSpec) -> dict[str, str]:
+    """What must be alike on all ranks, short enough to show. Contents count: paths may differ from machine to machine."""
+
+    def digest(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()[:12]
+
+    config = Path(job.model) / "config.json"
+    return {
+        "--placement": f"SHA-256 {digest(Path(spec.placement).read_bytes())}",
+        "--dispatch": spec.dispatch,
+        "model": f"config.json SHA-256 {digest(config.read_bytes())}" if config.is_file() else job.model,
+        "requests": f"{len(job.requests)} (SHA-256 {digest(repr(job.requests).encode())})",
+        "options": repr(job.options),
+        "seed": str(job.seed),
+    }
+
+
 def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None = None) -> tuple[RunResult, ...]:
     """Do the job on this rank; rank 0 returns the results, the others an empty tuple. Collective."""
     results = []
@@ -115,9 +133,11 @@ def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None =
         if on_run is not None and member.rank == 0:
             on_run(spec.name)
         placement = Placement.load(spec.placement)
+        agree(member, _facts(job, spec))
         if groups is None or groups.topology != placement.topology:
             groups = make_groups(placement.topology, TIMEOUT)
         loaded = load_model(job.model, placement, groups, dispatch=spec.dispatch, seed=job.seed)
+        agree(member, {"dtype": str(next(loaded.model.parameters()).dtype)})
         mine = [r for i, r in enumerate(job.requests) if i % member.world_size == member.rank]
         share = -(-len(job.requests) // member.world_size)
         batches = -(-share // job.options.batch_size)

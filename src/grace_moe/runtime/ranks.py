@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from grace_moe.errors import GraceError, RankError
+from grace_moe.errors import GraceError, MismatchError, RankError
 
 TIMEOUT = timedelta(seconds=45)
 """How long a rank waits for another in one collective, or for all to join."""
@@ -64,6 +64,21 @@ def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) 
         yield member
         dist.barrier()
     dist.destroy_process_group()
+
+
+def agree(member: Membership, facts: dict[str, str]) -> None:
+    """Compare what each rank was told; ranks of several machines read files of their own. Collective.
+
+    Raises:
+        MismatchError: on every rank, naming the first fact that differs and the ranks that differ from rank 0.
+    """
+    everyone: list[Any] = [None] * member.world_size
+    dist.all_gather_object(everyone, facts)
+    for name, value in everyone[0].items():
+        others = [rank for rank, told in enumerate(everyone) if told.get(name) != value]
+        if others:
+            named = ", ".join(f"rank {rank}: {everyone[rank].get(name)}" for rank in others[:4])
+            raise MismatchError(f"{name}: rank 0 has {value}, but {named}; give all ranks the same")
 
 
 def leave(code: int) -> NoReturn:
