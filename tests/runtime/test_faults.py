@@ -13,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import grace_moe.embedded
 from grace_moe.errors import MismatchError, ModelError, RankError
 from grace_moe.runtime.generation import GenerationOptions
 from grace_moe.runtime.job import Job, RunSpec
@@ -219,3 +220,18 @@ def test_unknown_dispatch():
     with pytest.raises(UsageError, match="'fast' is unknown; use one of vanilla, flat, hierarchical"):
         RunSpec(name="x", placement="x.json", dispatch="fast")
     assert replace(RunSpec(name="x", placement="x.json", dispatch="flat"), name="y").dispatch == "flat"
+
+
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_a_full_disk_costs_the_profile_and_not_what_was_generated(tmp_path, form):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    placement_of("1x1", lambda e: (0,), layers=4, experts=64).save(tmp_path / "plan.json")
+    embedded = Path(grace_moe.embedded.__file__).parent
+    words = ["run", embedded, "--placement", tmp_path / "plan.json", "--local", "1x1", "--text", embedded / "prose.txt"]
+    sizes = ["--requests", 2, "--prompt-tokens", 4, "--new-tokens", 2, "--profile", "/dev/full", *form]
+    command = [sys.executable, "-m", "grace_moe", *map(str, [*words, *sizes])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "No space left on device" in result.stderr
+    assert ("completions" if form else "hierarchical: ") in result.stdout

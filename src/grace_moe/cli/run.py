@@ -126,10 +126,11 @@ def run(
 def _show(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_text: bool, profile: Path | None, as_json: bool) -> None:
     from grace_moe.runtime.monitoring import chrome_trace, phase_times
 
-    if profile is not None:
-        write_atomically(profile, chrome_trace({result.name: result.spans for result in results}).encode())
+    events = None if profile is None else chrome_trace({result.name: result.spans for result in results}).encode()
     if as_json:
         click.echo(json.dumps({"runs": [_summary(r, tokenizer) for r in results]}, indent=2))
+        if profile is not None and events is not None:
+            write_atomically(profile, events)  # last: a full disk must not cost what was generated
         return
     for completion, request in zip(results[0].completions, job.requests, strict=True):
         if with_text:
@@ -144,7 +145,8 @@ def _show(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_
             click.echo(
                 f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms"
             )
-    if profile is not None:
+    if profile is not None and events is not None:
+        write_atomically(profile, events)
         click.echo(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
 
 
