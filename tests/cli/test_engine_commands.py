@@ -68,7 +68,25 @@ def test_what_it_prints(tmp_path, placement, trace, model):
     assert "replayed, nearest replica:" in text
     assert "note: TensorRT-LLM takes an expert's replicas in turn" in text
     assert "moe_config:" in text
+    assert "note: 2 nodes: rank r is on node r // 2; add the engine's own flags" in text
     assert "\n  2: [0, 1" in (tmp_path / "m.yaml").read_text()  # the layer after the decoder's
+
+
+LAUNCHES = {
+    "vllm": "GRACE_MOE_PLAN={plan} vllm serve {model} --data-parallel-size 4 --enable-expert-parallel --enable-eplb",
+    "sglang": "python -m sglang.launch_server --model-path {model} --tp 4 --ep-size 4 ",
+    "tensorrt-llm": "moe_config:\n  load_balancer: {plan}\n# then: trtllm-serve {model} ",
+    "vllm-ascend": '"expert_map_path": "{plan}"',
+}
+
+
+@pytest.mark.parametrize("engine", LAUNCHES)
+def test_the_launch_line_names_the_files(tmp_path, placement, model, engine):
+    out = tmp_path / "PLAN of MODEL" if engine == "sglang" else tmp_path / "out"
+    launch = json.loads(call("export", placement, "--engine", engine, "-o", out, "--model", model, "--json"))["launch"]
+    assert LAUNCHES[engine].format(plan=out, model=model) in launch
+    if engine == "sglang":
+        assert f"--init-expert-location '{out}' " in launch
 
 
 def test_loads_for_vllm(tmp_path, placement, trace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
-from grace_moe.cli.options import json_option, slots_option
+from grace_moe.cli.options import json_option
 from grace_moe.errors import UsageError
 
 if TYPE_CHECKING:
     from grace_moe.placement import Placement
+    from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 
 ENGINES = ("vllm", "sglang", "tensorrt-llm", "vllm-ascend")
@@ -35,7 +37,7 @@ Examples:
 @click.argument("placement_path", metavar="PLACEMENT", type=click.Path(path_type=Path))
 @click.option("--engine", required=True, type=click.Choice(ENGINES), help="What will read it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
-@slots_option
+@click.option("--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Slots of every device.  [default: the plan's most]")
 @click.option(
     "--trace",
     "trace_path",
@@ -86,9 +88,10 @@ def export_command(
     write_atomically(output, exported.data)
     if loads_path is not None and trace is not None:
         write_atomically(loads_path, export_loads(expert_loads(trace)))
-    launch = exported.launch.replace("PLAN", shlex.quote(str(output.absolute()))).replace("MODEL", shlex.quote(str(model or "MODEL")))
+    words = {"PLAN": shlex.quote(str(output.absolute())), "MODEL": shlex.quote(str(model or "MODEL"))}
+    launch = re.sub(r"\b(PLAN|MODEL)\b", lambda word: words[word[0]], exported.launch)  # not within GRACE_MOE_PLAN
     predicted = {} if trace is None or trace.counts_only else _predicted(equal.placement, trace)
-    notes = [*equal.notes(), *exported.notes]
+    notes = [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)]
     summary = {
         "file": str(output),
         "engine": engine,
@@ -119,6 +122,15 @@ def export_command(
     for note in notes:
         click.echo(f"note: {note}")
     click.echo(f"start it with:\n\n{launch}")
+
+
+def _order_of_ranks(topology: Topology) -> tuple[str, ...]:
+    """Which node a rank must be on, where there are several: the engine's own flags for several nodes decide it."""
+    if topology.num_nodes == 1:
+        return ()
+    each = topology.devices_per_node
+    where = f"rank r is on node r // {each}" if each else f"ranks are numbered node by node ({topology.shape})"
+    return (f"{topology.num_nodes} nodes: {where}; add the engine's own flags for several nodes so that it starts them in this order",)
 
 
 def _extra_layers(engine: str, text: str | None, shape: Any) -> tuple[int, ...]:
