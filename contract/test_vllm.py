@@ -239,3 +239,18 @@ def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     (tmp_path / "r.jsonl").write_text(json.dumps(answer))
     command("import", "--engine", "vllm", tmp_path / "r.jsonl", "--model", EMBEDDED, "-o", tmp_path / "t.safetensors")
     assert (RoutingTrace.load(tmp_path / "t.safetensors").topk_ids == array).all()
+
+
+def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path):
+    import shlex
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    told = json.loads(command("export", placement, "--engine", "vllm", "-o", tmp_path / "map.json", "--json"))
+    words = shlex.split(told["launch"].replace("\\\n", " "))
+    assert words[0] == f"{PLAN}={tmp_path / 'map.json'}"
+    assert words[1:4] == ["vllm", "serve", "MODEL"]
+    arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words[4:])
+    assert (arguments.data_parallel_size, arguments.enable_expert_parallel, arguments.enable_eplb) == (4, True, True)
+    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 100)
