@@ -12,6 +12,8 @@ from pathlib import Path
 
 RANKS, NODES = 4, 2
 PREFIX = f"grace{os.getpid()}"
+KEEP_UP = ("net.ipv4.tcp_congestion_control=reno", "net.ipv4.tcp_slow_start_after_idle=0")
+"""So that bursts find the link as fast as it is: transfers of megabytes took 1.5 times what the rate allows with BBR, 1.1 with these."""
 
 
 @contextmanager
@@ -40,6 +42,8 @@ def build(names: list[str], rate: str) -> None:
         command("ip", "-n", name, "link", "set", "lo", "up")
         command("ip", "-n", name, "link", "set", name, "up")
         command("tc", "-n", name, "qdisc", "add", "dev", name, "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+        for setting in KEEP_UP:
+            command("ip", "netns", "exec", name, "sysctl", "-w", setting)
 
 
 def command(*words: str) -> None:
