@@ -24,7 +24,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from slow_link import NODES, RANKS, bytes_on_link, nodes, start
+from slow_link import NODES, RANKS, bytes_on_link, finish, nodes, start
 
 VANILLA = "vanilla"
 WAYS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
@@ -144,13 +144,7 @@ def run(folder: Path, rate: str, names: list[str], rounds: int) -> tuple[list[di
     (folder / "rendezvous").unlink(missing_ok=True)
     with nodes(rate) as (prefixes, link):
         ranks = [start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
-        try:
-            codes = [process.wait(timeout=3600) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-    if any(codes):
-        sys.exit(f"ranks ended with {codes}")
+        finish(ranks)
     return json.loads((folder / "times.json").read_text()), link
 
 

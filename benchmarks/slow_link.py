@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,20 @@ def start(script: str, rank: int, prefix: list[str], folder: Path) -> subprocess
     """One rank of a benchmark: the script with this process's arguments, `--rank` and `--folder`."""
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     return subprocess.Popen([*prefix, sys.executable, script, *sys.argv[1:], "--rank", str(rank), "--folder", str(folder)], env=environment)
+
+
+def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for all ranks; where one fails, stop the others and this program."""
+    try:
+        while any(process.poll() is None for process in ranks):
+            if any(process.poll() for process in ranks):
+                break
+            time.sleep(0.1)
+    finally:
+        for process in ranks:
+            process.kill()
+    if any(codes := [process.wait() for process in ranks]):
+        sys.exit(f"ranks ended with {codes}")
 
 
 def bytes_on_link() -> int:
