@@ -1,0 +1,226 @@
+"""Which replicas decode uses: where steps are bound by memory, a layer takes as long as the device with the most distinct active experts.
+
+A replica that serves prefill well (it spreads a hot expert's tokens, or saves a copy) makes one more device read the expert's weights in
+decode (METRO, arXiv 2512.09277: some optimum sends all tokens of an expert to one replica). So replicas are given up in
+decode, one by one: the one that takes most off the expected maximum of active experts for the copies between nodes and the load of
+the busiest device that it adds, as long as both stay within bounds. Unlike METRO's, the choice is made once, by the trace, and needs no
+exchange at run time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.replica_choice import choice_table
+from grace_moe.topology import Topology
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+SAMPLE_TOKENS = 4096
+"""Tokens of the sampled batches, at least; whole batches."""
+LEAST_BATCHES = 16
+SHARPNESS = 1.0
+"""Of the soft maximum over devices that ranks replicas: the maximum itself would see nothing in what only the second busiest lose."""
+LEAST_COST = 1e-4
+"""Share of a bound below which what a replica's loss costs counts as nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeProblem:
+    """One layer's decode batches, and what may be given up."""
+
+    layer: LayerPlacement
+    topology: Topology
+    policy: str
+    """Of `placement.REPLICA_CHOICES`, where the layer has none of its own."""
+    ids: Ints
+    """`[M * B, k]` choices of M batches of B tokens, batch by batch; -1 = none."""
+    sources: Ints
+    """`[M * B]` source device of each token."""
+    batch: int
+    """B."""
+    copies: float
+    """Most that copies between nodes may rise, as a share of them."""
+    load: float
+    """Most that the busiest device's pairs (over its speed) may rise, as a share of them."""
+    seed: int
+
+
+def sample_batches(request: Ints, batch: int, seed: int) -> Ints:
+    """`[M * B]` tokens: batch by batch, one of each of B requests drawn at random; of some twice where there are fewer than B.
+
+    Args:
+        request: `[T]` 0, 1, ...: the request of each token; each has at least one.
+    """
+    generator = np.random.default_rng(seed)
+    order = np.argsort(request, kind="stable")
+    sizes = np.bincount(request)
+    starts = np.cumsum(sizes) - sizes
+    batches = max(LEAST_BATCHES, -(-SAMPLE_TOKENS // batch))
+    rounds = -(-batch // len(sizes))
+    drawn = np.stack([np.concatenate([generator.permutation(len(sizes)) for _ in range(rounds)])[:batch] for _ in range(batches)])
+    chosen = drawn.ravel()
+    tokens: Ints = order[starts[chosen] + (generator.random(len(chosen)) * sizes[chosen]).astype(np.int64)]
+    return tokens
+
+
+class _State:
+    """What the batches cost with the replicas that are in use."""
+
+    def __init__(self, problem: DecodeProblem) -> None:
+        self.problem = problem
+        topology = problem.topology
+        self.node, self.speed = topology.node_of_device, topology.relative_speed
+        self.experts = len(problem.layer.devices_of_expert)
+        self.batch_of_token = np.arange(len(problem.ids)) // problem.batch
+        self.used = [dict(zip(d, w, strict=True)) for d, w in zip(problem.layer.devices_of_expert, problem.layer.replica_weights, strict=True)]
+        self.devices = self._choose(self._layer(), np.arange(len(problem.ids)))
+        shape = (int(self.batch_of_token.max()) + 1, self.experts, topology.num_devices)
+        self.pairs = np.zeros(shape, dtype=np.int32)
+        self._add(self.pairs, np.arange(len(problem.ids)), self.devices, 1)
+        self.active: Ints = (self.pairs > 0).sum(axis=1)
+        self.copies = self._copies(np.arange(len(problem.ids)), self.devices)
+        self.load: Floats = self.pairs.sum(axis=(0, 1)) / self.speed
+
+    def without(self, expert: int, device: int) -> _Change:
+        """What changes if this replica is given up."""
+        tokens = np.flatnonzero((self.problem.ids == expert).any(axis=1))
+        row = self.used[expert]
+        self.used[expert] = {d: w for d, w in row.items() if d != device}
+        devices = self._choose(self._layer(), tokens)
+        self.used[expert] = row
+        moved = (devices != self.devices[tokens]).any(axis=1)
+        tokens, devices = tokens[moved], devices[moved]
+        experts = np.unique(self.problem.ids[tokens])
+        experts = experts[experts >= 0]
+        place = np.zeros(self.experts, dtype=np.int64)
+        place[experts] = np.arange(len(experts))
+        before = self.pairs[:, experts]
+        after = before.copy()
+        for sign, chosen in ((-1, self.devices[tokens]), (1, devices)):
+            self._add(after, tokens, chosen, sign, place)
+        active = self.active + ((after > 0).astype(np.int64) - (before > 0)).sum(axis=1)
+        return _Change(
+            expert=expert,
+            device=device,
+            tokens=tokens,
+            devices=devices,
+            experts=experts,
+            pairs=after,
+            active=active,
+            copies=self.copies - self._copies(tokens, self.devices[tokens]) + self._copies(tokens, devices),
+            load=self.load + (after - before).sum(axis=(0, 1)) / self.speed,
+        )
+
+    def make(self, change: _Change) -> None:
+        """Give the replica up."""
+        del self.used[change.expert][change.device]
+        self.devices[change.tokens] = change.devices
+        self.pairs[:, change.experts] = change.pairs
+        self.active, self.copies, self.load = change.active, change.copies, change.load
+
+    def _layer(self) -> LayerPlacement:
+        """The layer with the replicas in use, by their weights among each other; evenly where those have none."""
+        layer = self.problem.layer
+        return replace(
+            layer,
+            devices_of_expert=tuple(tuple(row) for row in self.used),
+            replica_weights=tuple(tuple(_shares(list(row.values()))) for row in self.used),
+        )
+
+    def _choose(self, layer: LayerPlacement, tokens: Ints) -> Ints:
+        problem = self.problem
+        table = choice_table(layer, problem.topology, problem.policy)
+        chosen: Ints = table.choose(layer.layer_id, problem.ids[tokens], problem.sources[tokens], tokens, seed=problem.seed)
+        return chosen
+
+    def _add(self, pairs: npt.NDArray[np.int32], tokens: Ints, devices: Ints, sign: int, place: Ints | None = None) -> None:
+        row, k = np.nonzero(devices >= 0)
+        experts = self.problem.ids[tokens[row], k]
+        np.add.at(pairs, (self.batch_of_token[tokens[row]], experts if place is None else place[experts], devices[row, k]), sign)
+
+    def _copies(self, tokens: Ints, devices: Ints) -> int:
+        """(token, other node) copies."""
+        reached = np.zeros((len(tokens), self.problem.topology.num_nodes + 1), dtype=bool)
+        reached[np.arange(len(tokens))[:, None], np.where(devices >= 0, self.node[devices], -1)] = True
+        reached[np.arange(len(tokens)), self.node[self.problem.sources[tokens]]] = False
+        return int(reached[:, :-1].sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """A replica given up: the tokens that move, and what the batches cost then."""
+
+    expert: int
+    device: int
+    tokens: Ints
+    devices: Ints
+    experts: Ints
+    """Those with tokens that move."""
+    pairs: npt.NDArray[np.int32]
+    """`[M, those experts, D]`"""
+    active: Ints
+    """`[M, D]`"""
+    copies: int
+    load: Floats
+
+
+def with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
+    """The layer with `decode_weights`; deterministic. Without, where every replica is worth keeping."""
+    state = _State(problem)
+    most_copies = state.copies * (1 + problem.copies) if problem.topology.num_nodes > 1 else 0
+    most_load = state.load.max() * (1 + problem.load)
+
+    def worth(change: _Change) -> float:
+        """Active experts less, over what they cost; 0 = not to be done."""
+        gain = _soft_maximum(state.active) - _soft_maximum(change.active)
+        if gain <= 0 or change.copies > most_copies or change.load.max() > most_load:
+            return 0.0
+        room_copies, room_load = max(most_copies - state.copies, 1e-9), max(most_load - state.load.max(), 1e-9)
+        cost = max(change.copies - state.copies, 0) / room_copies + max(change.load.max() - state.load.max(), 0.0) / room_load
+        return gain / max(cost, LEAST_COST)
+
+    queue: list[tuple[float, int, int]] = []
+    for expert, row in enumerate(state.used):
+        for device in row if len(row) > 1 else ():
+            queue.append((-worth(state.without(expert, device)), expert, device))
+    heapq.heapify(queue)
+    while queue:
+        _, expert, device = heapq.heappop(queue)
+        if len(state.used[expert]) == 1:
+            continue
+        change = state.without(expert, device)
+        now = worth(change)
+        if now <= 0:
+            continue
+        if queue and now < -queue[0][0]:
+            heapq.heappush(queue, (-now, expert, device))
+            continue
+        state.make(change)
+    layer = problem.layer
+    if all(len(row) == len(devices) for row, devices in zip(state.used, layer.devices_of_expert, strict=True)):
+        return layer
+    used = state._layer()
+    rows = []
+    for devices, kept, shares in zip(layer.devices_of_expert, used.devices_of_expert, used.replica_weights, strict=True):
+        share_on = dict(zip(kept, shares, strict=True))
+        rows.append(tuple(share_on.get(device, 0.0) for device in devices))
+    return replace(layer, decode_weights=tuple(rows))
+
+
+def _shares(weights: list[float]) -> list[float]:
+    total = sum(weights)
+    return [w / total for w in weights] if total > 0 else [1 / len(weights)] * len(weights)
+
+
+def _soft_maximum(active: Ints) -> float:
+    """Mean over batches of a smooth maximum over devices."""
+    scaled = SHARPNESS * active
+    most = scaled.max(axis=1, keepdims=True)
+    return float((most[:, 0] + np.log(np.exp(scaled - most).sum(axis=1))).mean() / SHARPNESS)
