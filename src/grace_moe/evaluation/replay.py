@@ -314,7 +314,10 @@ class _LayerCounts:
         self.flat = self.flat_cross_node = self.pairs = self.pairs_cross_node = 0
 
     def add(self, devices: Ints, own: Ints, passes: Ints | None) -> None:
-        """Count one chunk: `devices` `[tokens, k]` (-1 = none) compute the pairs of tokens whose source is `own` `[tokens]`, in `passes`."""
+        """Count one chunk: `devices` `[tokens, k]` (-1 = none) compute the pairs of tokens whose source is `own` `[tokens]`.
+
+        `passes`: `[tokens]` the forward pass of each, where those are counted apart.
+        """
         node, num_devices = self.node, len(self.node)
         rows, own_node = np.arange(len(own)), node[own]
         sent = (devices >= 0) & (devices != own[:, None])

@@ -29,6 +29,8 @@ COLUMNS = (
 """Name, heading, form, and what is best of a comparison's columns; the last is of the machine, and differs from run to run."""
 _BATCH_COLUMNS = (
     ("batch_load_max_over_mean", "busiest\nin batch", "{:.2f}x", min),
+    ("prefill_load_max_over_mean", "busiest\nprefill", "{:.2f}x", min),
+    ("decode_load_max_over_mean", "busiest\ndecode", "{:.2f}x", min),
     ("active_experts_max", "active\nexperts", "{:.1f}", min),
 )
 """After the busiest device, where batches were measured."""

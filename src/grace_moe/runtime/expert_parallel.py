@@ -63,7 +63,7 @@ class GraceExpertParallel(EPImplementation):
         if training and not hidden_TH.requires_grad:  # frozen below: a rank that gets no rows must still be part of the graph
             hidden_TH = hidden_TH.detach().requires_grad_()
         with session.span("routing", route.layer_id):
-            devices = route.devices_of(ids, session.first_token)
+            devices = route.devices_of(ids, session.first_token, session.phase)
             slots = route.slots_of(devices, ids)
         compute = self._timed_compute()
         if not training:

@@ -12,6 +12,7 @@ from grace_moe.runtime.dispatch import Dispatcher
 from grace_moe.runtime.generation import Step
 from grace_moe.runtime.layer import LayerRoute
 from grace_moe.runtime.monitoring import Monitor
+from grace_moe.trace import PREFILL
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,8 @@ class ExpertParallelSession:
     meter: TrafficMeter
     first_token: int = 0
     """Tokens that this rank has routed in earlier steps; numbers the draws."""
+    phase: int = PREFILL
+    """Of the coming pass: PREFILL or DECODE, alike on all ranks; training is prefill."""
     valid_T: torch.Tensor | None = None
     """bool: rows of the coming pass that are real tokens; None = all."""
     monitor: Monitor | None = None
@@ -31,12 +34,14 @@ class ExpertParallelSession:
 
     def restart(self) -> None:
         """Number tokens from 0 again."""
+        self.phase = PREFILL
         self.first_token = self._rows_of_step = 0
 
     def begin_step(self, step: Step) -> None:
-        """Note which rows are real; padding and idle rows are not dispatched."""
+        """Note the phase, and which rows are real; padding and idle rows are not dispatched."""
         self.first_token += self._rows_of_step
         self._rows_of_step = len(step.valid)
+        self.phase = step.phase
         self.valid_T = step.valid
         if self.monitor is not None:
             self.monitor.step += 1

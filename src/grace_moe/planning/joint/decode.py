@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.replica_choice import choice_table
+from grace_moe.planning.request import PlannedLayers, PlanRequest
 from grace_moe.topology import Topology
+from grace_moe.trace import DECODE
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -27,8 +29,22 @@ SAMPLE_TOKENS = 4096
 LEAST_BATCHES = 16
 SHARPNESS = 1.0
 """Of the soft maximum over devices that ranks replicas: the maximum itself would see nothing in what only the second busiest lose."""
+NO_DECODE = "no decode tokens in the trace: decode's replicas were chosen by all of its tokens"
+NOTHING_SPARED = "decode experts has no effect: no replica can be given up within the bounds"
 LEAST_COST = 1e-4
 """Share of a bound below which what a replica's loss costs counts as nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeBounds:
+    """What fewer active experts may cost, and at which size of batch they are counted."""
+
+    copies: float
+    """Most that copies between nodes may rise, as a share of them."""
+    load: float
+    """Most that the busiest device's pairs (over its speed) may rise, as a share of them."""
+    batch: int
+    """Tokens of a decode batch over all devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +59,8 @@ class DecodeProblem:
     """`[M * B, k]` choices of M batches of B tokens, batch by batch; -1 = none."""
     sources: Ints
     """`[M * B]` source device of each token."""
-    batch: int
-    """B."""
-    copies: float
-    """Most that copies between nodes may rise, as a share of them."""
-    load: float
-    """Most that the busiest device's pairs (over its speed) may rise, as a share of them."""
+    bounds: DecodeBounds
+    """Of batches of B tokens."""
     seed: int
 
 
@@ -78,8 +90,9 @@ class _State:
         topology = problem.topology
         self.node, self.speed = topology.node_of_device, topology.relative_speed
         self.experts = len(problem.layer.devices_of_expert)
-        self.batch_of_token = np.arange(len(problem.ids)) // problem.batch
-        self.used = [dict(zip(d, w, strict=True)) for d, w in zip(problem.layer.devices_of_expert, problem.layer.replica_weights, strict=True)]
+        self.batch_of_token = np.arange(len(problem.ids)) // problem.bounds.batch
+        hosts, weights = problem.layer.devices_of_expert, problem.layer.replica_weights
+        self.used = [dict(zip(devices, shares, strict=True)) for devices, shares in zip(hosts, weights, strict=True)]
         self.devices = self._choose(self._layer(), np.arange(len(problem.ids)))
         shape = (int(self.batch_of_token.max()) + 1, self.experts, topology.num_devices)
         self.pairs = np.zeros(shape, dtype=np.int32)
@@ -171,11 +184,49 @@ class _Change:
     load: Floats
 
 
-def with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
+def with_decode_weights(planned: PlannedLayers, request: PlanRequest, sources: Ints, bounds: DecodeBounds) -> PlannedLayers:
+    """The same plan, its layers with `decode_weights` where fewer replicas serve decode better; deterministic.
+
+    Goes by the trace's decode tokens, or by all where it has none.
+
+    Args:
+        sources: `[T]` source device of each token of the trace.
+    """
+    trace = request.trace
+    tokens = np.arange(trace.num_tokens)
+    notes = planned.notes
+    if trace.phase is not None and (trace.phase == DECODE).any():
+        tokens = np.flatnonzero(trace.phase == DECODE)
+    else:
+        notes = (*notes, NO_DECODE)
+    if not len(tokens):
+        return replace(planned, notes=notes)
+    _, request_of_token = np.unique(trace.requests[tokens], return_inverse=True)
+    tokens = tokens[sample_batches(request_of_token, bounds.batch, request.seed)]
+    layers = tuple(
+        layer_with_decode_weights(
+            DecodeProblem(
+                layer=layer,
+                topology=request.topology,
+                policy=planned.replica_choice,
+                ids=trace.topk_ids[tokens, index].astype(np.int64),
+                sources=sources[tokens],
+                bounds=bounds,
+                seed=request.seed,
+            )
+        )
+        for index, layer in enumerate(planned.layers)
+    )
+    if not any(layer.decode_weights for layer in layers):
+        notes = (*notes, NOTHING_SPARED)
+    return replace(planned, layers=layers, notes=notes)
+
+
+def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
     """The layer with `decode_weights`; deterministic. Without, where every replica is worth keeping."""
     state = _State(problem)
-    most_copies = state.copies * (1 + problem.copies) if problem.topology.num_nodes > 1 else 0
-    most_load = state.load.max() * (1 + problem.load)
+    most_copies = state.copies * (1 + problem.bounds.copies) if problem.topology.num_nodes > 1 else 0
+    most_load = state.load.max() * (1 + problem.bounds.load)
 
     def worth(change: _Change) -> float:
         """Active experts less, over what they cost; 0 = not to be done."""
@@ -184,12 +235,10 @@ def with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
             return 0.0
         room_copies, room_load = max(most_copies - state.copies, 1e-9), max(most_load - state.load.max(), 1e-9)
         cost = max(change.copies - state.copies, 0) / room_copies + max(change.load.max() - state.load.max(), 0.0) / room_load
-        return gain / max(cost, LEAST_COST)
+        return float(gain / max(cost, LEAST_COST))
 
-    queue: list[tuple[float, int, int]] = []
-    for expert, row in enumerate(state.used):
-        for device in row if len(row) > 1 else ():
-            queue.append((-worth(state.without(expert, device)), expert, device))
+    replicas = [(expert, device) for expert, row in enumerate(state.used) if len(row) > 1 for device in row]
+    queue = [(-worth(state.without(*replica)), *replica) for replica in replicas]
     heapq.heapify(queue)
     while queue:
         _, expert, device = heapq.heappop(queue)
