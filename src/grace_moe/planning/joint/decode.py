@@ -93,7 +93,7 @@ class _State:
         self.batch_of_token = np.arange(len(problem.ids)) // problem.bounds.batch
         hosts, weights = problem.layer.devices_of_expert, problem.layer.replica_weights
         self.used = [dict(zip(devices, shares, strict=True)) for devices, shares in zip(hosts, weights, strict=True)]
-        self.devices = self._choose(self._layer(), np.arange(len(problem.ids)))
+        self.devices = self._choose(self.layer(), np.arange(len(problem.ids)))
         shape = (int(self.batch_of_token.max()) + 1, self.experts, topology.num_devices)
         self.pairs = np.zeros(shape, dtype=np.int32)
         self._add(self.pairs, np.arange(len(problem.ids)), self.devices, 1)
@@ -106,7 +106,7 @@ class _State:
         tokens = np.flatnonzero((self.problem.ids == expert).any(axis=1))
         row = self.used[expert]
         self.used[expert] = {d: w for d, w in row.items() if d != device}
-        devices = self._choose(self._layer(), tokens)
+        devices = self._choose(self.layer(), tokens)
         self.used[expert] = row
         moved = (devices != self.devices[tokens]).any(axis=1)
         tokens, devices = tokens[moved], devices[moved]
@@ -138,7 +138,7 @@ class _State:
         self.pairs[:, change.experts] = change.pairs
         self.active, self.copies, self.load = change.active, change.copies, change.load
 
-    def _layer(self) -> LayerPlacement:
+    def layer(self) -> LayerPlacement:
         """The layer with the replicas in use, by their weights among each other; evenly where those have none."""
         layer = self.problem.layer
         return replace(
@@ -255,7 +255,7 @@ def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
     layer = problem.layer
     if all(len(row) == len(devices) for row, devices in zip(state.used, layer.devices_of_expert, strict=True)):
         return layer
-    used = state._layer()
+    used = state.layer()
     rows = []
     for devices, kept, shares in zip(layer.devices_of_expert, used.devices_of_expert, used.replica_weights, strict=True):
         share_on = dict(zip(kept, shares, strict=True))
