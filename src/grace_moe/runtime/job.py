@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ class RunResult:
     decode_passes: int
     expert_bytes: tuple[int, ...]
     """Memory of experts, per rank."""
+    pass_rows: tuple[int, ...]
+    """Rows of each forward pass over all ranks, padding and idle rows included: what `auto` decides by."""
+    first_pass: tuple[int, ...]
+    """Number of each request's first forward pass, its prefill, in the order of the job's requests."""
     spans: tuple[tuple[Span, ...], ...] = ()
     """Per rank, what a profile timed."""
 
@@ -183,6 +188,7 @@ def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, in
     by_id = {c.request_id: c for result, *_ in gathered for c in result.completions}
     completions = tuple(by_id[r.request_id] for r in job.requests)
     tokens = sum(len(r.prompt) + max(0, len(c.tokens) - 1) for r, c in zip(job.requests, completions, strict=True))
+    starts = [0, *accumulate(gathered[0][0].batch_passes)]
     return RunResult(
         name=spec.name,
         dispatch=spec.dispatch,
@@ -195,6 +201,8 @@ def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, in
         decode_seconds=max(g[0].decode_seconds for g in gathered),
         decode_passes=gathered[0][0].decode_passes,
         expert_bytes=tuple(g[3] for g in gathered),
+        pass_rows=tuple(map(sum, zip(*(g[0].pass_rows for g in gathered), strict=True))),
+        first_pass=tuple(starts[i // len(gathered) // job.options.batch_size] for i in range(len(job.requests))),
         spans=tuple(g[4] for g in gathered) if job.profile else (),
     )
 
@@ -222,5 +230,6 @@ def load_results(folder: Path) -> tuple[RunResult, ...]:
             for c in value.pop("completions")
         )
         spans = tuple(tuple(Span(**span) for span in spans) for spans in value.pop("spans"))
-        results.append(RunResult(**{**value, "expert_bytes": tuple(value["expert_bytes"])}, completions=completions, spans=spans))
+        tuples = {name: tuple(value[name]) for name in ("expert_bytes", "pass_rows", "first_pass")}
+        results.append(RunResult(**{**value, **tuples}, completions=completions, spans=spans))
     return tuple(results)
