@@ -5,6 +5,7 @@ The single process is the oracle; every case runs real processes over gloo.
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -43,11 +44,17 @@ def run_all(tiny_model, tmp_path, shape, num_ranks, cases, lengths, options=OPTI
         path = tmp_path / f"{name}.json"
         placement_of(shape, devices, in_decode=in_decode[0] if in_decode else None).save(path)
         runs.append(RunSpec(name=name, placement=str(path), dispatch=dispatch))
-    results = run_local(Job(model=str(tiny_model), requests=requests, options=options, runs=tuple(runs)), num_ranks)
+    job = Job(model=str(tiny_model), requests=requests, options=options, runs=tuple(runs), keep_routing=True)
+    results = run_local(job, num_ranks)
     trace, reference = record_trace(
         load_whole_model(str(tiny_model)), requests, replace(options, batch_size=len(requests)), name="tiny", dataset="random"
     )
+    by_request = trace.select(np.argsort(trace.requests, kind="stable"))
     for result in results:
+        assert (result.routing is None) == (result.dispatch == "vanilla")
+        if result.routing is not None:
+            for field in ("topk_ids", "requests", "phase"):
+                assert getattr(result.routing, field).tolist() == getattr(by_request, field).tolist(), field
         assert len(result.completions) == len(requests)
         for ours, oracle in zip(result.completions, reference.completions, strict=True):
             assert ours.request_id == oracle.request_id

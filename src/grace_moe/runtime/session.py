@@ -12,6 +12,7 @@ from grace_moe.runtime.dispatch import Dispatcher
 from grace_moe.runtime.generation import Step
 from grace_moe.runtime.layer import LayerRoute
 from grace_moe.runtime.monitoring import Monitor
+from grace_moe.runtime.routing_log import RoutingLog
 from grace_moe.trace import PREFILL
 
 
@@ -30,6 +31,8 @@ class ExpertParallelSession:
     """bool: rows of the coming pass that are real tokens; None = all."""
     monitor: Monitor | None = None
     """Times the phases of every layer, where given."""
+    log: RoutingLog | None = None
+    """Keeps what the router chose, where given."""
     _rows_of_step: int = 0
 
     def restart(self) -> None:
@@ -45,6 +48,8 @@ class ExpertParallelSession:
         self.valid_T = step.valid
         if self.monitor is not None:
             self.monitor.step += 1
+        if self.log is not None:
+            self.log.begin_step(step)
 
     def span(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
         """Time a phase of a layer, where there is a monitor."""
