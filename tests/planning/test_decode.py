@@ -20,7 +20,7 @@ from grace_moe.planning.joint.decode import (
     layer_with_decode_weights,
     sample_batches,
 )
-from grace_moe.report import comparison_table
+from grace_moe.report import comparison_table, describe
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
 
@@ -209,8 +209,10 @@ def test_counts_tell_nothing_of_batches():
 
 
 def test_compare_shows_decode_beside_the_others(decoding):
-    comparison = compare(decoding, Topology.parse("2x2"), methods=("grace+decode", "eplb", "eplb+metro"))
-    assert comparison.rows[0].placement.provenance["options"]["decode"] == "experts"
+    comparison = compare(decoding, Topology.parse("2x2"), methods=("grace+decode", "eplb", "eplb+metro"), redundancy=2)
+    ours = comparison.rows[0].placement
+    assert ours.provenance["options"]["decode"] == "experts"
+    assert describe(ours)["slots_used_in_decode_over_experts"] < describe(ours)["slots_total_over_experts"]
     headings = [" ".join(str(column.header).split()) for column in comparison_table(comparison).columns]
     assert {"busiest prefill", "busiest decode", "active experts"} <= set(headings)
     with pytest.raises(UsageError, match=r"policy 'decode' of 'eplb\+decode' is unknown; use one of lplb, metro"):

@@ -157,6 +157,12 @@ def _describe_topology(topology: Topology) -> dict[str, Any]:
     }
 
 
+def _used_in_decode(placement: Placement) -> float:
+    """Copies that decode uses, over experts, mean over layers."""
+    used = sum(len(devices) for layer in placement.layers for devices in layer.in_decode().devices_of_expert)
+    return used / len(placement.layers) / placement.num_experts
+
+
 def _describe_placement(placement: Placement) -> dict[str, Any]:
     slots = placement.slots_per_device()
     return {
@@ -172,5 +178,6 @@ def _describe_placement(placement: Placement) -> dict[str, Any]:
             sum(len(d) > 1 for layer in placement.layers for d in layer.devices_of_expert) / len(placement.layers), 2
         ),
         "replica_choice": placement.replica_choice,
+        "slots_used_in_decode_over_experts": round(_used_in_decode(placement), 4),
         "provenance": placement.provenance,
     }
