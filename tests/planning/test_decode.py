@@ -54,21 +54,36 @@ def test_all_tokens_of_an_expert_go_to_one_replica_where_that_costs_nothing():
 
 
 def test_a_replica_that_saves_copies_is_kept_within_the_bound():
-    """2x1. Without its replica, half of the tokens of expert 0 cross: nothing may be given up, unless copies may double."""
-    layer = layer_of([0, 1], [0], [1])
-    ids, sources = [[0, 1], [0, 2], [0, 1], [0, 2]] * 8, [0, 1, 1, 0] * 8  # half of them cross for expert 1 or 2
-    kept = layer_with_decode_weights(problem_of(layer, "2x1", ids, sources, DecodeBounds(copies=0.0, load=9, batch=4)))
+    """2x1, three experts on device 0, expert 0 on device 1 too. Tokens of device 1 cross for expert 1 or 2. Without expert 0 on device 0
+    two are active there at most, and the tokens of device 0 cross, too: only where copies may double."""
+    layer = layer_of([0, 1], [0], [0])
+    ids, sources = [[0, 1], [0, 2], [0, 1], [0, 2]] * 8, [0, 1, 1, 0] * 8
+    kept = layer_with_decode_weights(problem_of(layer, "2x1", ids, sources, DecodeBounds(copies=0.9, load=9, batch=4)))
     assert kept == layer
     spared = layer_with_decode_weights(problem_of(layer, "2x1", ids, sources, DecodeBounds(copies=1.0, load=9, batch=4)))
-    assert sorted(spared.decode_weights[0]) == [0, 1]
+    assert spared.decode_weights == ((0.0, 1.0), (1.0,), (1.0,))
+
+
+def test_copies_are_not_spent_where_another_device_stays_the_maximum():
+    """2x1. Device 0 always has three active experts of its own, device 1 one, and both the replica of expert 0: four and two. Given up on
+    device 0 it is three. On 3x1, where device 2 has four and no replica, nothing would be gained, and nothing is done."""
+    ids, sources = [[0, 1], [0, 2], [0, 3], [0, 4]] * 8, [1, 1, 1, 0] * 8
+    bounds = DecodeBounds(copies=9, load=9, batch=4)
+    gains = layer_with_decode_weights(problem_of(layer_of([0, 1], [0], [0], [0], [1]), "2x1", ids, sources, bounds))
+    assert gains.decode_weights[0] == (0.0, 1.0)
+    ids = [[0, 1], [0, 2], [0, 3], [0, 4], [5, 6], [7, 8], [5, 6], [7, 8]] * 4
+    layer = layer_of([0, 1], [0], [0], [1], [1], [2], [2], [2], [2])
+    bounds = DecodeBounds(copies=9, load=9, batch=8)
+    assert layer_with_decode_weights(problem_of(layer, "3x1", ids, [0, 1] * 16, bounds)) == layer
 
 
 def test_a_replica_that_evens_the_load_out_is_kept_within_the_bound():
-    """One node, half of expert 0's 32 pairs on either device, which have 16 of their own: without a replica 48, half as much again."""
-    layer, ids, sources = layer_of([0, 1], [0], [1]), [[0, 1], [0, 2], [0, 1], [0, 2]] * 8, [0] * 32
-    for load, spared in ((0.3, False), (0.7, True)):
+    """One node. A batch has experts 1 and 2 (device 0) once, expert 3 (device 1) twice, expert 0 (either) four times: 4 pairs each. Without
+    expert 0 on device 0 two experts are active there instead of three, and device 1 has 6 pairs: half as much again, give or take the draw."""
+    layer, ids, sources = layer_of([0, 1], [0], [0], [1]), [[0, 1], [0, 2], [0, 3], [0, 3]] * 8, [0] * 32
+    for load, want in ((0.2, ()), (0.9, ((0.0, 1.0), (1.0,), (1.0,), (1.0,)))):
         found = layer_with_decode_weights(problem_of(layer, "1x2", ids, sources, DecodeBounds(copies=0, load=load, batch=4), "wrr"))
-        assert bool(found.decode_weights) == spared
+        assert found.decode_weights == want
 
 
 def test_the_busier_device_gives_its_replica_up_first():
@@ -102,6 +117,7 @@ def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
     check(Placement(topology=problem.topology, num_experts=len(found.devices_of_expert), layers=(found,), replica_choice=problem.policy))
     assert replace(found, decode_weights=()) == problem.layer
     after = _State(replace(problem, layer=found.in_decode()))
+    assert after.active.max(axis=1).mean() < before.active.max(axis=1).mean() or found == problem.layer
     assert after.copies <= before.copies * (1 + problem.bounds.copies) or problem.topology.num_nodes == 1
     assert after.load.max() <= before.load.max() * (1 + problem.bounds.load) + 1e-9
     assert after.load.sum() == pytest.approx(before.load.sum())
@@ -125,6 +141,7 @@ def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
     assert fresh.load.tolist() == pytest.approx(state.load.tolist())
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9), batch=st.integers(1, 20), seed=st.integers(0, 99))
 def test_batches_take_requests_in_turn(sizes, batch, seed):
     """No request is in a batch twice while another is not in it at all, and every drawn token is of the trace."""
@@ -185,7 +202,7 @@ def test_a_plan_without_replicas_says_that_nothing_can_be_spared(decoding):
 
 
 def test_with_requests_placed_by_their_first_tokens(decoding):
-    placement = plan(decoding, Topology.parse("2x2"), request_placement=True, decode="experts", decode_copies=0.2, decode_load=0.5, **QUICK)
+    placement = plan(decoding, Topology.parse("2x2"), request_placement=True, decode="experts", decode_copies=1, decode_load=1, **QUICK)
     assert any(layer.decode_weights for layer in placement.layers)
 
 

@@ -1,9 +1,9 @@
 """Which replicas decode uses: where steps are bound by memory, a layer takes as long as the device with the most distinct active experts.
 
 A replica that serves prefill well (it spreads a hot expert's tokens, or saves a copy) makes one more device read the expert's weights in
-decode (METRO, arXiv 2512.09277: some optimum sends all tokens of an expert to one replica). So replicas are given up in
-decode, one by one: the one that takes most off the expected maximum of active experts for the copies between nodes and the load of
-the busiest device that it adds, as long as both stay within bounds. Unlike METRO's, the choice is made once, by the trace, and needs no
+decode (METRO, arXiv 2512.09277: some optimum sends all tokens of an expert to one replica). So replicas are given up in decode, one by
+one: the one that takes most off the expected maximum of active experts for what it adds in copies between nodes and load of the busiest
+device, as long as both stay within bounds, and as far as it pays. Unlike METRO's, the choice is made once, by the trace, and needs no
 exchange at run time.
 """
 
@@ -31,8 +31,10 @@ SHARPNESS = 1.0
 """Of the soft maximum over devices that ranks replicas: the maximum itself would see nothing in what only the second busiest lose."""
 NO_DECODE = "no decode tokens in the trace: decode's replicas were chosen by all of its tokens"
 NOTHING_SPARED = "decode experts has no effect: no replica can be given up within the bounds"
-LEAST_COST = 1e-4
-"""Share of a bound below which what a replica's loss costs counts as nothing."""
+LEAST_RETURN = 0.25
+"""Share by which active experts must fall for each share by which copies rise: a device that can't get below the others buys nothing."""
+LEAST_COST = 0.1
+"""Share of what is left of the bounds that a replica's loss counts as at least: what is free but helps little must not come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,10 @@ def sample_batches(request: Ints, batch: int, seed: int) -> Ints:
     sizes = np.bincount(request)
     starts = np.cumsum(sizes) - sizes
     batches = max(LEAST_BATCHES, -(-SAMPLE_TOKENS // batch))
-    rounds = -(-batch // len(sizes))
-    drawn = np.stack([np.concatenate([generator.permutation(len(sizes)) for _ in range(rounds)])[:batch] for _ in range(batches)])
-    chosen = drawn.ravel()
+    rounds, rest = divmod(batch, len(sizes))
+    everyone = np.tile(np.arange(len(sizes)), rounds)
+    drawn = [np.concatenate([everyone, generator.choice(len(sizes), rest, replace=False)]) for _ in range(batches)]
+    chosen = np.concatenate(drawn)
     tokens: Ints = order[starts[chosen] + (generator.random(len(chosen)) * sizes[chosen]).astype(np.int64)]
     return tokens
 
@@ -237,6 +240,8 @@ def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
         cost = max(change.copies - state.copies, 0) / room_copies + max(change.load.max() - state.load.max(), 0.0) / room_load
         return float(gain / max(cost, LEAST_COST))
 
+    given_up: list[tuple[int, int]] = []
+    best, least, begun = 0, 1.0, (_maximum(state.active), max(state.copies, 1))
     replicas = [(expert, device) for expert, row in enumerate(state.used) if len(row) > 1 for device in row]
     queue = [(-worth(state.without(*replica)), *replica) for replica in replicas]
     heapq.heapify(queue)
@@ -252,20 +257,33 @@ def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
             heapq.heappush(queue, (-now, expert, device))
             continue
         state.make(change)
-    layer = problem.layer
-    if all(len(row) == len(devices) for row, devices in zip(state.used, layer.devices_of_expert, strict=True)):
+        given_up.append((expert, device))
+        cost = _maximum(state.active) / begun[0] + LEAST_RETURN * max(state.copies / begun[1] - 1, 0.0)
+        if cost < least - 1e-9:
+            best, least = len(given_up), cost
+    return _with_weights(problem.layer, set(given_up[:best]))
+
+
+def _with_weights(layer: LayerPlacement, given_up: set[tuple[int, int]]) -> LayerPlacement:
+    """The layer, decode using all but these (expert, device) replicas, by their weights among each other."""
+    if not given_up:
         return layer
-    used = state.layer()
     rows = []
-    for devices, kept, shares in zip(layer.devices_of_expert, used.devices_of_expert, used.replica_weights, strict=True):
-        share_on = dict(zip(kept, shares, strict=True))
-        rows.append(tuple(share_on.get(device, 0.0) for device in devices))
+    for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
+        kept = [(expert, device) not in given_up for device in devices]
+        shares = iter(_shares([w for w, keep in zip(weights, kept, strict=True) if keep]))
+        rows.append(tuple(next(shares) if keep else 0.0 for keep in kept))
     return replace(layer, decode_weights=tuple(rows))
 
 
 def _shares(weights: list[float]) -> list[float]:
     total = sum(weights)
     return [w / total for w in weights] if total > 0 else [1 / len(weights)] * len(weights)
+
+
+def _maximum(active: Ints) -> float:
+    """Mean over batches of the most active experts on a device."""
+    return max(float(active.max(axis=1).mean()), 1e-9)
 
 
 def _soft_maximum(active: Ints) -> float:
