@@ -92,6 +92,8 @@ def _plan(
     request: PlanRequest, *, price: float, tolerance: float, request_placement: bool, effort: float, threads: int
 ) -> PlannedLayers:
     """Placement and the replica choice of both phases."""
+    if not is_within(effort, 1e-6, 1000) or type(threads) is not int or threads < 1:
+        raise UsageError(f"effort {effort!r}, threads {threads!r}: use an effort above 0, up to 1000, and at least one thread")
     if not is_within(price, 0, 1e6) or not is_within(tolerance, 1, np.inf):
         raise UsageError(f"price {price!r}, tolerance {tolerance!r}: use a price from 0 to 1e6 and a tolerance of 1 or more")
     if type(request_placement) is not bool:
