@@ -17,7 +17,7 @@ from grace_moe.planning.joint.decode import (
     DecodeBounds,
     DecodeProblem,
     _State,
-    layer_with_decode_weights,
+    layers_with_decode_weights,
     sample_batches,
 )
 from grace_moe.report import comparison_table, describe
@@ -25,6 +25,10 @@ from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
 
 ANYTHING = DecodeBounds(copies=1e6, load=1e6, batch=4)
+
+
+def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
+    return layers_with_decode_weights([problem])[0]
 
 
 def layer_of(*hosts) -> LayerPlacement:
@@ -62,6 +66,20 @@ def test_a_replica_that_saves_copies_is_kept_within_the_bound():
     assert kept == layer
     spared = layer_with_decode_weights(problem_of(layer, "2x1", ids, sources, DecodeBounds(copies=1.0, load=9, batch=4)))
     assert spared.decode_weights == ((0.0, 1.0), (1.0,), (1.0,))
+
+
+def test_the_bound_on_copies_is_shared_by_the_layers():
+    """The layer above has 16 copies and would have 32; half as much again is too little for it alone. Beside a layer that has 16, too,
+    and no replicas, it is enough."""
+    ids, sources = [[0, 1], [0, 2], [0, 1], [0, 2]] * 8, [0, 1, 1, 0] * 8
+    bounds = DecodeBounds(copies=0.5, load=9, batch=4)
+    gains = problem_of(layer_of([0, 1], [0], [0]), "2x1", ids, sources, bounds)
+    other = problem_of(layer_of([0], [0], [0]), "2x1", ids, sources, bounds)
+    assert [_State(problem).copies for problem in (gains, other)] == [16, 16]
+    assert layers_with_decode_weights([gains]) == (gains.layer,)
+    spared, same = layers_with_decode_weights([gains, other])
+    assert spared.decode_weights == ((0.0, 1.0), (1.0,), (1.0,))
+    assert same == other.layer
 
 
 def test_copies_are_not_spent_where_another_device_stays_the_maximum():

@@ -59,8 +59,8 @@ def grace(
         request_placement: plan for a front-end that sends requests to nodes by `planning.request_placement`.
         decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
             are active on a device (`joint.decode`). Placement and prefill are the same either way.
-        decode_copies: share by which copies between nodes may rise in decode for it.
-        decode_load: share by which the busiest device's pairs may.
+        decode_copies: share by which copies between nodes may rise in decode for it, over all layers.
+        decode_load: share by which the busiest device's pairs may, in each layer.
         decode_batch: tokens of a decode batch over all devices.
         effort: multiplies the moves that the search tries; its time is proportional.
         threads: layers planned at once; the plan does not depend on it.

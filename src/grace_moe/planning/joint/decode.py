@@ -10,6 +10,7 @@ exchange at run time.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +35,7 @@ NOTHING_SPARED = "decode experts has no effect: no replica can be given up withi
 LEAST_RETURN = 0.25
 """Share by which active experts must fall for each share by which copies rise: a device that can't get below the others buys nothing."""
 LEAST_COST = 0.1
-"""Share of what is left of the bounds that a replica's loss counts as at least: what is free but helps little must not come first."""
+"""Share of the bounds that a replica's loss counts as at least: what is free but helps little must not come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class DecodeBounds:
     """What fewer active experts may cost, and at which size of batch they are counted."""
 
     copies: float
-    """Most that copies between nodes may rise, as a share of them."""
+    """Most that copies between nodes may rise, over all layers, as a share of them."""
     load: float
-    """Most that the busiest device's pairs (over its speed) may rise, as a share of them."""
+    """Most that the busiest device's pairs (over its speed) may rise in a layer, as a share of them."""
     batch: int
     """Tokens of a decode batch over all devices."""
 
@@ -206,42 +207,84 @@ def with_decode_weights(planned: PlannedLayers, request: PlanRequest, sources: I
         return replace(planned, notes=notes)
     _, request_of_token = np.unique(trace.requests[tokens], return_inverse=True)
     tokens = tokens[sample_batches(request_of_token, bounds.batch, request.seed)]
-    layers = tuple(
-        layer_with_decode_weights(
-            DecodeProblem(
-                layer=layer,
-                topology=request.topology,
-                policy=planned.replica_choice,
-                ids=trace.topk_ids[tokens, index].astype(np.int64),
-                sources=sources[tokens],
-                bounds=bounds,
-                seed=request.seed,
-            )
+    problems = [
+        DecodeProblem(
+            layer=layer,
+            topology=request.topology,
+            policy=planned.replica_choice,
+            ids=trace.topk_ids[tokens, index].astype(np.int64),
+            sources=sources[tokens],
+            bounds=bounds,
+            seed=request.seed,
         )
         for index, layer in enumerate(planned.layers)
-    )
+    ]
+    layers = layers_with_decode_weights(problems)
     if not any(layer.decode_weights for layer in layers):
         notes = (*notes, NOTHING_SPARED)
     return replace(planned, layers=layers, notes=notes)
 
 
-def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
-    """The layer with `decode_weights`; deterministic. Without, where every replica is worth keeping."""
+def layers_with_decode_weights(problems: Sequence[DecodeProblem]) -> tuple[LayerPlacement, ...]:
+    """The layers with `decode_weights`; deterministic. Without, where every replica is worth keeping.
+
+    The bound on copies is one for all layers: it goes to those where it takes most active experts off. The bound on load is each layer's.
+    """
+    before = [_State(problem).copies for problem in problems]
+    allowed = sum(before) * problems[0].bounds.copies
+    courses = [_course(problem, allowed) for problem in problems]
+    chosen = [0] * len(problems)
+    while True:
+        # The step of any layer, over as many replicas as it takes, that gains most for its copies.
+        steps = [
+            (_return(course[at], course[to], copies), -layer, to)
+            for layer, (course, at, copies) in enumerate(zip(courses, chosen, before, strict=True))
+            for to in range(at + 1, len(course))
+            if course[to].copies - course[at].copies <= allowed
+        ]
+        gain, layer, to = max(steps, default=(0.0, 0, 0))
+        if gain <= LEAST_RETURN:
+            break
+        allowed -= courses[-layer][to].copies - courses[-layer][chosen[-layer]].copies
+        chosen[-layer] = to
+    return tuple(
+        _with_weights(problem.layer, {point.given_up for point in course[1 : to + 1]})
+        for problem, course, to in zip(problems, courses, chosen, strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    """What a layer's batches cost once one more replica is given up."""
+
+    given_up: tuple[int, int]
+    """Expert and device; of the first point, none."""
+    active: float
+    """Most active experts on a device, mean over batches."""
+    copies: int
+
+
+def _return(at: _Point, to: _Point, copies: int) -> float:
+    """Share of active experts less for each share of copies more; those that cost none count as the least that can be told."""
+    return (1 - to.active / at.active) / max((to.copies - at.copies) / max(copies, 1), 1e-6)
+
+
+def _course(problem: DecodeProblem, most_more_copies: float) -> list[_Point]:
+    """The replicas of one layer that are given up, in this order, and where that leads."""
     state = _State(problem)
-    most_copies = state.copies * (1 + problem.bounds.copies) if problem.topology.num_nodes > 1 else 0
-    most_load = state.load.max() * (1 + problem.bounds.load)
+    most_copies, most_load = state.copies + most_more_copies, state.load.max() * (1 + problem.bounds.load)
+    of_copies = max(state.copies * problem.bounds.copies, 1e-9)
+    of_load = max(most_load - state.load.max(), 1e-9)
 
     def worth(change: _Change) -> float:
-        """Active experts less, over what they cost; 0 = not to be done."""
+        """Active experts less, over what they cost as shares of the bounds; 0 = not to be done."""
         gain = _soft_maximum(state.active) - _soft_maximum(change.active)
         if gain <= 0 or change.copies > most_copies or change.load.max() > most_load:
             return 0.0
-        room_copies, room_load = max(most_copies - state.copies, 1e-9), max(most_load - state.load.max(), 1e-9)
-        cost = max(change.copies - state.copies, 0) / room_copies + max(change.load.max() - state.load.max(), 0.0) / room_load
+        cost = max(change.copies - state.copies, 0) / of_copies + max(change.load.max() - state.load.max(), 0.0) / of_load
         return float(gain / max(cost, LEAST_COST))
 
-    given_up: list[tuple[int, int]] = []
-    best, least, begun = 0, 1.0, (_maximum(state.active), max(state.copies, 1))
+    course = [_Point(given_up=(-1, -1), active=_maximum(state.active), copies=state.copies)]
     replicas = [(expert, device) for expert, row in enumerate(state.used) if len(row) > 1 for device in row]
     queue = [(-worth(state.without(*replica)), *replica) for replica in replicas]
     heapq.heapify(queue)
@@ -257,11 +300,8 @@ def layer_with_decode_weights(problem: DecodeProblem) -> LayerPlacement:
             heapq.heappush(queue, (-now, expert, device))
             continue
         state.make(change)
-        given_up.append((expert, device))
-        cost = _maximum(state.active) / begun[0] + LEAST_RETURN * max(state.copies / begun[1] - 1, 0.0)
-        if cost < least - 1e-9:
-            best, least = len(given_up), cost
-    return _with_weights(problem.layer, set(given_up[:best]))
+        course.append(_Point(given_up=(expert, device), active=_maximum(state.active), copies=state.copies))
+    return course
 
 
 def _with_weights(layer: LayerPlacement, given_up: set[tuple[int, int]]) -> LayerPlacement:
