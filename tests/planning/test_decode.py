@@ -69,16 +69,16 @@ def test_a_replica_that_saves_copies_is_kept_within_the_bound():
 
 
 def test_the_bound_on_copies_is_shared_by_the_layers():
-    """The layer above has 16 copies and would have 32; half as much again is too little for it alone. Beside a layer that has 16, too,
-    and no replicas, it is enough."""
-    ids, sources = [[0, 1], [0, 2], [0, 1], [0, 2]] * 8, [0, 1, 1, 0] * 8
-    bounds = DecodeBounds(copies=0.5, load=9, batch=4)
-    gains = problem_of(layer_of([0, 1], [0], [0]), "2x1", ids, sources, bounds)
-    other = problem_of(layer_of([0], [0], [0]), "2x1", ids, sources, bounds)
-    assert [_State(problem).copies for problem in (gains, other)] == [16, 16]
+    """2x1, four experts on device 0, expert 0 on device 1 too; three tokens of four come from device 1, and cross: 24 copies. Without expert 0
+    on device 0 the fourth does, too: a third more, too much for a fifth of 24, not for a fifth of that and of a layer without replicas."""
+    ids, sources = [[0, 1], [0, 2], [0, 3], [0, 1]] * 8, [0, 1, 1, 1] * 8
+    bounds = DecodeBounds(copies=0.2, load=9, batch=4)
+    gains = problem_of(layer_of([0, 1], [0], [0], [0]), "2x1", ids, sources, bounds)
+    other = problem_of(layer_of([0], [0], [0], [0]), "2x1", ids, sources, bounds)
+    assert [_State(problem).copies for problem in (gains, other)] == [24, 24]
     assert layers_with_decode_weights([gains]) == (gains.layer,)
     spared, same = layers_with_decode_weights([gains, other])
-    assert spared.decode_weights == ((0.0, 1.0), (1.0,), (1.0,))
+    assert spared.decode_weights == ((0.0, 1.0), (1.0,), (1.0,), (1.0,))
     assert same == other.layer
 
 
