@@ -50,7 +50,7 @@ def compute_by_slot(experts: torch.nn.Module, received: Received) -> torch.Tenso
         if pairs:
             start, end = end, end + pairs
             rows = row_P[start:end]
-            outputs = _expert(experts, slot, hidden_RH[rows])
+            outputs = _expert(experts, slot, hidden_RH.index_select(0, rows))
             sums.index_add_(0, rows, outputs.to(wide) * weight_P[start:end, None])
     return sums.to(hidden_RH.dtype)
 
