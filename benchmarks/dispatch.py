@@ -14,13 +14,12 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from datetime import date, timedelta
 from pathlib import Path
 
-from slow_link import NODES, RANKS, bytes_on_link, nodes, start
+from slow_link import NODES, RANKS, bytes_on_link, finish, nodes, start
 
 HIDDEN, EXPERTS, TOP_K = 2048, 64, 8
 
@@ -40,13 +39,7 @@ def main() -> None:
     with nodes(arguments.rate) as (prefixes, link), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ranks = [start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
-        try:
-            codes = [process.wait(timeout=900) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        if any(codes):
-            sys.exit(f"ranks ended with {codes}")
+        finish(ranks)
         show(json.loads((folder / "times.json").read_text()), link)
 
 

@@ -1,9 +1,12 @@
 """One MoE layer, whole, over a slow link: what each part of the method saves, from Transformers' own all-to-all to the joint plan.
 
-Replays the routing of a trace through the real runtime, with random weights of the given shape; experts compute. The link is set so that
-vanilla spends a share of the layer outside of its experts (`--share`), or to `--rate`. Half of the requests to plan on, half to run.
+Replays the routing of a trace through the real runtime, with random weights of the given shape. The link is set so that vanilla spends a
+share of the layer outside of its experts (`--share`), or to `--rate`. Half of the requests to plan on, half to run.
 
-    python benchmarks/layer.py TRACE --share 0.7 --tokens 256 --layers 3
+Experts compute, on cores that the ranks share; or, with `--emulate`, each rank has a device of its own that takes so many microseconds a
+(token, expert) pair, for which the rank sleeps: then a busy device is waited for, as on a cluster, and everything else is real.
+
+    python benchmarks/layer.py TRACE --share 0.7 --tokens 256 --layers 3 [--emulate 100]
 """
 
 from __future__ import annotations
@@ -21,24 +24,35 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from slow_link import NODES, RANKS, bytes_on_link, nodes, start
+from slow_link import NODES, RANKS, bytes_on_link, finish, nodes, start
 
 VANILLA = "vanilla"
 WAYS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     (VANILLA, "linear", {}, "pairs"),
     ("contiguous, flat", "linear", {}, "flat"),
     ("Occult, flat", "occult", {}, "flat"),
-    ("+ HSC", "occult", {}, "hierarchical"),
-    ("+ hierarchical grouping", "grace_paper", {"replication": "none"}, "hierarchical"),
-    ("+ fixed replication, WRR", "grace_paper", {"replication": "fixed", "replica_choice": "wrr"}, "hierarchical"),
-    ("+ dynamic replication, WRR", "grace_paper", {"replica_choice": "wrr"}, "hierarchical"),
-    ("+ TAR: the paper's GRACE", "grace_paper", {}, "hierarchical"),
-    ("EPLB, HSC", "eplb", {}, "hierarchical"),
-    ("joint plan, in turn", "grace", {}, "in turn"),
+    ("+ HSC", "occult", {}, "in turn"),
+    ("+ hierarchical grouping", "grace_paper", {"replication": "none"}, "in turn"),
+    ("+ fixed replication, WRR", "grace_paper", {"replication": "fixed", "replica_choice": "wrr"}, "in turn"),
+    ("+ dynamic replication, WRR", "grace_paper", {"replica_choice": "wrr"}, "in turn"),
+    ("+ TAR: the paper's GRACE", "grace_paper", {}, "in turn"),
+    ("EPLB, HSC", "eplb", {}, "in turn"),
+    ("EPLB, our dispatch", "eplb", {}, "hierarchical"),
+    ("joint plan, HSC", "grace", {}, "in turn"),
     ("joint plan", "grace", {}, "hierarchical"),
     ("joint plan, requests placed", "grace", {"request_placement": True}, "hierarchical"),
 )
-"""Name, method, its options, dispatch."""
+"""Name, method, its options, dispatch: `in turn` is the paper's HSC; `hierarchical` computes while rows cross as well."""
+
+PAPER = {
+    "Occult, flat": (0.0, 0.0, 0.0, 0.0, 0.0),
+    "+ HSC": (-35.19, -35.64, 100.13, -49.88, 0.02),
+    "+ hierarchical grouping": (-48.33, -50.67, 47.10, -4.78, 90.03),
+    "+ fixed replication, WRR": (-44.52, -41.62, 76.33, -6.18, 51.32),
+    "+ dynamic replication, WRR": (-44.91, -41.84, 78.41, -26.86, 31.92),
+    "+ TAR: the paper's GRACE": (-50.57, -52.11, 57.22, -25.66, 39.35),
+}
+"""What the paper reports, in % of Occult: all-to-all time, traffic between and inside nodes, idle time, spread of load."""
 
 
 def main() -> None:
@@ -51,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds; the ways take turns in each")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--intermediate", type=int, default=1024)
+    parser.add_argument("--emulate", type=float, help="microseconds a pair, on a device of the rank's own, instead of computing")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -115,6 +130,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
         facts = {
             "copies": found.cross_node_copies,
             "load": found.load_max_over_mean,
+            "spread": found.load_std_over_mean,
+            "idle": found.idle_fraction,
             "slots": placement.slots_total_over_experts,
             "name": name,
         }
@@ -127,13 +144,7 @@ def run(folder: Path, rate: str, names: list[str], rounds: int) -> tuple[list[di
     (folder / "rendezvous").unlink(missing_ok=True)
     with nodes(rate) as (prefixes, link):
         ranks = [start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
-        try:
-            codes = [process.wait(timeout=3600) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-    if any(codes):
-        sys.exit(f"ranks ended with {codes}")
+        finish(ranks)
     return json.loads((folder / "times.json").read_text()), link
 
 
@@ -182,7 +193,9 @@ def measure(arguments: argparse.Namespace) -> None:
     placements = {n: Placement.load(folder / f"{n}.json") for n in chosen}
     most = max(int(p.slots_per_device().max()) for p in placements.values())
     size = (arguments.hidden, arguments.intermediate)
-    weights = (torch.randn(most, 2 * size[1], size[0]) / size[0] ** 0.5, torch.randn(most, size[0], size[1]) / size[1] ** 0.5)
+    weights = None
+    if arguments.emulate is None:
+        weights = (torch.randn(most, 2 * size[1], size[0]) / size[0] ** 0.5, torch.randn(most, size[0], size[1]) / size[1] ** 0.5)
     ways = {}
     for number in chosen:
         name, _, _, dispatch = WAYS[number]
@@ -199,18 +212,18 @@ def measure(arguments: argparse.Namespace) -> None:
                 session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch], meter=meter)
                 module._grace_session, module._grace_layer_id = session, layer_id
                 layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
-            layers.append((layer, ids[:, index]))
+            layers.append((layer, ids[:, index], clocked(layer, arguments.emulate)))
         hidden = torch.randn(len(ids), arguments.hidden)
         ways[name] = (layers, hidden, torch.full((len(ids), shape["k"]), 1.0 / shape["k"]))
-    results = {name: {"way": name, "seconds": [], "experts": [], "sent": 0, "link": 0} for name in ways}
+    results = {name: {"way": name, "seconds": [], "experts": [], "sent": 0, "inside": 0, "link": 0} for name in ways}
     with torch.no_grad():
         for round_number in range(job["rounds"] + 1):
             for name, (layers, hidden, mix) in ways.items():
                 seconds = experts = 0.0
                 meter.reset()
                 before = bytes_on_link()
-                for layer, ids in layers:
-                    spent = clock(layer)
+                for layer, ids, spent in layers:
+                    spent[0] = 0.0
                     dist.barrier()
                     began = time.perf_counter()
                     layer(hidden, ids, mix)
@@ -222,12 +235,12 @@ def measure(arguments: argparse.Namespace) -> None:
                 if round_number:  # the first warms up
                     results[name]["seconds"].append(seconds / len(layers))
                     results[name]["experts"].append(experts / len(layers))
-                    results[name]["sent"] = meter.cross_node_bytes
+                    results[name]["sent"], results[name]["inside"] = meter.cross_node_bytes, meter.intra_node_bytes
                     results[name]["link"] = bytes_on_link() - before if rank % (RANKS // NODES) == 0 else 0
     for result in results.values():
-        totals = torch.tensor([result["sent"], result["link"]])
+        totals = torch.tensor([result["sent"], result["inside"], result["link"]])
         dist.all_reduce(totals)
-        result["sent"], result["link"] = (int(t) / arguments.layers for t in totals)
+        result["sent"], result["inside"], result["link"] = (int(t) / arguments.layers for t in totals)
     if rank == 0:
         (folder / "times.json").write_text(
             json.dumps([results[n] | json.loads((folder / f"{i}.facts").read_text()) for i, n in zip(chosen, ways, strict=True)])
@@ -236,30 +249,40 @@ def measure(arguments: argparse.Namespace) -> None:
     os._exit(0)  # torch's threads may outlive the group and abort an orderly end
 
 
-def clock(layer: Any) -> list[float]:
-    """Seconds that the experts of a layer compute, counted in place from now on."""
+def clocked(layer: Any, emulate: float | None) -> list[float]:
+    """Seconds that the experts of a layer have taken, kept up to date in place; with `emulate`, they sleep so many microseconds a pair."""
     spent = [0.0]
-    forward = getattr(layer, "_untimed", layer.experts_forward)
-    layer._untimed = forward
+    ours = hasattr(layer, "route")
+    name = "_compute" if ours else "experts_forward"
+    compute = getattr(layer, name)
+
+    def on_own_device(rows: Any, *others: Any) -> Any:
+        pairs = int((rows.slots_RK >= 0).sum()) if ours else len(rows)
+        time.sleep(pairs * (emulate or 0) * 1e-6)
+        return rows.hidden_RH if ours else rows
 
     def timed(*inputs: Any) -> Any:
         began = time.perf_counter()
-        output = forward(*inputs)
+        output = compute(*inputs) if emulate is None else on_own_device(*inputs)
         spent[0] += time.perf_counter() - began
         return output
 
-    layer.experts_forward = timed
+    setattr(layer, name, timed)
     return spent
 
 
 def show(arguments: argparse.Namespace, results: list[dict[str, Any]], link: str) -> None:
     first = results[0]
     share = 1 - statistics.median(first["experts"]) / statistics.median(first["seconds"])
-    shape = f"hidden {arguments.hidden}, intermediate {arguments.intermediate}, float32"
+    shape = f"hidden {arguments.hidden}, float32"
+    experts = f"experts of intermediate size {arguments.intermediate} compute on the shared cores"
+    if arguments.emulate is not None:
+        experts = f"experts take {arguments.emulate:g} us a pair on a device of the rank's own (emulated: the rank sleeps)"
     print(f"# One MoE layer, whole, {date.today()}\n")
     print(f"`python benchmarks/layer.py`: {arguments.trace.stem}, {arguments.layers} layers, {arguments.tokens} tokens a rank, {shape};")
-    print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}); {link}: vanilla spends {share:.0%} outside of its")
-    print(f"experts. Median of {arguments.rounds} rounds (least to most); all ways take turns in one run.\n")
+    print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}); {experts};")
+    print(f"{link}: vanilla spends {share:.0%} outside of its experts.")
+    print(f"Median of {arguments.rounds} rounds (least to most); all ways take turns in one run.\n")
     columns = (
         "way",
         "layer, ms",
@@ -277,9 +300,30 @@ def show(arguments: argparse.Namespace, results: list[dict[str, Any]], link: str
     for r in results:
         median = statistics.median(r["seconds"])
         spread = f"{min(r['seconds']) * 1e3:.0f} to {max(r['seconds']) * 1e3:.0f}"
-        experts, sent = f"{statistics.median(r['experts']) * 1e3:.0f}", f"{r['sent'] / 2**20:.2f}"
+        busiest, sent = f"{statistics.median(r['experts']) * 1e3:.0f}", f"{r['sent'] / 2**20:.2f}"
         replayed = f"{r['copies']:.3f} | {r['load']:.2f}x | {r['slots']:.2f}x"
-        print(f"| {r['way']} | {median * 1e3:.0f} | {spread} | {base / median:.2f}x | {experts} | {sent} | {replayed} |")
+        print(f"| {r['way']} | {median * 1e3:.0f} | {spread} | {base / median:.2f}x | {busiest} | {sent} | {replayed} |")
+    show_parts(results)
+
+
+def show_parts(results: list[dict[str, Any]]) -> None:
+    """The paper's component table: each part's figures against Occult's with flat dispatch, the paper's own beside."""
+    of = {r["way"]: r for r in results}
+    base = of["Occult, flat"]
+    print("\nThe parts against Occult with flat dispatch, in % (the paper's figures in brackets). All-to-all is the layer's time outside")
+    print("of its busiest rank's experts; idle time and spread of load are replayed on all requests that were not planned on.\n")
+    print("| way | all-to-all time | between nodes | inside nodes | idle time | spread of load |\n|---|---|---|---|---|---|")
+    for name in (*PAPER, "joint plan, HSC", "joint plan", "joint plan, requests placed"):
+        cells = []
+        for number, figure in enumerate((_outside, "sent", "inside", "idle", "spread")):
+            ours, occult = (figure(r) if callable(figure) else r[figure] for r in (of[name], base))
+            paper = f" ({PAPER[name][number]:+.0f})" if name in PAPER else ""
+            cells.append(f"{(ours / occult - 1) * 100 if occult else 0:+.0f}{paper}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def _outside(result: dict[str, Any]) -> float:
+    return statistics.median(whole - experts for whole, experts in zip(result["seconds"], result["experts"], strict=True))
 
 
 if __name__ == "__main__":

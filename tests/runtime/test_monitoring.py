@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from grace_moe.runtime.generation import GenerationOptions
 from grace_moe.runtime.job import Job, RunSpec
 from grace_moe.runtime.launch import run_local
-from grace_moe.runtime.monitoring import PHASES, Monitor, Span, chrome_trace, phase_times
+from grace_moe.runtime.monitoring import PHASES, WAITING, Monitor, Span, chrome_trace, phase_times
 
 from .conftest import EXPERTS, LAYERS, TOP_K, placement_of, requests_of, scattered_with_replicas
 
@@ -30,8 +30,23 @@ def test_phase_times_by_hand():
     assert times["routing"].share == 0
 
 
+def test_waiting_by_hand():
+    """Rank 0 comes 2 ms before rank 1 to a dispatch of 5 and 3 ms: it waits 2 of the 5. To the second part it comes 9 ms early, and
+    waits for no more than the part's 1 ms. Compute waits for nobody."""
+    ms = 1_000_000
+    ranks = [
+        [span("dispatch", 5, start=0), span("dispatch", 1, start=6 * ms), span("compute", 4, start=7 * ms)],
+        [span("dispatch", 3, start=2 * ms), span("dispatch", 1, start=15 * ms), span("compute", 1, start=16 * ms)],
+    ]
+    times = {t.phase: t for t in phase_times(ranks)}
+    assert (times[WAITING].mean_ms, times[WAITING].slowest_rank_ms, times[WAITING].share) == (1.5, 3.0, 3 / 15)
+    assert (times["dispatch"].mean_ms, times["dispatch"].slowest_rank_ms) == (3.5, 4.0)
+    assert times["compute"].mean_ms == 2.5
+    assert sum(t.share for t in times.values()) == pytest.approx(1)
+
+
 def test_nothing_timed():
-    assert [t.mean_ms for t in phase_times([])] == [0.0] * len(PHASES)
+    assert [t.mean_ms for t in phase_times([])] == [0.0] * (len(PHASES) + 1)
 
 
 def test_chrome_trace_by_hand():

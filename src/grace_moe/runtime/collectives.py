@@ -48,23 +48,32 @@ class TrafficMeter:
 
 
 def exchange_counts(
-    counts: torch.Tensor, send_splits: Sequence[int], width: int, ranks: Sequence[int], group: dist.ProcessGroup, meter: TrafficMeter
-) -> list[list[int]]:
-    """Tell every rank what will follow, and learn what comes: the one exchange that every split derives from.
+    counts: torch.Tensor,
+    send_splits: Sequence[int],
+    width: int,
+    ranks: Sequence[int],
+    group: dist.ProcessGroup,
+    meter: TrafficMeter,
+    *,
+    own: torch.Tensor,
+) -> tuple[list[list[int]], list[int]]:
+    """Tell every rank what will follow, and learn what comes: the one exchange that every split derives from, and the only time
+    that the host waits for the device in a dispatch.
 
     Args:
         counts: int64 `[sum(send_splits)]`, grouped by the rank that is told, in group order.
         width: counts that each rank tells this one.
         ranks: global rank of each position in the group.
+        own: int64 counts that the host wants to know of this rank itself.
 
     Returns:
-        `[ranks][width]` what each rank told.
+        `[ranks][width]` what each rank told; `own` as a list.
     """
     told = counts.new_empty(len(ranks) * width)
     meter.count(ranks, [n * counts.element_size() for n in send_splits])
     dist.all_to_all_single(told, counts, [width] * len(ranks), list(send_splits), group=group)
-    rows: list[list[int]] = told.view(len(ranks), width).tolist()
-    return rows
+    known: list[int] = torch.cat([told, own]).tolist()
+    return [known[i * width : (i + 1) * width] for i in range(len(ranks))], known[len(told) :]
 
 
 @dataclass(frozen=True, kw_only=True)

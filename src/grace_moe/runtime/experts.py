@@ -1,10 +1,9 @@
 """Expert compute on CPU: one slot after the other, each on the rows that name it, in place in the sum.
 
-Transformers' ways first copy a row per (row, expert) pair, and on CPU their float32 products go through a BLAS that is slow for
-the few rows that an expert gets in decode. Here rows are gathered a slot at a time and products go to oneDNN where that is faster
-(benchmarks/experts.py). Weights are read as every architecture of Transformers lays them out: its flags and its own gate.
+Transformers' ways first copy a row per (row, expert) pair, and their float32 products go through a BLAS that is slow for the few rows that
+an expert gets in decode. Here rows are gathered a slot at a time and products go to oneDNN where that is faster (benchmarks/experts.py). Weights are read as every architecture of Transformers lays them out: its flags and its own gate.
 
-Summation order: for each row, slots ascending, accumulated in float32 at least. Shape letters as in `dispatch.model`.
+Summation order: that of `dispatch.reference`: for each row, k ascending, accumulated in float32 at least. Shape letters as in `dispatch.model`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grace_moe.runtime.dispatch.model import Received
+from grace_moe.runtime.dispatch.model import Received, add_rows
 
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
@@ -40,19 +39,18 @@ def compute_by_slot(experts: torch.nn.Module, received: Received) -> torch.Tenso
     """
     hidden_RH, slots_RK = received.hidden_RH, received.slots_RK
     row_P, choice_P = (slots_RK >= 0).nonzero(as_tuple=True)
-    slot_P = slots_RK[row_P, choice_P]
+    slot_P, weight_P = slots_RK[row_P, choice_P], received.weights_RK[row_P, choice_P]
     order = torch.argsort(slot_P, stable=True)
-    row_P, weight_P = row_P[order], received.weights_RK[row_P, choice_P][order]
     wide = torch.promote_types(hidden_RH.dtype, torch.float32)
-    sums = torch.zeros(hidden_RH.shape, dtype=wide)
+    weighted = torch.empty((len(row_P), hidden_RH.shape[1]), dtype=wide)
     end = 0
-    for slot, pairs in enumerate(torch.bincount(slot_P).tolist()):
-        if pairs:
-            start, end = end, end + pairs
-            rows = row_P[start:end]
-            outputs = _expert(experts, slot, hidden_RH.index_select(0, rows))
-            sums.index_add_(0, rows, outputs.to(wide) * weight_P[start:end, None])
-    return sums.to(hidden_RH.dtype)
+    for slot, count in enumerate(torch.bincount(slot_P).tolist()):
+        if count:
+            start, end = end, end + count
+            pairs = order[start:end]
+            outputs = _expert(experts, slot, hidden_RH.index_select(0, row_P[pairs]))
+            weighted.index_copy_(0, pairs, outputs.to(wide) * weight_P[pairs, None])
+    return add_rows(weighted, row_P, len(hidden_RH)).to(hidden_RH.dtype)
 
 
 def _expert(experts: Any, slot: int, hidden_PH: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 PHASES = ("routing", "dispatch", "compute", "combine")
-"""Replica choice; tokens to experts, waiting for other ranks included; the experts; sums back, waiting included."""
+"""Replica choice; tokens to experts; the experts; sums back."""
+WAITING = "waiting"
+"""What dispatch and combine spend until the last rank has come to the same point of the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class PhaseTime:
     """One phase over the layers and steps of a run."""
 
     phase: str
+    """One of `PHASES`, without waiting; or `WAITING`."""
     mean_ms: float
     """A layer and step, mean over ranks."""
     slowest_rank_ms: float
@@ -68,24 +71,49 @@ class PhaseTime:
 
 
 def phase_times(ranks: Sequence[Sequence[Span]]) -> tuple[PhaseTime, ...]:
-    """Summary of every rank's spans, in the order of `PHASES`."""
+    """Summary of every rank's spans, in the order of `PHASES`, then waiting. Ranks' clocks start at a common barrier."""
     total = sum(span.duration_ns for spans in ranks for span in spans)
+    of_ranks = _by_phase(ranks)
     times = []
-    for phase in PHASES:
-        of_rank = [_by_layer_and_step(spans, phase) for spans in ranks]
+    for phase in (*PHASES, WAITING):
+        of_rank = [list(times_of.get(phase, {}).values()) for times_of in of_ranks]
         means = [fmean(durations) / 1e6 if durations else 0.0 for durations in of_rank]
         share = sum(map(sum, of_rank)) / total if total else 0.0
         times.append(PhaseTime(phase=phase, mean_ms=fmean(means) if means else 0.0, slowest_rank_ms=max(means, default=0.0), share=share))
     return tuple(times)
 
 
-def _by_layer_and_step(spans: Sequence[Span], phase: str) -> list[int]:
-    """Nanoseconds of a phase in each layer and step: of all its parts, where dispatch and compute took turns."""
-    parts: dict[tuple[int, int], int] = {}
+def _by_phase(ranks: Sequence[Sequence[Span]]) -> list[dict[str, dict[tuple[int, int], int]]]:
+    """Per rank, nanoseconds of each phase by layer and step: of all its parts, where dispatch and compute took turns."""
+    numbered = [_numbered(spans) for spans in ranks]
+    last_come: dict[tuple[str, int, int, int], int] = {}
+    for parts in numbered:
+        for key, span in parts.items():
+            last_come[key] = max(last_come.get(key, 0), span.start_ns)
+    found: list[dict[str, dict[tuple[int, int], int]]] = []
+    for parts in numbered:
+        times: dict[str, dict[tuple[int, int], int]] = {}
+        for key, span in parts.items():
+            at, waited = (span.layer_id, span.step), 0
+            if span.phase in ("dispatch", "combine"):
+                waited = min(last_come[key] - span.start_ns, span.duration_ns)
+                times.setdefault(WAITING, {}).setdefault(at, 0)
+                times[WAITING][at] += waited
+            times.setdefault(span.phase, {}).setdefault(at, 0)
+            times[span.phase][at] += span.duration_ns - waited
+        found.append(times)
+    return found
+
+
+def _numbered(spans: Sequence[Span]) -> dict[tuple[str, int, int, int], Span]:
+    """Spans by phase, layer, step and how many of these came before: ranks go through the same parts in the same order."""
+    seen: dict[tuple[str, int, int], int] = {}
+    parts = {}
     for span in spans:
-        if span.phase == phase:
-            parts[span.layer_id, span.step] = parts.get((span.layer_id, span.step), 0) + span.duration_ns
-    return list(parts.values())
+        key = (span.phase, span.layer_id, span.step)
+        seen[key] = seen.get(key, 0) + 1
+        parts[*key, seen[key]] = span
+    return parts
 
 
 def chrome_trace(runs: dict[str, Sequence[Sequence[Span]]]) -> str:

@@ -4,6 +4,6 @@ from grace_moe.runtime.dispatch.auto import AutoDispatcher
 from grace_moe.runtime.dispatch.flat import FlatDispatcher
 from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher
 from grace_moe.runtime.dispatch.model import Dispatcher, Received
-from grace_moe.runtime.dispatch.reference import reference_moe
+from grace_moe.runtime.dispatch.reference import reference_moe, reference_placed
 
-__all__ = ["AutoDispatcher", "Dispatcher", "FlatDispatcher", "HierarchicalDispatcher", "Received", "reference_moe"]
+__all__ = ["AutoDispatcher", "Dispatcher", "FlatDispatcher", "HierarchicalDispatcher", "Received", "reference_moe", "reference_placed"]

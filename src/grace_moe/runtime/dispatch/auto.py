@@ -43,7 +43,7 @@ class AutoDispatcher:
         """See `Dispatcher`."""
         splits = self.hierarchical.exchange_splits(devices_TK)
         if self._is_tiny(splits, hidden_TH):
-            return self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_receive)
+            return self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_send, splits.flat_receive)
         return self.hierarchical.dispatch(route, hidden_TH, devices_TK, slots_TK, weights_TK, splits)
 
     def combine(self, partial_RH: torch.Tensor, state: FlatState | HierarchicalState) -> torch.Tensor:
@@ -68,7 +68,7 @@ class AutoDispatcher:
         if not self._is_tiny(splits, hidden_TH):
             return self.hierarchical.run(route, hidden_TH, devices_TK, slots_TK, weights_TK, compute, span, splits)
         with span("dispatch"):
-            received, state = self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_receive)
+            received, state = self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_send, splits.flat_receive)
         sums = compute(received)
         with span("combine"):
             return self.flat.combine(sums, state)

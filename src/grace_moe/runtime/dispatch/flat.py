@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from grace_moe.runtime.collectives import TrafficMeter, exchange_counts, exchange_rows
-from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, visits
+from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, positions, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
@@ -37,17 +37,21 @@ class FlatDispatcher:
         """Rows leave in (device, token) order and arrive in (source, token) order."""
         ranks = range(self.groups.topology.num_devices)
         counts = visits(devices_TK, len(ranks)).sum(dim=1)
-        receive = [n for (n,) in exchange_counts(counts, [1] * len(ranks), 1, ranks, self.groups.world, self.meter)]
-        return self.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, receive)
+        told, send = exchange_counts(counts, [1] * len(ranks), 1, ranks, self.groups.world, self.meter, own=counts)
+        return self.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, send, [n for (n,) in told])
 
     def dispatch_to(
-        self, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor, receive: list[int]
+        self,
+        hidden_TH: torch.Tensor,
+        devices_TK: torch.Tensor,
+        slots_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        send: list[int],
+        receive: list[int],
     ) -> tuple[Received, FlatState]:
-        """`dispatch`, where the rows that each rank sends here are known."""
+        """`dispatch`, where the rows to and from each rank are known."""
         ranks = range(self.groups.topology.num_devices)
-        reached = visits(devices_TK, len(ranks))
-        device_of_row, token_of_row = reached.nonzero(as_tuple=True)
-        send = reached.sum(dim=1).tolist()
+        device_of_row, token_of_row = positions(visits(devices_TK, len(ranks)), sum(send))
         here = devices_TK[token_of_row] == device_of_row[:, None]
         rows = pack(hidden_TH, torch.where(here, slots_TK[token_of_row], EMPTY_SLOT), weights_TK, token_of_row)
         arrived = exchange_rows(rows, send, receive, ranks, self.groups.world, self.meter)

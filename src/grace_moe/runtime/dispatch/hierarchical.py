@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from grace_moe.runtime.collectives import RowsOnTheWay, TrafficMeter, exchange_counts, exchange_rows, send_rows
-from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, visits
+from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, positions, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
@@ -46,10 +46,26 @@ class Splits:
     far_send: list[int]
     """Of stage 2, for tokens that came from other nodes."""
     far_receive: list[int]
+    flat_send: list[int]
+    """Rows to each rank if tokens went to every device directly."""
     flat_receive: list[int]
-    """Rows from each rank if tokens went to every device directly."""
+    """Rows from each rank then."""
+    own_tokens: int
+    """Of this rank, with an expert on this node."""
     tokens: int
     """Of all ranks: the same number on each, so that all can decide alike by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Constants:
+    """The topology as tensors."""
+
+    node_of_device: torch.Tensor
+    """int64 `[D]`."""
+    first_device: torch.Tensor
+    """int64 `[N]`."""
+    told: torch.Tensor
+    """int64: which counts (per device, then per node, then of tokens) each rank is told, rank by rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,18 +216,16 @@ class HierarchicalDispatcher:
         """Start stage 1: one row a (token, other node). Own rows get ready while those cross."""
         groups, topology, own_node = self.groups, self.groups.topology, self.groups.node_index
         width = route.slots_width
-        first_device = torch.tensor([topology.devices_of_node(n).start for n in range(topology.num_nodes)], device=devices_TK.device)
         nodes_TK = self._nodes_of(devices_TK)
-        codes_TK = (devices_TK - first_device[nodes_TK.clamp(min=0)]) * width + slots_TK
+        codes_TK = (devices_TK - self._on(devices_TK.device).first_device[nodes_TK.clamp(min=0)]) * width + slots_TK
         reached = visits(nodes_TK, topology.num_nodes)
-        away = reached.clone()
-        away[own_node] = False
-        node_of_row, token_of_row = away.nonzero(as_tuple=True)
+        _, own = positions(reached[own_node : own_node + 1], splits.own_tokens)
+        reached[own_node] = False
+        node_of_row, token_of_row = positions(reached, sum(splits.cross_send))
         there = nodes_TK[token_of_row] == node_of_row[:, None]
         rows = pack(hidden_TH, torch.where(there, codes_TK[token_of_row], EMPTY_SLOT), weights_TK, token_of_row)
         crossing = send_rows(rows, splits.cross_send, splits.cross_receive, groups.rail_ranks, groups.rail, self.meter)
 
-        own = reached[own_node].nonzero(as_tuple=True)[0]
         codes = torch.where(nodes_TK[own] == own_node, codes_TK[own], EMPTY_SLOT)
         return _Begun(
             splits=splits,
@@ -238,8 +252,7 @@ class HierarchicalDispatcher:
         return received, HierarchicalState(cross=begun.cross_stage(), intra=intra, token_of_own_row=begun.token_of_own_row)
 
     def _nodes_of(self, devices_TK: torch.Tensor) -> torch.Tensor:
-        node_of_device = torch.as_tensor(self.groups.topology.node_of_device, device=devices_TK.device)
-        return torch.where(devices_TK >= 0, node_of_device[devices_TK.clamp(min=0)], -1)
+        return torch.where(devices_TK >= 0, self._on(devices_TK.device).node_of_device[devices_TK.clamp(min=0)], -1)
 
     def exchange_splits(self, devices_TK: torch.Tensor) -> Splits:
         """Every split of both stages, from one exchange.
@@ -248,14 +261,14 @@ class HierarchicalDispatcher:
         has. An ingress device thus knows what it will forward, and a device what every ingress device forwards to it, before a row moves.
         """
         groups, topology = self.groups, self.groups.topology
-        index, told_splits = self._what_to_tell
         devices_DT = visits(devices_TK, topology.num_devices)
         nodes_NT = visits(self._nodes_of(devices_TK), topology.num_nodes)
         all_tokens = torch.tensor([len(devices_TK)], device=devices_TK.device)
         counts = torch.cat([devices_DT.sum(dim=1), nodes_NT.sum(dim=1), all_tokens])
-        own_rows_of_node = counts[len(devices_DT) : -1].tolist()
         ranks, local = range(topology.num_devices), groups.node_ranks
-        told = exchange_counts(counts[index.to(counts.device)], told_splits, len(local) + 2, ranks, groups.world, self.meter)
+        tell = counts[self._on(counts.device).told]
+        told, own = exchange_counts(tell, self._told_splits, len(local) + 2, ranks, groups.world, self.meter, own=counts)
+        own_rows_of_node = own[len(ranks) : -1]
 
         ingress = topology.rail_peers[:, groups.node_index]  # of each source, on this node
         far = topology.node_of_device != groups.node_index
@@ -273,23 +286,39 @@ class HierarchicalDispatcher:
             own_receive=[told[s][mine] for s in local],
             far_send=forwarded[mine],
             far_receive=[row[mine] for row in forwarded],
+            flat_send=own[: len(ranks)],
             flat_receive=[row[mine] for row in told],
+            own_tokens=own_rows_of_node[groups.node_index],
             tokens=sum(row[-1] for row in told),
         )
 
     @cached_property
-    def _what_to_tell(self) -> tuple[torch.Tensor, list[int]]:
-        """Which counts (per device, then per node, then of tokens) each rank is told, and how many each gets."""
-        topology = self.groups.topology
-        tokens = topology.num_devices + topology.num_nodes
-        told = [[*topology.devices_of_node(node), topology.num_devices + node, tokens] for node in topology.node_of_device.tolist()]
-        return torch.tensor([i for row in told for i in row]), [len(row) for row in told]
+    def _told_splits(self) -> list[int]:
+        """How many counts each rank is told: of the devices of its node, of the node, of tokens."""
+        return [len(self.groups.topology.devices_of_node(node)) + 2 for node in self.groups.topology.node_of_device.tolist()]
+
+    @cached_property
+    def _constants(self) -> dict[torch.device, _Constants]:
+        return {}
+
+    def _on(self, device: torch.device) -> _Constants:
+        """The topology on a device; made once, so that a step copies nothing to it."""
+        if device not in self._constants:
+            topology = self.groups.topology
+            nodes, tokens = topology.node_of_device.tolist(), topology.num_devices + topology.num_nodes
+            told = [i for node in nodes for i in (*topology.devices_of_node(node), topology.num_devices + node, tokens)]
+            self._constants[device] = _Constants(
+                node_of_device=torch.tensor(nodes, device=device),
+                first_device=torch.tensor([topology.devices_of_node(n).start for n in range(topology.num_nodes)], device=device),
+                told=torch.tensor(told, device=device),
+            )
+        return self._constants[device]
 
     def _inside_node(self, at_hand: _Rows, width: int, send: list[int], receive: list[int]) -> tuple[Received, torch.Tensor]:
         """Stage 2, over the ranks of this node; also which row at hand each sent row was."""
         ranks, codes = self.groups.node_ranks, at_hand.codes
         devices = torch.where(codes >= 0, codes.div(width, rounding_mode="floor"), -1)
-        device_of_row, source_of_row = visits(devices, len(ranks)).nonzero(as_tuple=True)
+        device_of_row, source_of_row = positions(visits(devices, len(ranks)), sum(send))
         here = devices[source_of_row] == device_of_row[:, None]
         slots = torch.where(here, codes[source_of_row] % width, EMPTY_SLOT)
         rows = pack(at_hand.hidden, slots, at_hand.weights, source_of_row)

@@ -78,6 +78,12 @@ def visits(devices_TK: torch.Tensor, num_devices: int) -> torch.Tensor:
     return reached[:, :num_devices].T
 
 
+def positions(reached: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column, row-major, of each true entry of a matrix known to have `size` of them: the host need not wait to learn it."""
+    found = reached.nonzero_static(size=size)
+    return found[:, 0], found[:, 1]
+
+
 def add_rows(rows_RH: torch.Tensor, index_R: torch.Tensor, size: int, *more: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """`[size, H]` sums of rows by index, accumulated in float32 at least, in ascending row order; then of `more` rows by their index."""
     wide = torch.promote_types(rows_RH.dtype, torch.float32)
