@@ -1,9 +1,10 @@
 """Expert compute on CPU: one slot after the other, each on the rows that name it, in place in the sum.
 
 Transformers' ways first copy a row per (row, expert) pair, and their float32 products go through a BLAS that is slow for the few rows that
-an expert gets in decode. Here rows are gathered a slot at a time and products go to oneDNN where that is faster (benchmarks/experts.py). Weights are read as every architecture of Transformers lays them out: its flags and its own gate.
+an expert gets in decode. Here rows are gathered a slot at a time and products go to oneDNN where that is faster (benchmarks/experts.py).
+Weights are read as every architecture of Transformers lays them out: by its flags, through its own gate.
 
-Summation order: that of `dispatch.reference`: for each row, k ascending, accumulated in float32 at least. Shape letters as in `dispatch.model`.
+Summation order: that of `dispatch.reference`: for each row, k ascending, in float32 at least. Shape letters as in `dispatch.model`.
 """
 
 from __future__ import annotations
