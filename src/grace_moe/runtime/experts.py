@@ -1,4 +1,4 @@
-"""Expert compute on CPU: one slot after the other, each on the rows that name it, in place in the sum.
+"""Expert compute on CPU: one slot after the other, each on the rows that name it.
 
 Transformers' ways first copy a row per (row, expert) pair, and their float32 products go through a BLAS that is slow for the few rows that
 an expert gets in decode. Here rows are gathered a slot at a time and products go to oneDNN where that is faster (benchmarks/experts.py).
