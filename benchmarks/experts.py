@@ -85,11 +85,12 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
                 torch.testing.assert_close(sums, wanted, atol=1e-3 if dtype == torch.float32 else 0.1, rtol=0.02)
             began, rounds = time.perf_counter(), 0
             while rounds < 2 or (time.perf_counter() - began < arguments.seconds and rounds < 15):
-                for name, way in ways.items():
-                    if name not in failed:
-                        start = time.perf_counter()
-                        way()
-                        seconds.setdefault(name, []).append(time.perf_counter() - start)
+                names = [name for name in ways if name not in failed]
+                turn = rounds % len(names)
+                for name in names[turn:] + names[:turn]:  # another one begins each round
+                    start = time.perf_counter()
+                    ways[name]()
+                    seconds.setdefault(name, []).append(time.perf_counter() - start)
                 rounds += 1
         pairs = int((ids >= 0).sum())
         active = len(ids[ids >= 0].unique())
