@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ def nodes(rate: str, count: int = NODES) -> Iterator[tuple[list[list[str]], str]
     """Namespaces of the nodes: what to put before a rank's command, and the link in words."""
     names = [f"{PREFIX}n{node}" for node in range(count)]
     bridge = f"{PREFIX}b"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and nothing is left behind
     try:
         try:
             build(names, bridge, rate)
