@@ -25,6 +25,8 @@ from slow_link import finish, nodes, start
 
 HIDDEN, TOP_K = 2048, 8
 FLAT, HIERARCHICAL, PAIRS = "flat", "hierarchical", "pairs"
+EVEN = 0.1
+"""Closer than this is as fast as each other: about the spread of the rounds."""
 
 
 def main() -> None:
@@ -136,14 +138,18 @@ def crossover(curve: list[dict]) -> str:
     """Where flat and hierarchical take equally long, between points by the logarithm of tokens."""
     flat, hierarchical = ([statistics.median(r["seconds"][name]) for r in curve] for name in (FLAT, HIERARCHICAL))
     gains = [(math.log(r["tokens"]), math.log(f / h)) for r, f, h in zip(curve, flat, hierarchical, strict=True)]
+    settled = next((i for i in range(len(gains)) if all(abs(gain) < math.log(1 + EVEN) for _, gain in gains[i:])), None)
+    if settled is not None:
+        before = f"; {FLAT if gains[settled - 1][1] < 0 else HIERARCHICAL} is faster below" if settled else ""
+        return f"within {EVEN:.0%} of each other from {curve[settled]['tokens']} tokens a rank on{before}"
     if all(gain > 0 for _, gain in gains):
         return f"hierarchical is faster from {curve[0]['tokens']} tokens a rank, the fewest measured, on"
     if all(gain <= 0 for _, gain in gains):
         return f"flat is faster up to {curve[-1]['tokens']} tokens a rank, the most measured"
     for (x0, y0), (x1, y1) in pairwise(gains):
         if y0 <= 0 < y1:
-            return f"even at about {math.exp(x0 - y0 * (x1 - x0) / (y1 - y0)):.0f} tokens a rank; flat below, hierarchical above"
-    return "flat above, hierarchical below the crossing"
+            return f"even at about {math.exp(x0 - y0 * (x1 - x0) / (y1 - y0)):.0f} tokens a rank; flat is faster below, hierarchical above"
+    return "hierarchical is faster for few tokens, flat for many"
 
 
 if __name__ == "__main__":
