@@ -26,7 +26,7 @@ def nodes(rate: str, count: int = NODES) -> Iterator[tuple[list[list[str]], str]
     """Namespaces of the nodes: what to put before a rank's command, and the link in words."""
     names = [f"{PREFIX}n{node}" for node in range(count)]
     bridge = f"{PREFIX}b"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and nothing is left behind
+    clean_up_when_ended()
     try:
         try:
             build(names, bridge, rate)
@@ -81,6 +81,7 @@ def start(script: str, rank: int, prefix: list[str], folder: Path) -> subprocess
 
 def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
     """Wait for all ranks; where one fails, stop the others and this program."""
+    clean_up_when_ended()
     try:
         while any(process.poll() is None for process in ranks):
             if any(process.poll() for process in ranks):
@@ -91,6 +92,11 @@ def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
             process.kill()
     if any(codes := [process.wait() for process in ranks]):
         sys.exit(f"ranks ended with {codes}")
+
+
+def clean_up_when_ended() -> None:
+    """Ended from outside, this program still leaves no namespace and no rank behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
 
 
 def bytes_on_link() -> int:
