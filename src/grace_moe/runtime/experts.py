@@ -42,15 +42,15 @@ def compute_by_slot(experts: torch.nn.Module, received: Received) -> torch.Tenso
     row_P, choice_P = (slots_RK >= 0).nonzero(as_tuple=True)
     slot_P, weight_P = slots_RK[row_P, choice_P], received.weights_RK[row_P, choice_P]
     order = torch.argsort(slot_P, stable=True)
+    rows, weights = row_P[order], weight_P[order, None]
     wide = torch.promote_types(hidden_RH.dtype, torch.float32)
     weighted = torch.empty((len(row_P), hidden_RH.shape[1]), dtype=wide)
     end = 0
     for slot, count in enumerate(torch.bincount(slot_P).tolist()):
         if count:
             start, end = end, end + count
-            pairs = order[start:end]
-            outputs = _expert(experts, slot, hidden_RH.index_select(0, row_P[pairs]))
-            weighted.index_copy_(0, pairs, outputs.to(wide) * weight_P[pairs, None])
+            outputs = _expert(experts, slot, hidden_RH.index_select(0, rows[start:end]))
+            weighted.index_copy_(0, order[start:end], (outputs * weights[start:end]).to(wide))
     return add_rows(weighted, row_P, len(hidden_RH)).to(hidden_RH.dtype)
 
 
