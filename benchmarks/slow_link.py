@@ -1,9 +1,13 @@
-"""Two nodes of two ranks joined by a slow link, for benchmarks: network namespaces, a veth pair, `tc tbf`; all removed afterwards."""
+"""Nodes joined by slow links, for benchmarks: network namespaces, veth pairs, `tc tbf`; all removed afterwards.
+
+Two nodes are joined directly; more each have a link of their own to a bridge, which stands in a namespace too.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,33 +22,51 @@ KEEP_UP = ("net.ipv4.tcp_congestion_control=reno", "net.ipv4.tcp_slow_start_afte
 
 
 @contextmanager
-def nodes(rate: str) -> Iterator[tuple[list[list[str]], str]]:
+def nodes(rate: str, count: int = NODES) -> Iterator[tuple[list[list[str]], str]]:
     """Namespaces of the nodes: what to put before a rank's command, and the link in words."""
-    names = [f"{PREFIX}n{node}" for node in range(NODES)]
+    names = [f"{PREFIX}n{node}" for node in range(count)]
+    bridge = f"{PREFIX}b"
+    clean_up_when_ended()
     try:
         try:
-            build(names, rate)
+            build(names, bridge, rate)
         except (OSError, subprocess.CalledProcessError) as error:
-            yield [["env"]] * NODES, f"plain loopback, no slow link (namespaces refused: {error})"
+            yield [["env"]] * count, f"plain loopback, no slow link (namespaces refused: {error})"
             return
-        yield [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}"] for name in names], f"{rate} between nodes (tc tbf)"
+        words = f"{rate} between nodes (tc tbf)" if count == 2 else f"{rate} to and from each node (tc tbf)"
+        yield [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}"] for name in names], words
     finally:
         if shutil.which("ip"):
-            for name in names:
+            for name in (*names, bridge):
                 subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def build(names: list[str], rate: str) -> None:
+def build(names: list[str], bridge: str, rate: str) -> None:
     for name in names:
         command("ip", "netns", "add", name)
-    command("ip", "link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+    if len(names) == 2:
+        command("ip", "link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+    else:
+        command("ip", "netns", "add", bridge)
+        command("ip", "-n", bridge, "link", "add", "hub", "type", "bridge")
+        command("ip", "-n", bridge, "link", "set", "hub", "up")
+        for node, name in enumerate(names):
+            port = f"port{node}"
+            command("ip", "link", "add", name, "netns", name, "type", "veth", "peer", "name", port, "netns", bridge)
+            command("ip", "-n", bridge, "link", "set", port, "master", "hub")
+            command("ip", "-n", bridge, "link", "set", port, "up")
+            shape(bridge, port, rate)  # what comes to the node
     for node, name in enumerate(names):
         command("ip", "-n", name, "addr", "add", f"10.77.0.{node + 1}/24", "dev", name)
         command("ip", "-n", name, "link", "set", "lo", "up")
         command("ip", "-n", name, "link", "set", name, "up")
-        command("tc", "-n", name, "qdisc", "add", "dev", name, "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
+        shape(name, name, rate)
         for setting in KEEP_UP:
             command("ip", "netns", "exec", name, "sysctl", "-w", setting)
+
+
+def shape(namespace: str, device: str, rate: str) -> None:
+    command("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms")
 
 
 def command(*words: str) -> None:
@@ -59,6 +81,7 @@ def start(script: str, rank: int, prefix: list[str], folder: Path) -> subprocess
 
 def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
     """Wait for all ranks; where one fails, stop the others and this program."""
+    clean_up_when_ended()
     try:
         while any(process.poll() is None for process in ranks):
             if any(process.poll() for process in ranks):
@@ -69,6 +92,11 @@ def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
             process.kill()
     if any(codes := [process.wait() for process in ranks]):
         sys.exit(f"ranks ended with {codes}")
+
+
+def clean_up_when_ended() -> None:
+    """Ended from outside, this program still leaves no namespace and no rank behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
 
 
 def bytes_on_link() -> int:

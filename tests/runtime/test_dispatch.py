@@ -37,6 +37,16 @@ def test_unpack_is_the_inverse_of_pack(rows, hidden, top_k, dtype):
         assert torch.equal(got, want)
 
 
+def test_pack_takes_each_row_from_its_token():
+    """From hidden states that stand in wider rows, too, as those do that `unpack` leaves in place."""
+    wide, slots, weights = torch.randn(3, 6), torch.tensor([[1], [2], [-1], [0]]), torch.rand(3, 1)
+    states, token = wide[:, :4], torch.tensor([2, 0, 0, 1])
+    assert torch.equal(pack(states, slots, weights, token), pack(states[token], slots, weights[token]))
+    got, _, _ = unpack(pack(states, slots[:3].expand(3, 2), weights.expand(3, 2)), torch.float32, 2)
+    assert got.stride(0) == 4 + 3  # in place: 4 states, 2 slots and 2 weights make 7 words
+    assert torch.equal(pack(got, slots, weights, token), pack(states, slots, weights, token))
+
+
 def test_visits_by_hand():
     """Three tokens, three devices: {0, 2}, {1}, nothing."""
     reached = visits(torch.tensor([[0, 2, 2], [1, 1, -1], [-1, -1, -1]]), 3)
@@ -47,6 +57,7 @@ def test_visits_by_hand():
 def test_add_rows_by_hand():
     rows = torch.tensor([[1.0], [2.0], [4.0]])
     assert add_rows(rows, torch.tensor([1, 1, 0]), 3).tolist() == [[4.0], [3.0], [0.0]]
+    assert add_rows(rows, torch.tensor([1, 1, 0]), 3, (rows[:2], torch.tensor([2, 0]))).tolist() == [[6.0], [3.0], [1.0]]
     assert add_rows(rows.to(torch.bfloat16), torch.tensor([0, 0, 0]), 1).dtype == torch.bfloat16
 
 

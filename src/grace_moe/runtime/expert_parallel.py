@@ -22,6 +22,7 @@ from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import Received
 from grace_moe.runtime.dispatch.autograd import combine_with_gradients, dispatch_with_gradients
 from grace_moe.runtime.dispatch.model import Compute, add_rows
+from grace_moe.runtime.experts import compute_by_slot, computes_by_slot
 from grace_moe.runtime.layer import LayerRoute
 from grace_moe.runtime.session import ExpertParallelSession
 from grace_moe.wire import COUNT_BYTES
@@ -107,6 +108,8 @@ class GraceExpertParallel(EPImplementation):
 
     def _compute(self, received: Received) -> torch.Tensor:
         """`[R, H]` weighted sum of this rank's experts, over the slots that each row names."""
+        if computes_by_slot(self.experts, received):
+            return compute_by_slot(self.experts, received)
         row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
         if len(row) == 0:
             # Part of the graph: in training all ranks must take part in its backward pass.

@@ -53,7 +53,7 @@ class FlatDispatcher:
         ranks = range(self.groups.topology.num_devices)
         device_of_row, token_of_row = positions(visits(devices_TK, len(ranks)), sum(send))
         here = devices_TK[token_of_row] == device_of_row[:, None]
-        rows = pack(hidden_TH[token_of_row], torch.where(here, slots_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
+        rows = pack(hidden_TH, torch.where(here, slots_TK[token_of_row], EMPTY_SLOT), weights_TK, token_of_row)
         arrived = exchange_rows(rows, send, receive, ranks, self.groups.world, self.meter)
         hidden, slots, weights = unpack(arrived, hidden_TH.dtype, devices_TK.shape[1])
         state = FlatState(token_of_row=token_of_row, num_tokens=len(hidden_TH), send_splits=send, receive_splits=receive)

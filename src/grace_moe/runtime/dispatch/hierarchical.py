@@ -223,7 +223,7 @@ class HierarchicalDispatcher:
         reached[own_node] = False
         node_of_row, token_of_row = positions(reached, sum(splits.cross_send))
         there = nodes_TK[token_of_row] == node_of_row[:, None]
-        rows = pack(hidden_TH[token_of_row], torch.where(there, codes_TK[token_of_row], EMPTY_SLOT), weights_TK[token_of_row])
+        rows = pack(hidden_TH, torch.where(there, codes_TK[token_of_row], EMPTY_SLOT), weights_TK, token_of_row)
         crossing = send_rows(rows, splits.cross_send, splits.cross_receive, groups.rail_ranks, groups.rail, self.meter)
 
         codes = torch.where(nodes_TK[own] == own_node, codes_TK[own], EMPTY_SLOT)
@@ -231,7 +231,7 @@ class HierarchicalDispatcher:
             splits=splits,
             width=width,
             num_tokens=len(hidden_TH),
-            own=_Rows(hidden=hidden_TH[own], codes=codes, weights=weights_TK[own].to(torch.float32)),
+            own=_Rows(hidden=hidden_TH.index_select(0, own), codes=codes, weights=weights_TK[own].to(torch.float32)),
             token_of_own_row=own,
             token_of_cross_row=token_of_row,
             crossing=crossing,
@@ -321,7 +321,7 @@ class HierarchicalDispatcher:
         device_of_row, source_of_row = positions(visits(devices, len(ranks)), sum(send))
         here = devices[source_of_row] == device_of_row[:, None]
         slots = torch.where(here, codes[source_of_row] % width, EMPTY_SLOT)
-        rows = pack(at_hand.hidden[source_of_row], slots, at_hand.weights[source_of_row])
+        rows = pack(at_hand.hidden, slots, at_hand.weights, source_of_row)
         arrived = exchange_rows(rows, send, receive, ranks, self.groups.node, self.meter)
         hidden_RH, slots_RK, weights_RK = unpack(arrived, at_hand.hidden.dtype, codes.shape[1])
         return Received(hidden_RH=hidden_RH, slots_RK=slots_RK, weights_RK=weights_RK), source_of_row
@@ -333,4 +333,4 @@ class HierarchicalDispatcher:
     @staticmethod
     def _at_source(own: torch.Tensor, back: torch.Tensor, token_of_own_row: torch.Tensor, cross: _Stage) -> torch.Tensor:
         """`[T, H]` sum of each token's own node and the others, in this order."""
-        return add_rows(torch.cat([own, back]), torch.cat([token_of_own_row, cross.source_of_row]), cross.num_rows)
+        return add_rows(own, token_of_own_row, cross.num_rows, (back, cross.source_of_row))

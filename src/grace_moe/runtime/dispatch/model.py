@@ -84,8 +84,10 @@ def positions(reached: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Ten
     return found[:, 0], found[:, 1]
 
 
-def add_rows(rows_RH: torch.Tensor, index_R: torch.Tensor, size: int) -> torch.Tensor:
-    """`[size, H]` sums of rows by index, accumulated in float32 at least, in ascending row order."""
+def add_rows(rows_RH: torch.Tensor, index_R: torch.Tensor, size: int, *more: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """`[size, H]` sums of rows by index, accumulated in float32 at least, in ascending row order; then of `more` rows by their index."""
     wide = torch.promote_types(rows_RH.dtype, torch.float32)
     total = torch.zeros((size, rows_RH.shape[1]), dtype=wide, device=rows_RH.device)
-    return total.index_add_(0, index_R, rows_RH.to(wide)).to(rows_RH.dtype)
+    for rows, index in ((rows_RH, index_R), *more):
+        total = total.index_add_(0, index, rows.to(wide))
+    return total.to(rows_RH.dtype)

@@ -13,17 +13,36 @@ import torch
 from grace_moe.wire import SLOT_BYTES, WEIGHT_BYTES
 
 
-def pack(hidden_RH: torch.Tensor, slots_RK: torch.Tensor, weights_RK: torch.Tensor) -> torch.Tensor:
-    """`[R, bytes]` uint8 of equally many hidden states, slots (any integer below 32768, -1 = none) and weights."""
-    parts = (hidden_RH, slots_RK.to(torch.int16), weights_RK.to(torch.float32))
-    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
+def pack(hidden_TH: torch.Tensor, slots_RK: torch.Tensor, weights_TK: torch.Tensor, token_R: torch.Tensor | None = None) -> torch.Tensor:
+    """`[R, bytes]` uint8 rows: hidden states, slots (any integer below 32768, -1 = none) and weights.
+
+    Args:
+        token_R: int64: which hidden state and weights each row carries; None: row r those of r. They are copied once, to their place.
+    """
+    hidden, slots, weights = (_bytes(part) for part in (hidden_TH, slots_RK.to(torch.int16), weights_TK.to(torch.float32)))
+    first, second = hidden.shape[1], hidden.shape[1] + slots.shape[1]
+    rows = hidden.new_empty((len(slots), second + weights.shape[1]))
+    rows[:, first:second] = slots
+    if token_R is None:
+        rows[:, :first], rows[:, second:] = hidden, weights
+    else:
+        torch.index_select(hidden, 0, token_R, out=rows[:, :first])
+        rows[:, second:] = weights[token_R]
+    return rows
 
 
 def unpack(rows: torch.Tensor, dtype: torch.dtype, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The inverse of `pack`: hidden states of `dtype`, int64 slots, float32 weights."""
+    """The inverse of `pack`: hidden states of `dtype` (where rows they stand in, if those are aligned), int64 slots, float32 weights."""
     hidden_bytes = rows.shape[1] - top_k * (SLOT_BYTES + WEIGHT_BYTES)
     hidden, slots, weights = torch.split(rows, [hidden_bytes, top_k * SLOT_BYTES, top_k * WEIGHT_BYTES], dim=1)
-    return _aligned(hidden).view(dtype), _aligned(slots).view(torch.int16).to(torch.int64), _aligned(weights).view(torch.float32)
+    in_place = rows.shape[1] % dtype.itemsize == 0 and rows.is_contiguous()
+    hidden = hidden if in_place else _aligned(hidden)
+    return hidden.view(dtype), _aligned(slots).view(torch.int16).to(torch.int64), _aligned(weights).view(torch.float32)
+
+
+def _bytes(part: torch.Tensor) -> torch.Tensor:
+    """The same rows as uint8; rows may lie apart."""
+    return (part if part.stride(-1) == 1 else part.contiguous()).view(torch.uint8)
 
 
 def _aligned(part: torch.Tensor) -> torch.Tensor:
