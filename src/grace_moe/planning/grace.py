@@ -9,7 +9,6 @@ balance on requests to come, and pay more for it, or fall back to EPLB's, where 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -76,8 +75,10 @@ def grace(
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.joint.alignment import share_out
-    from grace_moe.planning.joint.layer import LayerProblem, plan_layer
+    from grace_moe.planning.joint.layer import LayerProblem
+    from grace_moe.planning.joint.layers import plan_layers
     from grace_moe.planning.joint.node_search import copies_on_nodes
+    from grace_moe.planning.joint.units import independent_units
 
     if request_placement and trace.request_ids is None:
         raise UsageError(
@@ -87,34 +88,34 @@ def grace(
         raise UsageError(f"request_placement needs nodes that are alike, and those of {topology.source} are not; plan without it")
     starts = None if request.start is None else _starts(request, request.start)
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
+    units = request_of_token if request_placement else independent_units(trace.topk_ids, request_of_token)
     problems = [
         LayerProblem(
             layer_id=layer_id,
             ids=trace.topk_ids[:, index].astype(np.int64),
-            request=request_of_token,
+            request=units,
+            tokens_dealt=units is not request_of_token,
             experts=request.num_experts,
             topology=topology,
             slots=request.equal_slots,
             start=None if starts is None else starts[index],
             price=price,
-            tolerance=tolerance,
             effort=effort,
             seed=(request.seed * 1_000_003 + index) % 2**32,
+            days=request.seed,
         )
         for index, layer_id in enumerate(trace.layer_ids)
     ]
     done = 0
 
     def plan_all(problems: Sequence[LayerProblem]) -> list[LayerPlacement]:
-        nonlocal done
-        found = []
-        with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
-            for layer in pool.map(plan_layer, problems):
-                found.append(layer)
-                done += 1
-                if request.progress is not None:
-                    request.progress(done, len(problems) * (2 if request_placement else 1))
-        return found
+        def on_layer() -> None:
+            nonlocal done
+            done += 1
+            if request.progress is not None:
+                request.progress(done, len(problems) * (2 if request_placement else 1))
+
+        return plan_layers(problems, tolerance, threads, on_layer)
 
     if request_placement:
         # Placed requests even the load out: topics may stay together, and balance is judged afterwards.
