@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
 
-_RATES = (0.0, *(0.02 * 1.25**step for step in range(50)))
-"""Copies per token that a unit of the busiest device's load is worth."""
+_RATES = (0.0, *(0.02 * 1.25**step for step in range(60)))
+"""Copies per token that a unit of the busiest device's load over the mean is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,22 @@ def choose_candidates(
 ) -> tuple[int, ...] | None:
     """Number of the candidate of each layer; None where no rate meets the tolerance. Ties: the first.
 
+    A copy is weighed against how much busier than the floor's the busiest device is on the layer's mean day and its doubt more.
+
     Args:
         candidates: of each layer, at least one.
         floors: `[layers, DAYS]` peaks of the placement to compare with.
         tolerance, doubt: `excess` may be at most the tolerance.
     """
+    traffic = [[candidate.traffic for candidate in options] for options in candidates]
+    risk = [
+        [float((c.peaks - floor).mean() + doubt * (c.peaks - floor).std()) for c in options]
+        for options, floor in zip(candidates, floors, strict=True)
+    ]
     for rate in _RATES:
-        chosen = tuple(int(np.argmin([c.traffic + rate * c.peaks.mean() for c in options])) for options in candidates)
+        chosen = tuple(
+            int(np.argmin(np.array(copies) + rate * np.array(over))) for copies, over in zip(traffic, risk, strict=True)
+        )
         peaks = np.stack([options[index].peaks for options, index in zip(candidates, chosen, strict=True)])
         if excess(peaks, floors, doubt) <= tolerance:
             return chosen

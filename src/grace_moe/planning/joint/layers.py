@@ -19,6 +19,8 @@ PRICE_STEPS = (1, 4, 16)
 """Multiples of the first price."""
 DOUBT = 0.5
 """Standard deviations between days that the mean day must leave to the tolerance."""
+DOUBT_UNKNOWN = 1.0
+"""The same where requests are unknown: how tokens depend on one another is then a guess."""
 
 
 def plan_layers(
@@ -31,6 +33,7 @@ def plan_layers(
         on_layer: called as each layer has a placement.
     """
     searched = problems[0].topology.num_devices > 1 and len(problems[0].ids) > 0
+    doubt = DOUBT_UNKNOWN if problems[0].tokens_dealt else DOUBT
     with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
         by_load = list(pool.map(expect_by_load, problems))
         floors = np.stack([candidate.peaks for candidate in by_load])
@@ -44,7 +47,7 @@ def plan_layers(
                 copies[index] = held
                 if step == PRICE_STEPS[0]:
                     on_layer()
-            chosen = choose_candidates(options, floors, tolerance, DOUBT)
+            chosen = choose_candidates(options, floors, tolerance, doubt)
             if problems[0].steady:
                 return [row[0].layer for row in options]
             if chosen is not None:
@@ -54,5 +57,5 @@ def plan_layers(
                 row.append(candidate)
                 if not searched:
                     on_layer()
-            chosen = choose_candidates(options, floors, tolerance, DOUBT) or tuple(len(row) - 1 for row in options)
+            chosen = choose_candidates(options, floors, tolerance, doubt) or tuple(len(row) - 1 for row in options)
     return [row[index].layer for row, index in zip(options, chosen, strict=True)]
