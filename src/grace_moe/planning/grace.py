@@ -3,7 +3,8 @@
 Per layer (`joint.layer`): (1) search which experts each node holds, replicas included, to minimise the nodes that a token must reach
 under joint replica choice, with a price on the imbalance that the future may bring; (2) pack each node's experts on its devices, equal
 slots each; (3) solve the split of each expert's tokens among its replicas, so that devices come out even; (4) estimate the
-balance on requests to come, and pay more for it, or fall back to EPLB's, where it would fall behind EPLB's.
+balance on days to come. Where, mean over layers, it would fall behind EPLB's, all layers pay more for it (`joint.layers`); then each takes
+one of its placements, EPLB's devices gathered on nodes (`joint.gathering`) where no other keeps the balance.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb),
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
-BY_LOAD = "nothing to gain within the tolerance on balance: placed by load (eplb)"
+BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
 
 
 def grace(
@@ -44,8 +45,8 @@ def grace(
 
     Args:
         price: copies per token that a unit of expected squared imbalance of the nodes is worth; less of it buys less traffic.
-        tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, both as expected on
-            requests to come. Where a layer exceeds it, its price is raised.
+        tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
+            expected on days to come; half a standard deviation between days is left to it, a whole one where requests are unknown.
         request_placement: plan for a front-end that sends requests to nodes by `planning.request_placement`.
         effort: multiplies the moves that the search tries; its time is proportional.
         threads: layers planned at once; the plan does not depend on it.

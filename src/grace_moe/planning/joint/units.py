@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 MOST_STREAMS = 16
 """Largest distance tried."""
+ABOUT = 0.9
+"""Share of the most experts shared that is as many: multiples of the distance do nearly as well."""
 RUN = 32
 """Longest run, tokens of a stream."""
 FEWEST_RUNS = 32
@@ -38,7 +40,7 @@ def independent_units(topk_ids: npt.NDArray[np.integer[Any]], request: npt.NDArr
 
 
 def stream_distance(topk_ids: npt.NDArray[np.integer[Any]]) -> int:
-    """Distance p <= `MOST_STREAMS` at which tokens share most experts, mean over at most 8 layers. Ties: the shortest.
+    """Shortest distance p <= `MOST_STREAMS` at which tokens share about as many experts as at any, over at most 8 layers.
 
     Args:
         topk_ids: `[T, layers, k]`, -1 = none.
@@ -47,5 +49,5 @@ def stream_distance(topk_ids: npt.NDArray[np.integer[Any]]) -> int:
     shared = [0.0]
     for distance in range(1, min(MOST_STREAMS, len(sample) // 4) + 1):
         alike = (sample[distance:, :, :, None] == sample[:-distance, :, None, :]) & (sample[distance:, :, :, None] >= 0)
-        shared.append(round(float(alike.sum()) / max(1, len(sample) - distance), 6))
-    return int(np.argmax(shared)) or 1
+        shared.append(float(alike.sum()) / max(1, len(sample) - distance))
+    return next((d for d, mean in enumerate(shared) if d and mean >= ABOUT * max(shared)), 1)
