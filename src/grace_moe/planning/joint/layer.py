@@ -27,9 +27,9 @@ POLISH_TOKENS = 6000
 """Tokens of the short search and of everything after it."""
 PACKING_TOKENS = 4000
 """Tokens that device packing looks at, from all source nodes together."""
-LONG = SearchOptions(proposals=150_000)
+LONG = SearchOptions(proposals=110_000)
 SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
-AGAIN = SearchOptions(proposals=30_000, hot=2e-3, cold=3e-5)
+AGAIN = SearchOptions(proposals=20_000, hot=2e-3, cold=3e-5)
 FROM_START = SearchOptions(proposals=20_000, hot=1e-3, cold=3e-5)
 TRUST = 0.8
 """Share of the tokens taken to come from their request's node: a front-end decides from the first tokens, and may err."""

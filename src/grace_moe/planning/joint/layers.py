@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.joint.across_layers import Candidate, choose_candidates
+from grace_moe.planning.joint.across_layers import Candidate, choose_candidates, excess
 from grace_moe.planning.joint.layer import LayerProblem, expect_by_load, gather_by_load, plan_layer
 
 PRICE_STEPS = (1, 4, 16)
@@ -40,9 +40,10 @@ def plan_layers(
         options: list[list[Candidate]] = [[] for _ in problems]
         copies: list[npt.NDArray[np.int64] | None] = [None] * len(problems)
         chosen = None
+        behind = list(range(len(problems)))
         for step in PRICE_STEPS if searched else ():
-            found = pool.map(plan_layer, problems, [step] * len(problems), copies)
-            for index, (candidate, held) in enumerate(found):
+            found = pool.map(plan_layer, [problems[i] for i in behind], [step] * len(behind), [copies[i] for i in behind])
+            for index, (candidate, held) in zip(behind, found, strict=True):
                 options[index].append(candidate)
                 copies[index] = held
                 if step == PRICE_STEPS[0]:
@@ -52,6 +53,7 @@ def plan_layers(
                 return [row[0].layer for row in options]
             if chosen is not None:
                 break
+            behind = [i for i in behind if excess(options[i][-1].peaks[None], floors[i][None], doubt) > tolerance]
         if chosen is None:
             for row, candidate in zip(options, pool.map(gather_by_load, problems, by_load), strict=True):
                 row.append(candidate)
