@@ -3,14 +3,14 @@
 Per layer (`joint.layer`): (1) search which experts each node holds, replicas included, to minimise the nodes that a token must reach
 under joint replica choice, with a price on the imbalance that the future may bring; (2) pack each node's experts on its devices, equal
 slots each; (3) solve the split of each expert's tokens among its replicas, so that devices come out even; (4) estimate the
-balance on requests to come, and pay more for it, or fall back to EPLB's, where it would fall behind EPLB's. On demand (`joint.decode`):
+balance on days to come. Where, mean over layers, it would fall behind EPLB's, all layers pay more for it (`joint.layers`); then each takes
+one of its placements, EPLB's devices gathered on nodes (`joint.gathering`) where no other keeps the balance. On demand (`joint.decode`):
 (5) choose which of the replicas decode uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ MAX_DECODE_BATCH = 65_536
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
-BY_LOAD = "nothing to gain within the tolerance on balance: placed by load (eplb)"
+BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
 
 
 def grace(
@@ -54,8 +54,8 @@ def grace(
 
     Args:
         price: copies per token that a unit of expected squared imbalance of the nodes is worth; less of it buys less traffic.
-        tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, both as expected on
-            requests to come. Where a layer exceeds it, its price is raised.
+        tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
+            expected on days to come; half a standard deviation between days is left to it, a whole one where requests are unknown.
         request_placement: plan for a front-end that sends requests to nodes by `planning.request_placement`.
         decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
             are active on a device (`joint.decode`). Placement and prefill are the same either way.
@@ -113,8 +113,10 @@ def _plan(
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.joint.alignment import share_out
-    from grace_moe.planning.joint.layer import LayerProblem, plan_layer
+    from grace_moe.planning.joint.layer import LayerProblem
+    from grace_moe.planning.joint.layers import plan_layers
     from grace_moe.planning.joint.node_search import copies_on_nodes
+    from grace_moe.planning.joint.units import independent_units
 
     if request_placement and trace.request_ids is None:
         raise UsageError(
@@ -124,34 +126,34 @@ def _plan(
         raise UsageError(f"request_placement needs nodes that are alike, and those of {topology.source} are not; plan without it")
     starts = None if request.start is None else _starts(request, request.start)
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
+    units = request_of_token if request_placement else independent_units(trace.topk_ids, request_of_token)
     problems = [
         LayerProblem(
             layer_id=layer_id,
             ids=trace.topk_ids[:, index].astype(np.int64),
-            request=request_of_token,
+            request=units,
+            tokens_dealt=units is not request_of_token,
             experts=request.num_experts,
             topology=topology,
             slots=request.equal_slots,
             start=None if starts is None else starts[index],
             price=price,
-            tolerance=tolerance,
             effort=effort,
             seed=(request.seed * 1_000_003 + index) % 2**32,
+            days=request.seed,
         )
         for index, layer_id in enumerate(trace.layer_ids)
     ]
     done = 0
 
     def plan_all(problems: Sequence[LayerProblem]) -> list[LayerPlacement]:
-        nonlocal done
-        found = []
-        with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
-            for layer in pool.map(plan_layer, problems):
-                found.append(layer)
-                done += 1
-                if request.progress is not None:
-                    request.progress(done, len(problems) * (2 if request_placement else 1))
-        return found
+        def on_layer() -> None:
+            nonlocal done
+            done += 1
+            if request.progress is not None:
+                request.progress(done, len(problems) * (2 if request_placement else 1))
+
+        return plan_layers(problems, tolerance, threads, on_layer)
 
     if request_placement:
         # Placed requests even the load out: topics may stay together, and balance is judged afterwards.

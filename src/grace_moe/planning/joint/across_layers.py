@@ -1,0 +1,66 @@
+"""Which of several placements of each layer: least traffic, busiest device within the tolerance, mean over layers.
+
+Balance is asked of a model, not of a layer: a layer where it is cheap makes up for one where it is dear. A copy a token is weighed
+against load of the busiest device at one rate for all layers, the lowest at which the days to come are good enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import LayerPlacement
+
+_RATES = (0.0, *(0.02 * 1.25**step for step in range(60)))
+"""Copies per token that a unit of the busiest device's load over the mean is worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A placement of one layer, and what is expected of it."""
+
+    layer: LayerPlacement
+    peaks: npt.NDArray[np.float64]
+    """`[DAYS]` busiest device over the mean."""
+    traffic: float
+    """Copies between nodes, per token."""
+
+
+def excess(peaks: npt.NDArray[np.float64], floors: npt.NDArray[np.float64], doubt: float) -> float:
+    """Load of the busiest device over the floor's, mean over layers: on the mean day, and `doubt` standard deviations of days more.
+
+    Args:
+        peaks, floors: `[layers, DAYS]`.
+    """
+    ratio = peaks.mean(axis=0) / floors.mean(axis=0)
+    return float(ratio.mean() + doubt * ratio.std())
+
+
+def choose_candidates(
+    candidates: Sequence[Sequence[Candidate]], floors: npt.NDArray[np.float64], tolerance: float, doubt: float
+) -> tuple[int, ...] | None:
+    """Number of the candidate of each layer; None where no rate meets the tolerance. Ties: the first.
+
+    A copy is weighed against how much busier than the floor's the busiest device is on the layer's mean day and its doubt more.
+
+    Args:
+        candidates: of each layer, at least one.
+        floors: `[layers, DAYS]` peaks of the placement to compare with.
+        tolerance, doubt: `excess` may be at most the tolerance.
+    """
+    traffic = [[candidate.traffic for candidate in options] for options in candidates]
+    risk = [
+        [float((c.peaks - floor).mean() + doubt * (c.peaks - floor).std()) for c in options]
+        for options, floor in zip(candidates, floors, strict=True)
+    ]
+    for rate in _RATES:
+        chosen = tuple(
+            int(np.argmin(np.array(copies) + rate * np.array(over))) for copies, over in zip(traffic, risk, strict=True)
+        )
+        peaks = np.stack([options[index].peaks for options, index in zip(candidates, chosen, strict=True)])
+        if excess(peaks, floors, doubt) <= tolerance:
+            return chosen
+    return None
