@@ -23,6 +23,7 @@ from grace_moe.planning.joint_choice import MAX_EXACT_NODES
 from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_same_model, is_within
 
 if TYPE_CHECKING:
+    from grace_moe.planning.joint.labels import Labels
     from grace_moe.planning.joint.layer import LayerProblem
 
 MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
@@ -76,6 +77,7 @@ def grace(
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.joint.alignment import share_out
+    from grace_moe.planning.joint.labels import Labels, by_speed, device_order, expert_order, renamed
     from grace_moe.planning.joint.layer import LayerProblem, plan_layer
     from grace_moe.planning.joint.node_search import copies_on_nodes
 
@@ -85,12 +87,18 @@ def grace(
         )
     if request_placement and len({tuple(device.relative_speed for device in node.devices) for node in topology.nodes}) > 1:
         raise UsageError(f"request_placement needs nodes that are alike, and those of {topology.source} are not; plan without it")
-    starts = None if request.start is None else _starts(request, request.start)
+    # Planned by canonical names, so that what experts and devices are called plays no part.
+    named = [
+        Labels(experts=expert_order(trace.topk_ids[:, index], request.num_experts), devices=device_order(topology))
+        for index in range(trace.num_layers)
+    ]
+    topology = by_speed(topology)
+    starts = None if request.start is None else _starts(request, request.start, named)
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
     problems = [
         LayerProblem(
             layer_id=layer_id,
-            ids=trace.topk_ids[:, index].astype(np.int64),
+            ids=renamed(trace.topk_ids[:, index], named[index].experts),
             request=request_of_token,
             experts=request.num_experts,
             topology=topology,
@@ -126,14 +134,16 @@ def grace(
         ]
     layers = plan_all(problems)
     return PlannedLayers(
-        layers=tuple(_with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)),
+        layers=tuple(
+            names.own(_with_source_costs(problem, layer)) for names, problem, layer in zip(named, problems, layers, strict=True)
+        ),
         replica_choice="joint",
         notes=by_layer([(layer.layer_id, (BY_LOAD,)) for layer in layers if layer.replica_choice]),
     )
 
 
-def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64]]:
-    """Per layer, the copies `[N, E]` that each node of an existing placement holds, its empty slots filled."""
+def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> list[npt.NDArray[np.int64]]:
+    """Per layer, the copies `[N, E]` (by canonical names) that each node of an existing placement holds, its empty slots filled."""
     from grace_moe.planning.joint.node_search import copies_on_nodes
 
     check_same_model(start, request.trace)
@@ -147,7 +157,10 @@ def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64
             f"{start.source}: {int(start.slots_per_device().max())} slots on a device, but the plan allows {request.equal_slots}; "
             "give more slots, or plan from none"
         )
-    return [copies_on_nodes(layer, request.topology, request.equal_slots) for layer in start.layers]
+    return [
+        copies_on_nodes(names.canonical(layer), request.topology, request.equal_slots)
+        for names, layer in zip(named, start.layers, strict=True)
+    ]
 
 
 def _sampled_costs(
