@@ -111,7 +111,7 @@ def test_packing_puts_companions_together_and_evens_load():
 
 def test_the_split_evens_devices_by_hand():
     """Expert 0 (90 pairs) on both devices, expert 1 (30) on device 0 only, one node: 30 + 30 against 60."""
-    cells = np.array([[0.0, 90.0], [0.0, 30.0]])
+    cells = np.array([[0, 1], [1, 1]]), np.array([90.0, 30.0])
     weights, load = balance(cells, np.array([[0, 1], [0, -1]]), np.array([0, 0]), np.ones(2))
     assert weights[0] / weights[0].sum() == pytest.approx([1 / 3, 2 / 3], abs=0.01)
     assert load == pytest.approx([60, 60], abs=1)

@@ -19,14 +19,15 @@ import numpy.typing as npt
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.baselines.eplb import eplb
-from grace_moe.planning.joint_choice import MAX_EXACT_NODES
 from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_same_model, is_within
 
 if TYPE_CHECKING:
     from grace_moe.planning.joint.labels import Labels
     from grace_moe.planning.joint.layer import LayerProblem
 
-MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
+MAX_NODES = 64
+"""The search covers up to 8 groups of 8 nodes."""
+MANY_NODES = "more nodes than the search takes (64): placed by load (eplb), replicas chosen jointly"
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
@@ -63,10 +64,10 @@ def grace(
     if type(request_placement) is not bool:
         raise UsageError(f"request_placement {request_placement!r} is neither true nor false; use one of them")
     topology, trace = request.topology, request.trace
-    if topology.num_nodes > MAX_EXACT_NODES:
+    if topology.num_nodes > MAX_NODES:
         if request_placement or request.start is not None:
             raise UsageError(
-                f"request_placement and start take up to {MAX_EXACT_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
+                f"request_placement and start take up to {MAX_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
                 "plan without them"
             )
         by_load = eplb(request)

@@ -15,11 +15,12 @@ from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.baselines.eplb import layer_by_load
 from grace_moe.planning.joint.device_packing import NodeShare, PackingOptions, pack_devices
 from grace_moe.planning.joint.foresight import expected_peak, request_loads
+from grace_moe.planning.joint.many_nodes import search_many_nodes
 from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
 from grace_moe.planning.joint.split import balance, node_prices
 from grace_moe.planning.joint.uncertainty import load_shares
 from grace_moe.planning.joint.visits import visits
-from grace_moe.planning.joint_choice import JointChoiceTable, joint_choice_table
+from grace_moe.planning.joint_choice import MAX_EXACT_NODES, JointChoiceTable, joint_choice_table
 from grace_moe.topology import Topology
 
 SEARCH_TOKENS = 1500
@@ -85,6 +86,7 @@ def plan_layer(problem: LayerProblem) -> LayerPlacement:
     sources = _source_weights(problem)
     trusted = np.random.default_rng(problem.seed + 1).random(len(problem.ids)) < TRUST
     pins = None if problem.node_of_request is None else np.where(trusted, problem.node_of_request[problem.request], -1)
+    search = search_nodes if topology.num_nodes <= MAX_EXACT_NODES else search_many_nodes
     best, least = by_load, np.inf
     for step in PRICE_STEPS if len(few) and topology.num_devices > 1 else ():
         if topology.num_nodes > 1:
@@ -93,7 +95,7 @@ def plan_layer(problem: LayerProblem) -> LayerPlacement:
                 searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
             for tokens, options in searches:
                 options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * step)
-                copies = search_nodes(
+                copies = search(
                     problem.ids[tokens], share, noise, room, options, problem.seed, copies, None if pins is None else pins[tokens]
                 )
         layer = _place(problem, problem.ids[many], sources[many], noise, copies, room)
