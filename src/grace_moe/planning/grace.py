@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from grace_moe.planning.joint.layer import LayerProblem
 
 MAX_NODES = 64
-"""The search covers up to 8 groups of 8 nodes."""
+"""As `joint.many_nodes.MAX_NODES`, which is not imported for a fallback: 8 groups of 8 nodes."""
 MANY_NODES = "more nodes than the search takes (64): placed by load (eplb), replicas chosen jointly"
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
@@ -104,7 +104,8 @@ def grace(
             experts=request.num_experts,
             topology=topology,
             slots=request.equal_slots,
-            start=None if starts is None else starts[index],
+            start=None if starts is None else copies_on_nodes(starts[index], topology, request.equal_slots),
+            serving=None if starts is None else starts[index],
             price=price,
             tolerance=tolerance,
             effort=effort,
@@ -130,7 +131,7 @@ def grace(
         layers = _named_alike(problems, plan_all([replace(problem, steady=True) for problem in problems]))
         node_of_request = share_out(_request_costs(problems, layers).sum(axis=0))
         problems = [
-            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), node_of_request=node_of_request)
+            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), serving=None, node_of_request=node_of_request)
             for problem, layer in zip(problems, layers, strict=True)
         ]
     layers = plan_all(problems)
@@ -143,10 +144,8 @@ def grace(
     )
 
 
-def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> list[npt.NDArray[np.int64]]:
-    """Per layer, the copies `[N, E]` (by canonical names) that each node of an existing placement holds, its empty slots filled."""
-    from grace_moe.planning.joint.node_search import copies_on_nodes
-
+def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> list[LayerPlacement]:
+    """The layers of an existing placement, by canonical names."""
     check_same_model(start, request.trace)
     if start.topology.shape != request.topology.shape:
         raise MismatchError(
@@ -158,10 +157,7 @@ def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> 
             f"{start.source}: {int(start.slots_per_device().max())} slots on a device, but the plan allows {request.equal_slots}; "
             "give more slots, or plan from none"
         )
-    return [
-        copies_on_nodes(names.canonical(layer), request.topology, request.equal_slots)
-        for names, layer in zip(named, start.layers, strict=True)
-    ]
+    return [names.canonical(layer) for names, layer in zip(named, start.layers, strict=True)]
 
 
 def _sampled_costs(

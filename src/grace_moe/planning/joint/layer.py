@@ -33,6 +33,9 @@ LONG = SearchOptions(proposals=150_000)
 SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
 AGAIN = SearchOptions(proposals=30_000, hot=2e-3, cold=3e-5)
 FROM_START = SearchOptions(proposals=20_000, hot=1e-3, cold=3e-5)
+REPLAN = SearchOptions(proposals=8_000, hot=3e-4, cold=3e-5)
+"""Of a placement that serves already: a short, cold search moves few experts."""
+REPACK = PackingOptions(proposals_per_slot=10, hot=1e-4, stay=0.05)
 TRUST = 0.8
 """Share of the tokens taken to come from their request's node: a front-end decides from the first tokens, and may err."""
 PRICE_STEPS = (1, 4, 16)
@@ -56,6 +59,8 @@ class LayerProblem:
     """Of each device."""
     start: npt.NDArray[np.int64] | None = None
     """`[N, E]` copies on each node to begin from; None = from nothing."""
+    serving: LayerPlacement | None = None
+    """Of which `start` are the copies, where it serves already: few experts should move. None = there is none."""
     node_of_request: npt.NDArray[np.int64] | None = None
     """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
     steady: bool = False
@@ -91,7 +96,9 @@ def plan_layer(problem: LayerProblem) -> LayerPlacement:
     for step in PRICE_STEPS if len(few) and topology.num_devices > 1 else ():
         if topology.num_nodes > 1:
             searches = [(few, AGAIN)]
-            if step == 1:
+            if problem.serving is not None:
+                searches = [(few, REPLAN)]
+            elif step == 1:
                 searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
             for tokens, options in searches:
                 options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * step)
@@ -138,16 +145,25 @@ def _place(
     def at_prices(prices: tuple[float, ...]) -> JointChoiceTable:
         return joint_choice_table(_layer(layer_id, on_nodes, even_weights(on_nodes), prices), one_device_a_node)
 
-    prices, cells, weights = node_prices(ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed)
+    prices, cells, weights = node_prices(
+        ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed, thin=1 if problem.serving is None else 3
+    )
     by_node = joint_choice_table(_layer(layer_id, on_nodes, _shares(on_nodes, weights), prices), one_device_a_node)
-    sample = np.arange(PACKING_TOKENS) % max(1, len(ids))
+    tokens = PACKING_TOKENS if problem.serving is None else PACKING_TOKENS // 2
+    sample = np.arange(tokens) % max(1, len(ids))
     rows = ids[sample]
-    drawn = np.random.default_rng(seed).random(PACKING_TOKENS)
+    drawn = np.random.default_rng(seed).random(tokens)
     source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
     computed_on = by_node.choose(layer_id, rows, source, np.arange(len(rows)), seed=seed)
     pairs = max(int((computed_on >= 0).sum()), 1)
     whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
 
+    held = None
+    if problem.serving is not None:
+        held = np.zeros((topology.num_devices, problem.experts), bool)
+        for expert, devices in enumerate(problem.serving.devices_of_expert):
+            held[list(devices), expert] = True
+    packing = PackingOptions() if held is None else REPACK
     found: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(nodes):
         members = topology.devices_of_node(node)
@@ -160,8 +176,9 @@ def _place(
             share_here=load / whole,
             rows=here,
             fair=pairs * topology.relative_speed[list(members)] / topology.relative_speed.sum(),
+            held=None if held is None else held[list(members)],
         )
-        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, PackingOptions(), seed)
+        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, packing, seed)
         for device, experts in zip(members, slot, strict=True):
             for expert in experts:
                 if expert >= 0 and device not in found[expert]:

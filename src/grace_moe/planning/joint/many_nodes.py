@@ -7,6 +7,7 @@ each group, on the experts that it holds and the tokens' experts that it compute
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,14 @@ from grace_moe.planning.joint_choice import joint_choice_table
 from grace_moe.topology import Topology
 
 MAX_NODES = MAX_GROUPS**2
+"""So that a group's nodes are few enough for the exact search."""
 
 
 def groups_of(nodes: int) -> list[range]:
     """Near-equal runs of consecutive nodes, as few nodes in each as groups can be had."""
     count = min(nodes, MAX_GROUPS)
     bounds = [nodes * g // count for g in range(count + 1)]
-    return [range(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [range(a, b) for a, b in pairwise(bounds)]
 
 
 def search_many_nodes(
@@ -40,14 +42,19 @@ def search_many_nodes(
     """Better copies `[N, E]` than `start`; see `node_search.search_nodes`, whose arguments these are."""
     groups = groups_of(len(room.slots))
     group_of = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
-    pooled = NodeRoom(slots=_pooled(room.slots, groups), devices=_pooled(room.devices, groups), capacity=_pooled(room.capacity, groups))
+    first = [group.start for group in groups]
+    pooled = NodeRoom(
+        slots=np.add.reduceat(room.slots, first),
+        devices=np.add.reduceat(room.devices, first),
+        capacity=np.add.reduceat(room.capacity, first),
+    )
     pin_groups = None if pins is None else np.where(pins < 0, -1, group_of[pins])
-    held = np.stack([start[list(group)].sum(axis=0) for group in groups])
+    held = np.add.reduceat(start, first)
     held = search_nodes(ids, share, noise, pooled, options, seed, held, pin_groups)
     computed = _computed_by(ids, held, pooled, seed, pin_groups)
     copies = np.zeros_like(start)
     for g, group in enumerate(groups):
-        nodes, experts = list(group), np.flatnonzero(held[g])
+        nodes, experts = np.array(group), np.flatnonzero(held[g])
         if len(group) == 1:
             copies[nodes[0]] = held[g]
             continue
@@ -78,10 +85,6 @@ def search_many_nodes(
             own_pins,
         )
     return copies
-
-
-def _pooled(of_nodes: npt.NDArray[np.generic], groups: list[range]) -> npt.NDArray[np.generic]:
-    return np.array([of_nodes[list(group)].sum() for group in groups])
 
 
 def _computed_by(

@@ -29,7 +29,9 @@ Cells: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Demand: `[C, 2]` expert, and mask of the visited nodes that hold it; `[C]` pairs."""
 
 
-def demand(ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]) -> Cells:
+def demand(
+    ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
+) -> Cells:
     """Pairs by expert and the nodes that its replica may be on; in ascending order of both.
 
     Args:
@@ -96,6 +98,7 @@ def node_prices(
     *,
     layer_id: int,
     seed: int,
+    thin: int = 1,
 ) -> tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]:
     """Prices of the nodes under which ties of the cover even out node loads; with the demand and the weights over nodes.
 
@@ -105,20 +108,29 @@ def node_prices(
         nodes_of_expert: `[E, R]` that hold each expert, -1 = none.
         capacity: `[N]` share of all devices' speed.
         sources: `[T, N]` chance that each token comes from each node.
+        thin: prices are found on every so manieth token; the demand is that of all.
     """
     nodes = len(capacity)
     price, least = np.zeros(nodes), np.inf
     found: tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]
+    thin = max(thin, nodes // MAX_EXACT_NODES) if nodes > 2 else 1  # many sources a token: fewer tokens tell as much
+
+    def divided(prices: tuple[float, ...], step: int) -> tuple[Cells, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        table = table_of(prices)
+        cells = demand(ids[::step], visits(ids[::step], table, layer_id=layer_id, seed=seed), host_masks(table), sources[::step])
+        return cells, *balance(cells, nodes_of_expert, np.arange(nodes), capacity)
+
     for step in range(_PRICE_ROUNDS if nodes > 2 else 1):  # two nodes know no ties: the source's is in every set
         prices = tuple(round(float(p), 4) for p in price)
-        table = table_of(prices)
-        cells = demand(ids, visits(ids, table, layer_id=layer_id, seed=seed), host_masks(table), sources)
-        weights, load = balance(cells, nodes_of_expert, np.arange(nodes), capacity)
+        cells, weights, load = divided(prices, thin)
         over = load / max(load.mean(), 1e-12) - 1
         if over.max() < least:
             least, found = over.max(), (prices, cells, weights)
         price = price + over * 8 / (1 + step / 2)
         price = np.clip(price - price.min(), 0, MAX_NODE_PRICE)
+    if thin > 1:
+        cells, weights, _ = divided(found[0], 1)
+        return found[0], cells, weights
     return found
 
 
