@@ -24,6 +24,13 @@ def test_experts_by_their_tokens_by_hand():
     assert renamed(ids, order).tolist() == [[0, 1], [0, 2], [1, -1]]
 
 
+def test_long_traces_are_read_in_parts():
+    """Experts 0 and 1 fire together until the last token of 40,000, where 1 fires alone."""
+    ids = np.tile([0, 1], (40_000, 1))
+    ids[-1] = [1, -1]
+    assert expert_order(ids, 3).tolist() == [1, 0, 2]
+
+
 def test_devices_by_speed_by_hand():
     speeds = [[1.0, 2.0], [1.0], [3.0, 1.0, 3.0]]
     topology = Topology.from_dict({"nodes": [{"devices": [{"relative_speed": s} for s in node]} for node in speeds]})

@@ -17,6 +17,9 @@ import numpy.typing as npt
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
 
+_CHUNK = 1 << 14
+"""Tokens at once, a multiple of 8; bounds memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
@@ -58,11 +61,15 @@ def expert_order(ids: npt.NDArray[np.integer[Any]], experts: int) -> npt.NDArray
     Args:
         ids: `[T, k]`, -1 = none.
     """
-    fires = np.zeros((experts, len(ids)), bool)
-    token, k = np.nonzero(ids >= 0)
-    fires[ids[token, k], token] = True
-    columns = np.packbits(fires, axis=1)  # the first token is the highest bit
-    return np.array(sorted(range(experts), key=lambda expert: columns[expert].tobytes(), reverse=True), dtype=np.int64)
+    parts = []
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        fires = np.zeros((experts, len(part)), bool)
+        token, k = np.nonzero(part >= 0)
+        fires[part[token, k], token] = True
+        parts.append(np.packbits(fires, axis=1))  # the first token is the highest bit
+    tokens = np.concatenate(parts, axis=1) if parts else np.zeros((experts, 0), np.uint8)
+    return np.array(sorted(range(experts), key=lambda expert: tokens[expert].tobytes(), reverse=True), dtype=np.int64)
 
 
 def renamed(ids: npt.NDArray[np.integer[Any]], order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -29,6 +29,8 @@ POLISH_TOKENS = 6000
 """Tokens of the short search and of everything after it."""
 PACKING_TOKENS = 4000
 """Tokens that device packing looks at, from all source nodes together."""
+FORESEEN_CELLS = 1 << 25
+"""Loads of (request, source node, device) that the estimate holds; bounds memory on many nodes where each token is its own request."""
 LONG = SearchOptions(proposals=150_000)
 SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
 AGAIN = SearchOptions(proposals=30_000, hot=2e-3, cold=3e-5)
@@ -116,6 +118,9 @@ def plan_layer(problem: LayerProblem) -> LayerPlacement:
 
 def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[np.int64], *, joint: bool) -> float:
     """Expected load of the busiest device over the mean, on requests like those of the trace."""
+    most = FORESEEN_CELLS // (problem.topology.num_nodes * problem.topology.num_devices)
+    if len(requests := np.unique(problem.request[tokens])) > most:
+        tokens = tokens[problem.request[tokens] <= requests[most]]
     table = joint_choice_table(layer, problem.topology)
     ids = problem.ids[tokens]
     if joint:
