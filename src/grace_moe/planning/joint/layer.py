@@ -120,7 +120,7 @@ def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[n
     """Expected load of the busiest device over the mean, on requests like those of the trace."""
     most = FORESEEN_CELLS // (problem.topology.num_nodes * problem.topology.num_devices)
     if len(requests := np.unique(problem.request[tokens])) > most:
-        tokens = tokens[problem.request[tokens] <= requests[most]]
+        tokens = tokens[problem.request[tokens] < requests[most]]
     table = joint_choice_table(layer, problem.topology)
     ids = problem.ids[tokens]
     if joint:
