@@ -23,7 +23,7 @@ def table_of(devices, topology, prices=()):
 
 
 @settings(max_examples=60, deadline=None)
-@given(nodes=st.integers(1, 5), experts=st.integers(1, 8), seed=st.integers(0, 2**31))
+@given(nodes=st.sampled_from([1, 2, 3, 5, 9, 17, 64]), experts=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_visits_are_those_of_the_replica_choice(nodes, experts, seed):
     generator = np.random.default_rng(seed)
     topology = Topology.regular(nodes, 2)
@@ -35,7 +35,7 @@ def test_visits_are_those_of_the_replica_choice(nodes, experts, seed):
     masks = visits(ids, table, layer_id=3, seed=seed)
     for node in range(nodes):
         visited = table.visited(3, ids, np.full(20, node), np.arange(20), seed)
-        assert masks[:, node].tolist() == (visited << np.arange(nodes)).sum(axis=1).tolist()
+        assert ((masks[:, node, None] >> np.arange(nodes) & 1) == visited).all()
 
 
 def test_demand_by_hand():
@@ -44,7 +44,28 @@ def test_demand_by_hand():
     ids = np.array([[0, 1]])
     masks = visits(ids, table, layer_id=3, seed=0)
     assert masks.tolist() == [[0b11, 0b10]]
-    assert demand(ids, masks, host_masks(table), np.array([[0.75, 0.25]])).tolist() == [[0, 0, 0.25, 0.75], [0, 0, 1, 0]]
+    where, pairs = demand(ids, masks, host_masks(table), np.array([[0.75, 0.25]]))
+    assert where.tolist() == [[0, 0b10], [0, 0b11], [1, 0b10]]
+    assert pairs.tolist() == [0.25, 0.75, 1]
+
+
+def test_demand_on_many_nodes_is_that_of_the_dense_count():
+    """Nine nodes, against counting pair by pair."""
+    generator = np.random.default_rng(0)
+    devices = tuple(tuple(generator.permutation(9)[: generator.integers(1, 4)].tolist()) for _ in range(12))
+    table = table_of(devices, Topology.parse("9x1"))
+    ids = np.stack([generator.permutation(12)[:3] for _ in range(50)])
+    ids[generator.random(ids.shape) < 0.2] = -1
+    masks, hosts = visits(ids, table, layer_id=3, seed=0), host_masks(table)
+    sources = generator.random((50, 9))
+    expected = {}
+    for t, j, n in np.ndindex(50, 3, 9):
+        if ids[t, j] >= 0:
+            key = (int(ids[t, j]), int(masks[t, n] & hosts[ids[t, j]]))
+            expected[key] = expected.get(key, 0) + sources[t, n]
+    where, pairs = demand(ids, masks, hosts, sources)
+    assert [tuple(w) for w in where.tolist()] == sorted(expected)
+    assert pairs == pytest.approx([expected[key] for key in sorted(expected)])
 
 
 def test_loads_of_units_by_hand():

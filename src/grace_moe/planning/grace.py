@@ -20,14 +20,16 @@ import numpy.typing as npt
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.baselines.eplb import eplb
-from grace_moe.planning.joint_choice import MAX_EXACT_NODES
 from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, check_same_model, is_within
 from grace_moe.planning.request_placement import order_of_requests, place_requests
 
 if TYPE_CHECKING:
+    from grace_moe.planning.joint.labels import Labels
     from grace_moe.planning.joint.layer import LayerProblem
 
-MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
+MAX_NODES = 64
+"""As `joint.many_nodes.MAX_NODES`, which is not imported for a fallback: 8 groups of 8 nodes."""
+MANY_NODES = "more nodes than the search takes (64): placed by load (eplb), replicas chosen jointly"
 DECODE_CHOICES = ("tokens", "experts")
 """What the replica choice of decode goes by: prefill's tables, or few active experts on a device."""
 MAX_DECODE_BATCH = 65_536
@@ -99,10 +101,10 @@ def _plan(
     if type(request_placement) is not bool:
         raise UsageError(f"request_placement {request_placement!r} is neither true nor false; use one of them")
     topology, trace = request.topology, request.trace
-    if topology.num_nodes > MAX_EXACT_NODES:
+    if topology.num_nodes > MAX_NODES:
         if request_placement or request.start is not None:
             raise UsageError(
-                f"request_placement and start take up to {MAX_EXACT_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
+                f"request_placement and start take up to {MAX_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
                 "plan without them"
             )
         by_load = eplb(request)
@@ -113,6 +115,7 @@ def _plan(
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.joint.alignment import share_out
+    from grace_moe.planning.joint.labels import Labels, by_speed, device_order, expert_order, renamed
     from grace_moe.planning.joint.layer import LayerProblem
     from grace_moe.planning.joint.layers import plan_layers
     from grace_moe.planning.joint.node_search import copies_on_nodes
@@ -124,19 +127,26 @@ def _plan(
         )
     if request_placement and len({tuple(device.relative_speed for device in node.devices) for node in topology.nodes}) > 1:
         raise UsageError(f"request_placement needs nodes that are alike, and those of {topology.source} are not; plan without it")
-    starts = None if request.start is None else _starts(request, request.start)
+    # Planned by canonical names, so that what experts and devices are called plays no part.
+    named = [
+        Labels(experts=expert_order(trace.topk_ids[:, index], request.num_experts), devices=device_order(topology))
+        for index in range(trace.num_layers)
+    ]
+    topology = by_speed(topology)
+    starts = None if request.start is None else _starts(request, request.start, named)
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
     units = request_of_token if request_placement else independent_units(trace.topk_ids, request_of_token)
     problems = [
         LayerProblem(
             layer_id=layer_id,
-            ids=trace.topk_ids[:, index].astype(np.int64),
+            ids=renamed(trace.topk_ids[:, index], named[index].experts),
             request=units,
             tokens_dealt=units is not request_of_token,
             experts=request.num_experts,
             topology=topology,
             slots=request.equal_slots,
-            start=None if starts is None else starts[index],
+            start=None if starts is None else copies_on_nodes(starts[index], topology, request.equal_slots),
+            serving=None if starts is None else starts[index],
             price=price,
             effort=effort,
             seed=(request.seed * 1_000_003 + index) % 2**32,
@@ -160,12 +170,14 @@ def _plan(
         layers = _named_alike(problems, plan_all([replace(problem, steady=True) for problem in problems]))
         node_of_request = share_out(_request_costs(problems, layers).sum(axis=0))
         problems = [
-            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), node_of_request=node_of_request)
+            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), serving=None, node_of_request=node_of_request)
             for problem, layer in zip(problems, layers, strict=True)
         ]
     layers = plan_all(problems)
     return PlannedLayers(
-        layers=tuple(_with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)),
+        layers=tuple(
+            names.own(_with_source_costs(problem, layer)) for names, problem, layer in zip(named, problems, layers, strict=True)
+        ),
         replica_choice="joint",
         notes=by_layer([(layer.layer_id, (BY_LOAD,)) for layer in layers if layer.replica_choice]),
     )
@@ -184,10 +196,8 @@ def _sources(request: PlanRequest, planned: PlannedLayers) -> npt.NDArray[np.int
     return devices[order_of_requests(request.trace)[0]]
 
 
-def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64]]:
-    """Per layer, the copies `[N, E]` that each node of an existing placement holds, its empty slots filled."""
-    from grace_moe.planning.joint.node_search import copies_on_nodes
-
+def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> list[LayerPlacement]:
+    """The layers of an existing placement, by canonical names."""
     check_same_model(start, request.trace)
     if start.topology.shape != request.topology.shape:
         raise MismatchError(
@@ -199,7 +209,7 @@ def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64
             f"{start.source}: {int(start.slots_per_device().max())} slots on a device, but the plan allows {request.equal_slots}; "
             "give more slots, or plan from none"
         )
-    return [copies_on_nodes(layer, request.topology, request.equal_slots) for layer in start.layers]
+    return [names.canonical(layer) for names, layer in zip(named, start.layers, strict=True)]
 
 
 def _sampled_costs(

@@ -14,11 +14,12 @@ from grace_moe.planning.joint.alignment import source_costs
 from grace_moe.planning.joint.device_packing import NodeShare, PackingOptions, pack_devices
 from grace_moe.planning.joint.foresight import peaks_of_days, unit_loads
 from grace_moe.planning.joint.gathering import gather_devices
+from grace_moe.planning.joint.many_nodes import search_many_nodes
 from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
 from grace_moe.planning.joint.split import balance, node_prices
 from grace_moe.planning.joint.uncertainty import load_shares
 from grace_moe.planning.joint.visits import visits
-from grace_moe.planning.joint_choice import JointChoiceTable, joint_choice_table
+from grace_moe.planning.joint_choice import MAX_EXACT_NODES, JointChoiceTable, joint_choice_table
 from grace_moe.topology import Topology
 
 SEARCH_TOKENS = 1500
@@ -27,10 +28,15 @@ POLISH_TOKENS = 6000
 """Tokens of the short search and of everything after it."""
 PACKING_TOKENS = 4000
 """Tokens that device packing looks at, from all source nodes together."""
+FORESEEN_CELLS = 1 << 25
+"""Loads of (unit, source node, device) that the estimate holds; bounds memory on many nodes where each token is its own request."""
 LONG = SearchOptions(proposals=110_000)
 SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
 AGAIN = SearchOptions(proposals=20_000, hot=2e-3, cold=3e-5)
 FROM_START = SearchOptions(proposals=20_000, hot=1e-3, cold=3e-5)
+REPLAN = SearchOptions(proposals=8_000, hot=3e-4, cold=3e-5)
+"""Of a placement that serves already: a short, cold search moves few experts."""
+REPACK = PackingOptions(proposals_per_slot=10, hot=1e-4, stay=0.05)
 TRUST = 0.8
 """Share of the tokens taken to come from their request's node: a front-end decides from the first tokens, and may err."""
 
@@ -52,6 +58,8 @@ class LayerProblem:
     """Of each device."""
     start: npt.NDArray[np.int64] | None = None
     """`[N, E]` copies on each node to begin from; None = from nothing."""
+    serving: LayerPlacement | None = None
+    """Of which `start` are the copies, where it serves already: few experts should move. None = there is none."""
     node_of_request: npt.NDArray[np.int64] | None = None
     """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
     steady: bool = False
@@ -98,15 +106,17 @@ def plan_layer(
     sources = _source_weights(problem)
     trusted = np.random.default_rng(problem.seed + 1).random(len(problem.ids)) < TRUST
     pins = None if problem.node_of_request is None else np.where(trusted, problem.node_of_request[problem.request], -1)
+    search = search_nodes if topology.num_nodes <= MAX_EXACT_NODES else search_many_nodes
     searches = [(few, AGAIN)]
+    if problem.serving is not None:
+        searches = [(few, REPLAN)]
+    elif copies is None:
+        searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
     if copies is None:
         copies = seed_copies(share, room) if problem.start is None else problem.start
-        searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
     for tokens, options in searches if topology.num_nodes > 1 else ():
         options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * price_step)
-        copies = search_nodes(
-            problem.ids[tokens], share, noise, room, options, problem.seed, copies, None if pins is None else pins[tokens]
-        )
+        copies = search(problem.ids[tokens], share, noise, room, options, problem.seed, copies, None if pins is None else pins[tokens])
     return _foresee(problem, _place(problem, problem.ids[many], sources[many], noise, copies, room)), copies
 
 
@@ -114,6 +124,9 @@ def _foresee(problem: LayerProblem, layer: LayerPlacement) -> Candidate:
     """The layer with what is expected of it, on the same tokens and days for all layers and placements of a trace."""
     topology = problem.topology
     tokens = np.random.default_rng(problem.days).permutation(len(problem.ids))[:POLISH_TOKENS]
+    most = FORESEEN_CELLS // (topology.num_nodes * topology.num_devices)
+    if len(units := np.unique(problem.request[tokens])) > most:
+        tokens = tokens[problem.request[tokens] < units[most]]
     ids, sources = problem.ids[tokens], _source_weights(problem)[tokens]
     table = joint_choice_table(layer, topology)
     if layer.replica_choice:  # by weight alone, wherever the replica is
@@ -121,7 +134,7 @@ def _foresee(problem: LayerProblem, layer: LayerPlacement) -> Candidate:
         costs = source_costs(layer, topology, ids, problem.seed)
     else:
         masks = visits(ids, table, layer_id=problem.layer_id, seed=problem.seed)
-        costs = np.bitwise_count(masks) - 1.0
+        costs = np.bitwise_count(masks.view(np.uint64)) - 1.0
     present, unit = np.unique(problem.request[tokens], return_inverse=True)
     cases, kind = np.eye(topology.num_nodes), np.zeros(len(present), np.int64)
     if problem.tokens_dealt:
@@ -155,16 +168,25 @@ def _place(
     def at_prices(prices: tuple[float, ...]) -> JointChoiceTable:
         return joint_choice_table(_layer(layer_id, on_nodes, even_weights(on_nodes), prices), one_device_a_node)
 
-    prices, cells, weights = node_prices(ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed)
+    prices, cells, weights = node_prices(
+        ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed, thin=1 if problem.serving is None else 3
+    )
     by_node = joint_choice_table(_layer(layer_id, on_nodes, _shares(on_nodes, weights), prices), one_device_a_node)
-    sample = np.arange(PACKING_TOKENS) % max(1, len(ids))
+    tokens = PACKING_TOKENS if problem.serving is None else PACKING_TOKENS // 2
+    sample = np.arange(tokens) % max(1, len(ids))
     rows = ids[sample]
-    drawn = np.random.default_rng(seed).random(PACKING_TOKENS)
+    drawn = np.random.default_rng(seed).random(tokens)
     source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
     computed_on = by_node.choose(layer_id, rows, source, np.arange(len(rows)), seed=seed)
     pairs = max(int((computed_on >= 0).sum()), 1)
     whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
 
+    held = None
+    if problem.serving is not None:
+        held = np.zeros((topology.num_devices, problem.experts), bool)
+        for expert, devices in enumerate(problem.serving.devices_of_expert):
+            held[list(devices), expert] = True
+    packing = PackingOptions() if held is None else REPACK
     found: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(nodes):
         members = topology.devices_of_node(node)
@@ -177,8 +199,9 @@ def _place(
             share_here=load / whole,
             rows=here,
             fair=pairs * topology.relative_speed[list(members)] / topology.relative_speed.sum(),
+            held=None if held is None else held[list(members)],
         )
-        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, PackingOptions(), seed)
+        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, packing, seed)
         for device, experts in zip(members, slot, strict=True):
             for expert in experts:
                 if expert >= 0 and device not in found[expert]:
