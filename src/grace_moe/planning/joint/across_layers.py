@@ -44,22 +44,21 @@ def choose_candidates(
 ) -> tuple[int, ...] | None:
     """Number of the candidate of each layer; None where no rate meets the tolerance. Ties: the first.
 
-    A copy is weighed against how much busier than the floor's the busiest device is on the layer's mean day and its doubt more.
+    A copy is weighed against how much busier than the floor's the busiest device is on the layer's mean day and its doubt more;
+    at the last rate, balance is all that counts.
 
     Args:
         candidates: of each layer, at least one.
         floors: `[layers, DAYS]` peaks of the placement to compare with.
         tolerance, doubt: `excess` may be at most the tolerance.
     """
-    traffic = [[candidate.traffic for candidate in options] for options in candidates]
-    risk = [
-        [float((c.peaks - floor).mean() + doubt * (c.peaks - floor).std()) for c in options]
-        for options, floor in zip(candidates, floors, strict=True)
-    ]
-    for rate in _RATES:
-        chosen = tuple(
-            int(np.argmin(np.array(copies) + rate * np.array(over))) for copies, over in zip(traffic, risk, strict=True)
-        )
+    even = floors.mean(axis=0)
+    traffic = [np.array([candidate.traffic for candidate in options]) for options in candidates]
+    over = [[(candidate.peaks - floor) / even for candidate in options] for options, floor in zip(candidates, floors, strict=True)]
+    risk = [np.array([days.mean() + doubt * days.std() for days in options]) for options in over]
+    for rate in (*_RATES, np.inf):
+        cost = risk if rate == np.inf else [copies + rate * more for copies, more in zip(traffic, risk, strict=True)]
+        chosen = tuple(int(np.argmin(options)) for options in cost)
         peaks = np.stack([options[index].peaks for options, index in zip(candidates, chosen, strict=True)])
         if excess(peaks, floors, doubt) <= tolerance:
             return chosen
