@@ -397,7 +397,7 @@ def test_a_failed_plan_leaves_the_old_one(bad, folder, call):
         (["plan", "t.safetensors", "--topology", "2x2"], "Missing option '-o'"),
         (["plan", "t", "--topology", "2x2", "-o", "p", "--seed", "x"], "'x' is not a valid integer"),
         (["plan", "t", "--topology", "2x2", "-o", "p", "--slots-per-device", "0"], "0 is not in the range x>=1"),
-        (["compare", "t", "--topology", "2x2", "extra"], "Got unexpected extra argument"),
+        (["pareto", "t", "--topology", "2x2", "extra"], "Got unexpected extra argument"),
     ],
 )
 def test_misuse_is_told_by_click(call, arguments, text):
