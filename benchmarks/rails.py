@@ -1,4 +1,4 @@
-"""Stage 1 of hierarchical dispatch against one plain all-to-all of the same bytes, over a slow link.
+"""Stage 1 of hierarchical dispatch against one plain all-to-all of the same bytes, over a slow link, ranks in step and out of step.
 
 The rows that OLMoE-sized tokens send to their rail peers, by the runtime's own `send_rows` on the rail's group, and by
 `all_to_all_single` on all ranks with the same splits; and with the same bytes spread over all ranks of the other node. In turn, in one run.
@@ -23,6 +23,8 @@ from slow_link import NODES, RANKS, finish, nodes, start
 ROW_BYTES = 2048 * 4 + 8 * 6
 """A hidden state of 2048 float32, eight slots and weights."""
 TOKENS = (16, 64, 256, 512)
+LATE = (0.0, 0.003)
+"""Seconds that each rank begins after the one before it."""
 WAYS = ("stage 1", "plain, same splits", "plain, spread over the far node")
 
 
@@ -72,16 +74,18 @@ def measure(rank: int, rounds: int, folder: Path) -> None:
             WAYS[1]: lambda splits=straight: plain(splits),
             WAYS[2]: lambda splits=spread: plain(splits),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-        for round_number in range(rounds + 1):
-            for name in WAYS:
-                dist.barrier()
-                began = time.perf_counter()
-                ways[name]()
-                dist.barrier()
-                if round_number:  # the first warms up
-                    seconds[name].append(time.perf_counter() - began)
-        results.append({"tokens": tokens, "seconds": seconds})
+        for late in LATE:
+            seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+            for round_number in range(rounds + 1):
+                for name in WAYS:
+                    dist.barrier()
+                    time.sleep(late * rank)
+                    began = time.perf_counter()
+                    ways[name]()
+                    dist.barrier()
+                    if round_number:  # the first warms up
+                        seconds[name].append(time.perf_counter() - began)
+            results.append({"tokens": tokens, "late": late, "seconds": seconds})
     if rank == 0:
         (folder / "times.json").write_text(json.dumps(results))
     dist.barrier()
@@ -92,7 +96,8 @@ def show(results: list[dict], link: str, rounds: int) -> None:
     print(f"# Stage 1 against a plain all-to-all of the same bytes, {date.today()}\n")
     print(f"`python benchmarks/rails.py`: {platform.machine()}, {os.cpu_count()} cores, 2x2 ranks over gloo, {link}; rows of")
     print(f"{ROW_BYTES} bytes, median of {rounds} rounds (least to most), in turn in one run.\n")
-    print("| rows a rank | " + " | ".join(f"{name}, ms" for name in WAYS) + " | stage 1 / plain |\n|---|---|---|---|---|")
+    columns = ("rows a rank", "rank r late by", *(f"{name}, ms" for name in WAYS), "stage 1 / plain")
+    print("| " + " | ".join(columns) + " |\n|---|---|---|---|---|---|")
     for r in results:
         cells, medians = [], []
         for name in WAYS:
@@ -100,7 +105,7 @@ def show(results: list[dict], link: str, rounds: int) -> None:
             medians.append(statistics.median(ms))
             cells.append(f"{medians[-1]:.1f} ({min(ms):.1f} to {max(ms):.1f})")
         ratios = " and ".join(f"{medians[0] / m:.2f}" for m in medians[1:])
-        print(f"| {r['tokens']} | " + " | ".join(cells) + f" | {ratios} |")
+        print(f"| {r['tokens']} | {r['late'] * 1e3:g} ms x r | " + " | ".join(cells) + f" | {ratios} |")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,16 @@ def placed(devices, topology="2x2", **kwargs):
     return Placement(topology=Topology.parse(topology), num_experts=len(devices), layers=(layer,))
 
 
+def test_a_choice_of_its_own_for_decode_is_left_out_and_said():
+    """Where the layer is kept as it is, and where spare slots are filled."""
+    decode = placed(((0, 1), (2,), (3,)), decode_weights=((0.0, 1.0), (1.0,), (1.0,)))
+    for slots in (1, 2):
+        equal = equalise(decode, slots_per_device=slots)
+        assert equal.placement.layers[0].decode_weights == ()
+        assert "decode_weights left out: the engine chooses replicas in decode as in prefill" in equal.notes()
+    assert not any("decode" in note for note in equalise(placed(((0, 1), (2,), (3,)))).notes())
+
+
 @given(placements(), st.data())
 def test_every_device_has_its_slots_and_every_expert_a_place(placement, data):
     devices = placement.topology.num_devices

@@ -9,10 +9,17 @@ import pytest
 
 from grace_moe import compare, evaluate
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation import METRICS, Evaluation, cross_node_bytes, cross_node_bytes_per_token, modelled_layer_time
+from grace_moe.evaluation import (
+    METRICS,
+    Evaluation,
+    cross_node_bytes,
+    cross_node_bytes_per_token,
+    modelled_layer_time,
+    passes_of_tokens,
+)
 from grace_moe.planning import plan
 from grace_moe.topology import Link, Topology
-from grace_moe.trace import synthetic_trace
+from grace_moe.trace import RoutingTrace, synthetic_trace
 from grace_moe.wire import DISPATCHES, WireFormat
 
 compare_module = importlib.import_module("grace_moe.evaluation.compare")  # the package's own `compare` is the function
@@ -65,6 +72,39 @@ def test_unequal_nodes_have_fewer_far_pairs():
     nothing = evaluation_of(devices_per_node=(3, 1))
     assert cross_node_bytes(nothing, WIRE, "flat", steps=1) == 6 * 8
     assert cross_node_bytes(nothing, WIRE, "hierarchical", steps=1) == (3 * 5 + 3 * 3) * 8
+
+
+BY_PASS = {"pass_cross_node": np.array([[4, 2, 1]] * 2), "pass_flat_cross_node": np.array([[6, 3, 2]] * 2)}
+
+
+def test_auto_goes_by_the_rows_of_each_pass():
+    """128 bytes a row: 1024 rows over four ranks are the 32 KiB a rank up to which a pass is flat, one more is not. So 4 + 3 + 2 copies
+    a layer, and hierarchical's counts in each of the three passes."""
+    evaluation = replace(evaluation_of(layers=2), **BY_PASS)
+    assert cross_node_bytes(evaluation, WIRE, "auto", steps=3, pass_rows=(1025, 1024, 4)) == 2 * (9 * 280 + 3 * 32 * 8)
+    assert cross_node_bytes_per_token(evaluation, WIRE, "auto", steps=3, pass_rows=(1025, 1024, 4)) == 2 * (9 * 280 + 3 * 32 * 8) / 10
+    # A last pass without a token of the trace still exchanges counts.
+    assert cross_node_bytes(evaluation, WIRE, "auto", steps=4, pass_rows=(1025, 1024, 4, 4)) == 2 * (9 * 280 + 4 * 32 * 8)
+
+
+def test_auto_needs_its_passes():
+    evaluation = replace(evaluation_of(layers=2), **BY_PASS)
+    with pytest.raises(UsageError, match="auto goes by the rows of each forward pass; evaluate with passes, and give pass_rows"):
+        cross_node_bytes(evaluation, WIRE, "auto", steps=3)
+    with pytest.raises(UsageError, match="auto goes by the rows of each forward pass"):
+        cross_node_bytes(evaluation_of(), WIRE, "auto", steps=3, pass_rows=(1, 1, 1))
+    with pytest.raises(UsageError, match="pass_rows: 2 for 2 steps and 3 passes counted; give each pass its rows"):
+        cross_node_bytes(evaluation, WIRE, "auto", steps=2, pass_rows=(4, 4))
+
+
+def test_passes_of_tokens_by_hand():
+    """Request 7 begins at pass 0, request 5 at pass 3: two tokens of prefill and two of decode each, as recorded in one batch."""
+    requests, phase = np.array([7, 7, 5, 5, 7, 5, 7, 5], np.int32), np.array([0, 0, 0, 0, 1, 1, 1, 1], np.uint8)
+    trace = RoutingTrace(topk_ids=np.zeros((8, 1, 1), np.int16), num_experts=1, layer_ids=(0,), request_ids=requests, phase=phase)
+    assert passes_of_tokens(trace, (0, 3)).tolist() == [0, 0, 3, 3, 1, 4, 2, 5]
+    assert passes_of_tokens(replace(trace, phase=None), (0, 3)).tolist() == [0, 0, 3, 3, 0, 3, 0, 3]
+    with pytest.raises(UsageError, match="first_pass: 1 requests, but trace has 2; give one each"):
+        passes_of_tokens(trace, (0,))
 
 
 def test_one_node_has_nothing_to_send_across():

@@ -2,6 +2,7 @@
 
 import statistics
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,8 +64,8 @@ def reference_steps(requests, phase):
     return steps
 
 
-def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
-    """Every number of DESIGN.md, one token, one expert, one device at a time."""
+def reference(placement: Placement, trace: RoutingTrace, *, seed=0, passes=()):
+    """Every number of DESIGN.md, one token, one expert, one device at a time. Copies and pairs by phase: [prefill, decode]."""
     topology = placement.topology
     members = [list(topology.devices_of_node(n)) for n in range(topology.num_nodes)]
     node_of = {device: n for n, devices in enumerate(members) for device in devices}
@@ -75,9 +76,12 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
     result = {
         name: []
         for name in ("cross", "intra", "flat", "flat_cross", "pairs", "pairs_cross", "cross_links", "intra_links", "load", "active")
+        + ("phase_cross", "phase_load", "pass_cross", "pass_flat_cross")
     }
     for index, layer in enumerate(placement.layers):
-        table = choice_table(layer, topology, placement.replica_choice)
+        tables = [choice_table(seen, topology, placement.replica_choice) for seen in (layer, layer.in_decode())]
+        phase_cross, phase_load = [0, 0], [[0] * len(node_of) for _ in range(2)]
+        pass_cross, pass_flat_cross = ([0] * (max(passes, default=-1) + 1) for _ in range(2))
         cross = intra = flat = flat_cross = pairs = pairs_cross = 0
         cross_links = [[0] * len(members) for _ in node_of]
         intra_links = [[0] * max(map(len, members)) for _ in node_of]
@@ -85,17 +89,20 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
         active = {}
         for token in range(trace.num_tokens):
             source, experts = source_of[token], trace.topk_ids[token, index].tolist()
-            chosen = table.choose(layer.layer_id, np.array([experts], np.int64), np.array([source]), np.array([token]), seed=seed)[
-                0
-            ].tolist()
+            phase = 0 if trace.phase is None else int(trace.phase[token])
+            tokens = (np.array([experts], np.int64), np.array([source]), np.array([token]))
+            chosen = tables[phase].choose(layer.layer_id, *tokens, seed=seed)[0].tolist()
             hosts = set()
             for expert, device in zip(experts, chosen, strict=True):
                 if expert == -1:
                     assert device == -1
                     continue
                 assert device in layer.devices_of_expert[expert]
+                if phase and layer.decode_weights:
+                    assert layer.decode_weights[expert][layer.devices_of_expert[expert].index(device)] > 0
                 hosts.add(device)
                 computed[device] += 1
+                phase_load[phase][device] += 1
                 pairs += device != source
                 pairs_cross += node_of[device] != node_of[source]
                 if steps is not None and token in steps:
@@ -108,13 +115,19 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
                     hands_on = devices[members[node_of[source]].index(source) % len(devices)]
                     if here:
                         cross += 1
+                        phase_cross[phase] += 1
+                        if len(passes):
+                            pass_cross[passes[token]] += 1
                         cross_links[source][node] += 1
                 for device in here:
                     if device != hands_on:
                         intra += 1
                         intra_links[hands_on][devices.index(device)] += 1
             flat += sum(device != source for device in hosts)
-            flat_cross += sum(node_of[device] != node_of[source] for device in hosts)
+            far = sum(node_of[device] != node_of[source] for device in hosts)
+            flat_cross += far
+            if len(passes):
+                pass_flat_cross[passes[token]] += far
         for name, value in zip(
             ("cross", "intra", "flat", "flat_cross", "pairs", "pairs_cross"),
             (cross, intra, flat, flat_cross, pairs, pairs_cross),
@@ -123,6 +136,10 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0):
             result[name].append(value)
         result["cross_links"].append(cross_links)
         result["intra_links"].append(intra_links)
+        result["phase_cross"].append(phase_cross)
+        result["phase_load"].append([[count / s for count, s in zip(counts, speed, strict=True)] for counts in phase_load])
+        result["pass_cross"].append(pass_cross)
+        result["pass_flat_cross"].append(pass_flat_cross)
         result["load"].append([count / s for count, s in zip(computed, speed, strict=True)])
         if steps:
             batches = range(max(steps.values()) + 1)
@@ -141,7 +158,16 @@ def cases(draw):
         rows = tuple(tuple(generator.permutation(devices)[: generator.integers(1, devices + 1)].tolist()) for _ in range(experts))
         raw = [generator.random(len(row)) + 0.01 for row in rows]
         weights = tuple(tuple((w / w.sum()).tolist()) for w in raw)
-        placed.append(LayerPlacement(layer_id=layer_id, devices_of_expert=rows, replica_weights=weights))
+        in_decode = [w * (generator.random(len(w)) < 0.5) for w in raw]
+        in_decode = tuple(tuple((w / w.sum()).tolist()) if w.any() else own for w, own in zip(in_decode, weights, strict=True))
+        placed.append(
+            LayerPlacement(
+                layer_id=layer_id,
+                devices_of_expert=rows,
+                replica_weights=weights,
+                decode_weights=in_decode if draw(st.booleans()) else (),
+            )
+        )
     placement = Placement(
         topology=topology, num_experts=experts, layers=tuple(placed), replica_choice=draw(st.sampled_from(REPLICA_CHOICES))
     )
@@ -164,10 +190,11 @@ def cases(draw):
 @given(case=cases(), chunk=st.sampled_from([1, 12, 2**20]))
 def test_replay_is_the_reference(case, chunk):
     placement, trace, seed = case
-    want = reference(placement, trace, seed=seed)
+    passes = np.random.default_rng(seed).integers(0, 3, trace.num_tokens)
+    want = reference(placement, trace, seed=seed, passes=passes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay_module, "_CHUNK_CELLS", chunk)
-        got = evaluate(placement, trace, seed=seed)
+        got = evaluate(placement, trace, seed=seed, passes=passes)
     for name, field in (
         ("cross", got.cross_node),
         ("intra", got.intra_node),
@@ -178,8 +205,16 @@ def test_replay_is_the_reference(case, chunk):
         ("cross_links", got.cross_node_links),
         ("intra_links", got.intra_node_links),
         ("load", got.device_load),
+        ("pass_cross", got.pass_cross_node),
+        ("pass_flat_cross", got.pass_flat_cross_node),
     ):
         assert field.tolist() == want[name], name
+    if trace.phase is None or len(set(trace.phase.tolist())) < 2:
+        assert got.phases is None
+    else:
+        assert [p.num_tokens for p in got.phases] == np.bincount(trace.phase, minlength=2).tolist()
+        assert [[part.cross_node[i] for part in got.phases] for i in range(len(placement.layers))] == want["phase_cross"]
+        assert [[part.device_load[i].tolist() for part in got.phases] for i in range(len(placement.layers))] == want["phase_load"]
     per_token = max(1, trace.num_tokens)
     assert got.cross_node_copies == pytest.approx(statistics.mean(want["cross"]) / per_token)
     assert got.intra_node_copies == pytest.approx(statistics.mean(want["intra"]) / per_token)
@@ -308,6 +343,21 @@ def test_active_experts_by_hand():
     ids = [[[0, 1]], [[0, 2]], [[3, 0]], [[3, 1]]]
     trace = trace_of(ids, 4, request_ids=np.array([0, 1, 0, 1], np.int32), phase=np.ones(4, np.uint8))
     assert evaluate(placement_of(topology_of([2]), [[0], [0], [0], [1]]), trace).active_experts_max == 2.5
+
+
+def test_decode_uses_its_own_replicas_by_hand():
+    """2x1, expert 0 on both devices, decode on device 1 alone: four tokens from either device; in prefill nothing crosses, in
+    decode both tokens of device 0 do. Prefill is even, decode all on device 1: 2 and 2 + 4 pairs."""
+    placement = placement_of(topology_of([1, 1]), [[0, 1]])
+    placement = replace(placement, layers=(replace(placement.layers[0], decode_weights=((0.0, 1.0),)),))
+    requests, phase = np.tile([0, 1], 4).astype(np.int32), np.repeat([0, 1], 4).astype(np.uint8)
+    got = evaluate(placement, trace_of([[[0]]] * 8, 1, request_ids=requests, phase=phase))
+    assert got.device_load.tolist() == [[2, 6]]
+    assert (got.prefill_cross_node_copies, got.decode_cross_node_copies, got.cross_node_copies) == (0, 0.5, 0.25)
+    assert (got.prefill_load_max_over_mean, got.decode_load_max_over_mean, got.load_max_over_mean) == (1, 2, 1.5)
+    only_decode = evaluate(placement, trace_of([[[0]]] * 8, 1, request_ids=requests, phase=np.ones(8, np.uint8)))
+    assert only_decode.device_load.tolist() == [[0, 8]]
+    assert (only_decode.prefill_load_max_over_mean, only_decode.decode_load_max_over_mean) == (None, None)
 
 
 def test_numbers_are_means_over_layers():

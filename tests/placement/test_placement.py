@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def placement_of(*layers, shape="2x2", **rest) -> Placement:
 
 
 HAND = placement_of([[0], [1, 3], [2], [2, 0, 1]], [[3], [2], [1], [0]], model="olmoe", provenance={"method": "by hand", "seed": 0})
+HAND = replace(HAND, layers=(replace(HAND.layers[0], decode_weights=((1.0,), (0.0, 1.0), (1.0,), (0.25, 0.0, 0.75))), HAND.layers[1]))
 
 
 def test_what_derives_from_it_by_hand():
@@ -41,6 +43,16 @@ def test_what_derives_from_it_by_hand():
     assert not slots_within(HAND, 1)
 
 
+def test_a_layer_in_decode_by_hand():
+    """Decode uses expert 1 on device 3 alone, and expert 3 on devices 2 and 1; layer 1 sees no difference."""
+    layer = HAND.layers[0].in_decode()
+    assert layer.devices_of_expert == ((0,), (3,), (2,), (2, 1))
+    assert layer.replica_weights == ((1.0,), (1.0,), (1.0,), (0.25, 0.75))
+    assert layer.decode_weights == ()
+    assert (layer.layer_id, layer.node_prices) == (HAND.layers[0].layer_id, HAND.layers[0].node_prices)
+    assert HAND.layers[1].in_decode() is HAND.layers[1]
+
+
 @st.composite
 def placements(draw):
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
@@ -49,11 +61,15 @@ def placements(draw):
     for layer_id in draw(st.lists(st.integers(0, 99_999), min_size=1, max_size=3, unique=True)):
         hosts = [draw(st.permutations(range(devices)).map(lambda p: p[: draw(st.integers(1, devices))])) for _ in range(experts)]
         raw = [[draw(st.floats(1e-6, 1.0)) for _ in row] for row in hosts]
+        only = [draw(st.integers(0, len(row) - 1)) for row in hosts]
         layers.append(
             LayerPlacement(
                 layer_id=layer_id,
                 devices_of_expert=tuple(map(tuple, hosts)),
                 replica_weights=tuple(tuple(w / math.fsum(row) for w in row) for row in raw),
+                decode_weights=tuple(tuple(float(r == o) for r in range(len(row))) for row, o in zip(hosts, only, strict=True))
+                if draw(st.booleans())
+                else (),
                 node_prices=tuple(draw(st.floats(0, 15)) for _ in sizes) if draw(st.booleans()) else (),
                 replica_choice=draw(st.sampled_from(["", *REPLICA_CHOICES])),
             )
@@ -174,6 +190,16 @@ BAD = [
     ((*L0, "replica_weights", 1), [True, False], "layers[0].replica_weights: not all are numbers"),
     ((*L0, "replica_weights", 1), ["0.5", "0.5"], "layers[0].replica_weights: not all are numbers"),
     ((*L0, "replica_weights", 1), [None, 1], "layers[0].replica_weights: not all are numbers"),
+    ((*L0, "decode_weights", 3), ..., "layer 0: decode_weights: 3 experts instead of 4; give every expert a row"),
+    ((*L0, "decode_weights", 1), [1.0], "layer 0: decode_weights[1]: 1 weights for 2 replicas; give each replica its weight"),
+    ((*L0, "decode_weights", 1), [0, 0], "layer 0: decode_weights[1]: (0.0, 0.0) are not shares; give weights of 0 or more that sum to 1"),
+    ((*L0, "decode_weights", 1), [-1, 2], "layer 0: decode_weights[1]: (-1.0, 2.0) are not shares"),
+    ((*L0, "decode_weights", 1), [10**400, 0], "layers[0].decode_weights: a number is out of range"),
+    ((*L0, "decode_weights", 1), [False, True], "layers[0].decode_weights: not all are numbers"),
+    ((*L0, "decode_weights", 1), [None, 1], "layers[0].decode_weights: not all are numbers"),
+    ((*L0, "decode_weights"), {"1": [0, 1]}, "layers[0].decode_weights: missing, or not a list of lists"),
+    ((*L0, "decode_weights"), [0, 1, 2, 3], "layers[0].decode_weights: missing, or not a list of lists"),
+    ((*L0, "decode_weights"), "even", "layers[0].decode_weights: missing, or not a list of lists"),
     ((*L0, "node_prices"), [0.5], "layer 0: node_prices: [0.5] are not 2 prices; give 0..15.0 a node, or none"),
     ((*L0, "node_prices"), [0, -1], "layer 0: node_prices: [0.0, -1.0] are not 2 prices"),
     ((*L0, "node_prices"), [0, 16], "layer 0: node_prices: [0.0, 16.0] are not 2 prices"),
@@ -242,10 +268,17 @@ def test_a_truncated_file(tmp_path):
         assert "not valid JSON" in refused(path)
 
 
+def test_a_placement_without_decode_weights_has_no_such_field(tmp_path):
+    _, value = saved(tmp_path)
+    assert "decode_weights" in value["layers"][0]
+    assert "decode_weights" not in value["layers"][1]
+
+
+@pytest.mark.parametrize("field", ["replica_weights", "decode_weights"])
 @pytest.mark.parametrize("weights", [(math.nan, 1.0), (math.inf, 0.0), (2.0, -1.0), (0.5,), (0.3, 0.3)])
-def test_weights_are_shares_in_python_too(weights):
-    layer = LayerPlacement(layer_id=0, devices_of_expert=((0, 1),), replica_weights=(weights,))
-    with pytest.raises(PlacementError, match=r"layer 0: replica_weights\[0\]"):
+def test_weights_are_shares_in_python_too(field, weights):
+    layer = LayerPlacement(layer_id=0, devices_of_expert=((0, 1),), **{"replica_weights": ((0.5, 0.5),), field: (weights,)})
+    with pytest.raises(PlacementError, match=rf"layer 0: {field}\[0\]"):
         Placement(topology=Topology.parse("1x2"), num_experts=1, layers=(layer,))
 
 

@@ -1,10 +1,12 @@
 """WRR and TAR as tables: exact thresholds, the draw, and NumPy against torch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from grace_moe.placement import LayerPlacement, Placement
-from grace_moe.planning import DRAW_BITS, choice_tables, choose_devices, draw, replica_choice_table
+from grace_moe.planning import DRAW_BITS, choice_tables, choose_devices, decode_choice_tables, draw, replica_choice_table
 from grace_moe.topology import Topology
 
 FULL = 1 << DRAW_BITS
@@ -78,6 +80,22 @@ def test_tables_follow_the_placements_own_policy():
     placement = Placement(topology=TOPOLOGY, num_experts=3, layers=(LAYER,), replica_choice="wrr")
     (table,) = choice_tables(placement)
     assert (table.devices == replica_choice_table(LAYER, TOPOLOGY, "wrr").devices).all()
+
+
+@pytest.mark.parametrize("policy", ["wrr", "tar", "joint"])
+def test_decode_has_tables_of_the_replicas_that_it_uses(policy):
+    """Expert 0 (on 0, 2, 3) is used on 3 and, thrice as much, on 0; expert 1 (on 3, 2) on 3 alone."""
+    layer = replace(LAYER, decode_weights=((0.75, 0.0, 0.25), (1.0, 0.0), (1.0,)))
+    placement = Placement(topology=TOPOLOGY, num_experts=3, layers=(layer, replace(LAYER, layer_id=4)), replica_choice=policy)
+    table, none = decode_choice_tables(placement)
+    assert none is None
+    ids = np.tile([[0, 1, 2]], (4000, 1))
+    chosen = table.choose(3, ids, np.zeros(4000, dtype=np.int64), np.arange(4000), seed=0)
+    want = {"wrr": [0.75, 0, 0, 0.25], "tar": [1, 0, 0, 0], "joint": [0.75, 0, 0, 0.25]}[policy]  # joint: expert 1 takes it to node 1 anyway
+    assert np.bincount(chosen[:, 0], minlength=4) / 4000 == pytest.approx(want, abs=0.03)
+    assert (chosen[:, 1] == 3).all()
+    (in_prefill, _) = choice_tables(placement)
+    assert 2 in in_prefill.choose(3, ids, np.full(4000, 2), np.arange(4000), seed=0)[:, 0]
 
 
 def draws_of(seed: int, layer_id: int, tokens: int = 4096, experts: int = 16) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A tiny random OLMoE and placements for it; made once, nothing is downloaded."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,29 @@ transformers = pytest.importorskip("transformers")
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.runtime.generation import Request
 from grace_moe.topology import Topology
+
+MOST_RANKS = 4
+"""Of a test that is marked `ranks` without a number."""
+
+
+def pytest_generate_tests(metafunc):
+    """Every test that starts ranks runs on the CPU over gloo and, where there is a GPU for each of its ranks, on those over NCCL."""
+    mark = metafunc.definition.get_closest_marker("ranks")
+    if mark is not None:
+        needed = mark.args[0] if mark.args else MOST_RANKS
+        few = pytest.mark.skipif(torch.cuda.device_count() < needed, reason=f"needs {needed} GPUs")
+        metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=few)], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device(request):
+    """Where the ranks of this test compute: they take GPUs where they see any."""
+    where = getattr(request, "param", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "cpu":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield where
+
 
 EXPERTS, LAYERS, TOP_K, VOCABULARY = 16, 2, 4, 96
 
@@ -43,23 +67,33 @@ def tiny_model(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny-olmoe"))
 
 
-def placement_of(shape: str, devices_of_expert, *, layers=LAYERS, experts=EXPERTS) -> Placement:
-    """The same placement in every layer; weights even."""
+def placement_of(shape: str, devices_of_expert, *, in_decode=None, layers=LAYERS, experts=EXPERTS) -> Placement:
+    """The same placement in every layer; weights even. `in_decode`: the one replica of each expert that decode uses."""
     nodes = [int(n) for n in shape.split("+")] if "+" in shape else None
     if nodes is None:
         topology = Topology.parse(shape)
     else:
         topology = Topology.from_dict({"nodes": [{"devices": [{} for _ in range(n)]} for n in nodes]})
     rows = tuple(tuple(devices_of_expert(e)) for e in range(experts))
-    return Placement(
-        topology=topology,
-        num_experts=experts,
-        layers=tuple(LayerPlacement(layer_id=i, devices_of_expert=rows, replica_weights=even_weights(rows)) for i in range(layers)),
-    )
+    decode = () if in_decode is None else tuple(tuple(float(d == in_decode(e)) for d in row) for e, row in enumerate(rows))
+    layer = LayerPlacement(layer_id=0, devices_of_expert=rows, replica_weights=even_weights(rows), decode_weights=decode)
+    return Placement(topology=topology, num_experts=experts, layers=tuple(replace(layer, layer_id=i) for i in range(layers)))
 
 
 def contiguous(num_devices: int):
     return lambda e: (e * num_devices // EXPERTS,)
+
+
+def one_on_each_node(num_devices: int):
+    """Two nodes: under TAR a token stays on its node, and nothing is drawn."""
+    half = num_devices // 2
+    return lambda e: (e % half, half + e % half)
+
+
+def only_one(num_devices: int):
+    """The replica of `one_on_each_node` that decode uses: of each run of three experts on the first node, then the second."""
+    half = num_devices // 2
+    return lambda e: (e // 3) % 2 * half + e % half
 
 
 def scattered_with_replicas(num_devices: int):

@@ -60,7 +60,7 @@ def test_recording_leaves_the_outputs_alone(folder):
         assert torch.equal(a.logits, b.logits)
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_lossless_on_two_ranks(folder, tmp_path):
     """Replicas and unequal groups, hierarchical dispatch, three requests of unequal length."""
     model, requests = load_whole_model(str(folder)), requests_of([4, 6, 5])

@@ -21,11 +21,11 @@ def call(capsys, *arguments):
 
 
 @pytest.fixture(scope="module")
-def result():
+def result(device):
     return run_demo(DemoOptions(topology="2x1", planning_requests=60, requests=8, prompt_tokens=24, new_tokens=4))
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_lossless_predicted_and_less_traffic(result):
     result.verify()
     assert [(r.method, r.dispatch) for r in result.rows][:2] == [("linear", "vanilla"), ("linear", "flat")]
@@ -35,7 +35,7 @@ def test_lossless_predicted_and_less_traffic(result):
         assert row.cross_node_bytes_per_token == pytest.approx(row.predicted_cross_node_bytes_per_token, rel=0.02)
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_json_has_the_fields_of_the_contract(result):
     value = json.loads(json.dumps(result.to_dict()))
     assert value["lossless"] is True
@@ -45,7 +45,7 @@ def test_json_has_the_fields_of_the_contract(result):
     assert all(fields <= set(row) for row in value["rows"])
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_a_wrong_result_is_said_and_fails(result):
     last = result.rows[-1]
     differing = replace(result, rows=(*result.rows[:-1], replace(last, same_tokens=False)))

@@ -21,7 +21,7 @@ from grace_moe.runtime.launch import run_local
 
 from .conftest import contiguous, make_model, placement_of, requests_of
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.ranks(3)
 
 
 def make_job(model, tmp_path, shape="1x2", devices=2, **options):
@@ -105,12 +105,12 @@ import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from grace_moe.errors import RankError
-from grace_moe.runtime.ranks import joined, leave
+from grace_moe.runtime.ranks import joined, leave, rank_device
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
         if member.rank == 1:
             os._exit(9)
-        dist.all_reduce(torch.ones(1))
+        dist.all_reduce(torch.ones(1, device=rank_device()))
 except RankError as error:
     print(error)
     leave(error.exit_code)
@@ -118,7 +118,7 @@ except RankError as error:
 
 
 def start_rank(code, rank, world_size, path):
-    environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(world_size))
+    environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     return subprocess.Popen(
         [sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -50,7 +50,7 @@ def train_on_rank(rank: int, folder: str, model: str, case: str) -> None:
     from grace_moe.runtime.expert_parallel import placed_experts
     from grace_moe.runtime.gradients import finish_expert_gradients
     from grace_moe.runtime.groups import make_groups
-    from grace_moe.runtime.ranks import joined, leave
+    from grace_moe.runtime.ranks import joined, leave, rank_device
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
@@ -62,7 +62,7 @@ def train_on_rank(rank: int, folder: str, model: str, case: str) -> None:
             freeze_all_but_experts(loaded.model)
         optimiser = torch.optim.SGD(loaded.model.parameters(), lr=RATE, foreach=False)
         losses = []
-        for step in batches():
+        for step in batches().to(rank_device()):
             optimiser.zero_grad()
             loss = loaded.model(input_ids=step[rank], labels=step[rank]).loss
             loss.backward()
@@ -73,7 +73,7 @@ def train_on_rank(rank: int, folder: str, model: str, case: str) -> None:
             losses.append(float(mean) / RANKS)
         experts = [
             {
-                (route.layer_id, e, i): whole(p)[slot].clone()
+                (route.layer_id, e, i): whole(p)[slot].cpu().clone()
                 for slot, e in enumerate(route.local_experts)
                 for i, p in enumerate(module.parameters(recurse=False))
             }

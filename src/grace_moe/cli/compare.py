@@ -29,7 +29,8 @@ Examples:
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
 Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased, moetuner, exflow.
 METHOD+lplb or METHOD+metro chooses the replicas of a method's placement batch by batch;
-grace+requests plans for, and measures with, requests placed on nodes by their first tokens.
+grace+requests plans for, and measures with, requests placed on nodes by their first tokens;
+grace+decode uses fewer replicas in decode, so that fewer distinct experts are active on a device.
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))

@@ -14,14 +14,18 @@ from grace_moe.files import write_atomically
 from grace_moe.wire import DISPATCHES
 
 if TYPE_CHECKING:
+    from grace_moe.placement import Placement
     from grace_moe.runtime.job import Job, RunResult
+
+FLOAT32_BYTES = 4
+"""`run` loads models in float32."""
 
 
 @click.command(
     epilog="""\b
 Examples:
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompt "The experts"
-  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --requests 32
+  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --dispatch flat --dispatch auto --predict
   torchrun --nproc-per-node 8 -m grace_moe run ./OLMoE-1B-7B --placement plan.json --text wiki.txt
 """
 )
@@ -48,6 +52,7 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Time the phases of every MoE layer; print the breakdown and write a Chrome trace here.",
 )
+@click.option("--predict", is_flag=True, help="Replay the run's own routing and print the bytes between nodes that it predicts.")
 @click.option("--ignore-eos", is_flag=True, help="Always generate all new tokens (for benchmarks).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -63,6 +68,7 @@ def run(
     batch_size: int,
     dispatches: tuple[str, ...],
     profile: Path | None,
+    predict: bool,
     ignore_eos: bool,
     seed: int,
     as_json: bool,
@@ -72,6 +78,8 @@ def run(
         raise UsageError("--prompt, --text: give one of the two")
     if profile is not None and "vanilla" in dispatches:
         raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
+    if predict and set(dispatches) == {"vanilla"}:
+        raise UsageError("--predict: vanilla's routing is inside Transformers; add another --dispatch, whose routing is the same")
     from grace_moe.runtime import require_runtime
 
     require_runtime()
@@ -89,7 +97,7 @@ def run(
             f"--local: {local} does not match {placement_path}, which is planned for {placement.topology.shape}; "
             f"plan for {local} or start {placement.topology.shape}"
         )
-    load_config(model)
+    config = load_config(model)
     tokenizer = load_tokenizer(model)
     if prompts:
         encoded = [tuple(tokenizer.encode(text)) for text in prompts]
@@ -105,10 +113,15 @@ def run(
         runs=tuple(RunSpec(name=d, placement=str(placement_path), dispatch=d) for d in dispatches),
         seed=seed,
         profile=profile is not None,
+        keep_routing=predict,
     )
+
+    def show(results: "tuple[RunResult, ...]") -> None:
+        predicted = _predicted(results, placement, config.get_text_config().hidden_size, seed) if predict else {}
+        _show(results, predicted, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
+
     if local is not None:
-        results = _on_local_ranks(job, placement.topology.num_devices)
-        _show(results, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
+        show(_on_local_ranks(job, placement.topology.num_devices))
         return
     if os.environ.get("WORLD_SIZE") is None:
         raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
@@ -119,16 +132,40 @@ def run(
         click.echo(f"error: {error}", err=True)
         leave(error.exit_code)
     if results:  # rank 0 alone has them
-        _show(results, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
+        show(results)
     leave(0)
 
 
-def _show(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_text: bool, profile: Path | None, as_json: bool) -> None:
+def _predicted(results: "tuple[RunResult, ...]", placement: "Placement", hidden_size: int, seed: int) -> dict[str, float]:
+    """Dispatch -> bytes between nodes per token that a replay of the run's own routing predicts."""
+    from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
+    from grace_moe.wire import WireFormat
+
+    routing = next(result.routing for result in results if result.routing is not None)
+    wire = WireFormat(hidden_size=hidden_size, itemsize=FLOAT32_BYTES, top_k=routing.top_k)
+    found = {}
+    for result in results:
+        evaluation = evaluate(placement, routing, seed=seed, passes=passes_of_tokens(routing, result.first_pass))
+        sent = cross_node_bytes(evaluation, wire, result.dispatch, steps=result.passes, pass_rows=result.pass_rows)
+        found[result.name] = sent / max(1, result.tokens)
+    return found
+
+
+def _show(
+    results: "tuple[RunResult, ...]",
+    predicted: dict[str, float],
+    job: "Job",
+    tokenizer: Any,
+    *,
+    with_text: bool,
+    profile: Path | None,
+    as_json: bool,
+) -> None:
     from grace_moe.runtime.monitoring import chrome_trace, phase_times
 
     events = None if profile is None else chrome_trace({result.name: result.spans for result in results}).encode()
     if as_json:
-        click.echo(json.dumps({"runs": [_summary(r, tokenizer) for r in results]}, indent=2))
+        click.echo(json.dumps({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]}, indent=2))
         if profile is not None and events is not None:
             write_atomically(profile, events)  # last: a full disk must not cost what was generated
         return
@@ -136,8 +173,11 @@ def _show(results: "tuple[RunResult, ...]", job: "Job", tokenizer: Any, *, with_
         if with_text:
             click.echo(f"{tokenizer.decode(request.prompt)}{click.style(tokenizer.decode(completion.tokens), bold=True)}\n")
     for result in results:
+        sent = f"{result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes"
+        if result.name in predicted:
+            sent += f" ({predicted[result.name] / 1024:.2f} predicted)"
         click.echo(
-            f"{result.dispatch}: {result.tokens:,} tokens, {result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes, "
+            f"{result.dispatch}: {result.tokens:,} tokens, {sent}, "
             f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
             f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
         )
@@ -158,13 +198,14 @@ def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
         return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
 
 
-def _summary(result: "RunResult", tokenizer: Any) -> dict[str, Any]:
+def _summary(result: "RunResult", predicted: float | None, tokenizer: Any) -> dict[str, Any]:
     from grace_moe.runtime.monitoring import phase_times
 
     return {
         "dispatch": result.dispatch,
         "tokens": result.tokens,
         "cross_node_bytes_per_token": result.cross_node_bytes_per_token,
+        **({} if predicted is None else {"predicted_cross_node_bytes_per_token": predicted}),
         "intra_node_bytes_per_token": result.intra_node_bytes / max(1, result.tokens),
         "prefill_seconds": result.prefill_seconds,
         "decode_seconds_per_step": result.decode_seconds_per_step,

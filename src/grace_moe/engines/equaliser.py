@@ -47,11 +47,14 @@ class Equalised:
     """Swaps of two experts between devices of a node that evened the load out, all layers; none without a trace."""
     by_trace: bool
     """Whether loads and co-activation of a trace told which; else all experts counted alike."""
+    one_phase: bool = False
+    """Whether a choice of its own for decode was left out: engines choose alike in both phases."""
 
     def notes(self) -> tuple[str, ...]:
         """What was changed, for people; nothing where nothing was."""
         swaps = f"{several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it"
-        even = (swaps,) if self.swapped else ()
+        phases = ("decode_weights left out: the engine chooses replicas in decode as in prefill",) if self.one_phase else ()
+        even = (*((swaps,) if self.swapped else ()), *phases)
         if not (self.added or self.dropped or self.moved):
             return even
         slots = int(self.placement.slots_per_device().max())
@@ -67,7 +70,7 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
     Devices with spare slots get, one by one, the replica that is worth most: copies between nodes that it saves, and balance, when
     tokens take the nearest replica. Devices with too many drop the replicas that are worth least, then move their lightest experts to
     devices with room, on the same node where there is any. Layers that fit already are kept as they are, weights and all, but for
-    `even_out` where a trace tells the loads.
+    `even_out` where a trace tells the loads. A choice of its own for decode is left out.
 
     Args:
         slots_per_device: slots of each device; None = the most that any device holds now.
@@ -87,9 +90,10 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
             f"slots_per_device {slots}: {experts} experts on {topology.num_devices} devices need {least} to {experts} a device, "
             "as no device holds an expert twice"
         )
+    one_phase = any(layer.decode_weights for layer in placement.layers)
     done: Counter[str] = Counter()
     layers = []
-    for index, layer in enumerate(placement.layers):
+    for index, layer in enumerate(replace(layer, decode_weights=()) for layer in placement.layers):
         ids = None if trace is None else trace.topk_ids[:, index]
         loads = np.ones(experts) if ids is None else np.bincount(ids[ids >= 0].ravel(), minlength=experts).astype(float)
         layers.append(_Layer(layer, topology, slots, loads, ids).equalised(done))
@@ -103,6 +107,7 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
         moved=done["moved"],
         swapped=sum(_differences(old, new) for old, new in changed) // 2,
         by_trace=trace is not None,
+        one_phase=one_phase,
     )
 
 
@@ -245,7 +250,7 @@ class _Layer:
             held.sort(key=lambda device: (device not in old, old.index(device) if device in old else device))  # the primary stays first
             devices.append(tuple(held))
             weights.append((1.0 / len(held),) * len(held))
-        return replace(self.layer, devices_of_expert=tuple(devices), replica_weights=tuple(weights))
+        return replace(self.layer, devices_of_expert=tuple(devices), replica_weights=tuple(weights), decode_weights=())
 
     def _counts(self) -> npt.NDArray[np.int64]:
         return np.asarray(self.holds.sum(axis=0))

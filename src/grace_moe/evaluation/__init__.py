@@ -4,7 +4,7 @@ from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, ove
 from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
 from grace_moe.evaluation.pareto import ParetoPoint, pareto
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
-from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token
+from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token, passes_of_tokens
 
 __all__ = [
     "METRICS",
@@ -21,4 +21,5 @@ __all__ = [
     "over_memory",
     "pareto",
     "parse_method",
+    "passes_of_tokens",
 ]

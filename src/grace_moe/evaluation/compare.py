@@ -18,6 +18,10 @@ from grace_moe.trace import RoutingTrace
 
 REQUESTS = "requests"
 """The policy of `grace+requests`: planned for, and measured with, requests placed by their first tokens."""
+DECODE_EXPERTS = "decode"
+"""The policy of `grace+decode`: planned with replicas of its own for decode, which limit the active experts."""
+_PLANNED: dict[str, dict[str, Any]] = {REQUESTS: {"request_placement": True}, DECODE_EXPERTS: {"decode": "experts"}}
+"""Policies that are planned for: policy -> options of `grace`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ def parse_method(name: str) -> tuple[str, str | None]:
     method, plus, policy = name.partition("+")
     if method not in METHODS:
         raise UsageError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
-    policies = (*BATCH_POLICIES, REQUESTS) if method == DEFAULT_METHOD else BATCH_POLICIES
+    policies = (*BATCH_POLICIES, *_PLANNED) if method == DEFAULT_METHOD else BATCH_POLICIES
     if plus and policy not in policies:
         raise UsageError(f"policy {policy!r} of {name!r} is unknown; use one of {', '.join(policies)}")
     return method, policy if plus else None
@@ -87,8 +91,8 @@ def compare(
 
     Args:
         methods: of `planning.METHODS`; METHOD+POLICY replays the method's placement under one of `planning.BATCH_POLICIES`;
-            `grace+requests` plans for request placement, and measures with it.
-            Where a policy is among them, the balance of batches is measured for all.
+            `grace+requests` plans for request placement, and measures with it; `grace+decode` plans with `decode="experts"`.
+            Where a policy for batches or decode is among them, the balance of batches is measured for all.
         measure_on: None = the trace's second half of requests; then only the first half is planned on.
         redundancy, slots_per_device, expert_bytes, seed: of every plan; see `planning.plan`. The seed is the replay's too.
         placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
@@ -102,24 +106,23 @@ def compare(
     check_same_model(planned_on, measured_on)
     limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
     parsed = [parse_method(name) for name in methods]
-    batch_tokens = PREFILL_BATCH if any(policy in BATCH_POLICIES for _, policy in parsed) else None
-    planned: dict[tuple[str, bool], tuple[Placement, float]] = {}
+    batch_tokens = PREFILL_BATCH if any(policy in (*BATCH_POLICIES, DECODE_EXPERTS) for _, policy in parsed) else None
+    planned: dict[tuple[str, str | None], tuple[Placement, float]] = {}
     if placements is not None:
-        planned = {(method, False): (placement, 0.0) for method, placement in placements.items()}
+        planned = {(method, None): (placement, 0.0) for method, placement in placements.items()}
     rows = []
     for name, (method, policy) in zip(methods, parsed, strict=True):
-        by_request = policy == REQUESTS
-        key = (method, by_request)
+        key = (method, policy if policy in _PLANNED else None)
         if key not in planned:
-            planned[key] = _timed_plan(planned_on, topology, method, seed, limits | ({"request_placement": True} if by_request else {}))
+            planned[key] = _timed_plan(planned_on, topology, method, seed, limits | _PLANNED.get(policy or "", {}))
         placement, seconds = planned[key]
         evaluation = evaluate(
             placement,
             measured_on,
             seed=seed,
-            policy=None if by_request else policy,
+            policy=policy if policy in BATCH_POLICIES else None,
             batch_tokens=batch_tokens,
-            first_tokens=FIRST_TOKENS if by_request else None,
+            first_tokens=FIRST_TOKENS if policy == REQUESTS else None,
         )
         rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation))
         on_method(name)

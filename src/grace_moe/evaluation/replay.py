@@ -11,16 +11,35 @@ import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
 from grace_moe.evaluation.batches import PREFILL_BATCH, batch_balance, choose_by_batch, number_batches
-from grace_moe.placement import Placement
+from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning import ChoiceTable, batch_policy, check_same_model, choice_table, order_of_requests, place_requests
 from grace_moe.topology import Topology
-from grace_moe.trace import DECODE, RoutingTrace
+from grace_moe.trace import DECODE, PREFILL, RoutingTrace
 
 _CHUNK_CELLS = 2**20
 """(token, device) cells replayed at once; bounds memory."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseCounts:
+    """What the tokens of one phase cost."""
+
+    num_tokens: int
+    cross_node: Ints
+    """`[layers]` (token, other node) copies."""
+    device_load: Floats
+    """`[layers, devices]` pairs computed, over the device's relative speed."""
+
+    @property
+    def cross_node_copies(self) -> float:
+        return float(self.cross_node.mean() / max(1, self.num_tokens))
+
+    @property
+    def load_max_over_mean(self) -> float:
+        return _max_over_mean(self.device_load)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +76,12 @@ class Evaluation:
     devices_per_node: tuple[int, ...]
     batch_balance: Floats | None = None
     """`[layers]` load of the busiest device over the mean in a batch, mean over batches; None unless asked for."""
+    phases: tuple[PhaseCounts, PhaseCounts] | None = None
+    """Prefill's part and decode's; None unless the trace has tokens of both."""
+    pass_cross_node: Ints | None = None
+    """`[layers, passes]` the copies of `cross_node` in each forward pass; None unless passes were given."""
+    pass_flat_cross_node: Ints | None = None
+    """`[layers, passes]` those of `flat_cross_node`."""
 
     def _per_token(self, copies: Ints) -> float:
         return float(copies.mean() / max(1, self.num_tokens))
@@ -87,7 +112,7 @@ class Evaluation:
 
     @property
     def load_max_over_mean(self) -> float:
-        return float((self.device_load.max(axis=1) / self._mean_load).mean())
+        return _max_over_mean(self.device_load)
 
     @property
     def load_std_over_mean(self) -> float:
@@ -107,6 +132,22 @@ class Evaluation:
         return None if self.batch_balance is None else float(self.batch_balance.mean())
 
     @property
+    def prefill_load_max_over_mean(self) -> float | None:
+        return None if self.phases is None else self.phases[PREFILL].load_max_over_mean
+
+    @property
+    def decode_load_max_over_mean(self) -> float | None:
+        return None if self.phases is None else self.phases[DECODE].load_max_over_mean
+
+    @property
+    def prefill_cross_node_copies(self) -> float | None:
+        return None if self.phases is None else self.phases[PREFILL].cross_node_copies
+
+    @property
+    def decode_cross_node_copies(self) -> float | None:
+        return None if self.phases is None else self.phases[DECODE].cross_node_copies
+
+    @property
     def slots_total_over_experts(self) -> float:
         return float(self.slots.sum(axis=1).mean() / self.num_experts)
 
@@ -116,8 +157,7 @@ class Evaluation:
 
     @property
     def _mean_load(self) -> Floats:
-        means: Floats = np.maximum(self.device_load.mean(axis=1), 1e-12)
-        return means
+        return _mean_load(self.device_load)
 
     def to_dict(self) -> dict[str, Any]:
         """The metrics by DESIGN.md's names."""
@@ -136,6 +176,10 @@ METRICS = (
     "idle_fraction",
     "batch_load_max_over_mean",
     "active_experts_max",
+    "prefill_cross_node_copies",
+    "decode_cross_node_copies",
+    "prefill_load_max_over_mean",
+    "decode_load_max_over_mean",
     "slots_total_over_experts",
     "slots_max_per_device",
 )
@@ -151,8 +195,10 @@ def evaluate(
     policy: str | None = None,
     batch_tokens: int | None = None,
     first_tokens: int | None = None,
+    passes: Ints | None = None,
 ) -> Evaluation:
-    """Replay `trace` through `placement`; requests are dealt round-robin over the devices.
+    """Replay `trace` through `placement`; requests are dealt round-robin over the devices. Tokens of phase decode take the replicas
+    that the placement has for decode.
 
     Args:
         topology: links and speeds to judge by, where they are not the placement's own; the shape must be the same.
@@ -162,6 +208,7 @@ def evaluate(
             policy, the balance of each batch is measured too.
         first_tokens: send each request to the node that its first so many tokens point to instead, and deal it round-robin over
             that node's devices (`planning.request_placement`); all of the request is counted.
+        passes: `[tokens]` number of the forward pass of each token: copies are counted by pass too.
 
     Raises:
         MismatchError: trace, placement and topology don't belong together.
@@ -179,15 +226,21 @@ def evaluate(
     batches = None
     if policy is not None or batch_tokens is not None:
         batches = number_batches(steps, trace.num_tokens, PREFILL_BATCH if batch_tokens is None else batch_tokens)
-    layers, active, balance = [], [], []
+    decoding = np.flatnonzero(np.zeros(trace.num_tokens, dtype=bool) if steps is None else steps >= 0)
+    both_phases = 0 < len(decoding) < trace.num_tokens
+    layers, decode_layers, active, balance = [], [], [], []
     for index, layer in enumerate(placement.layers):
         topk_ids = trace.topk_ids[:, index]
         if by_batch is None or batches is None:
-            table = choice_table(layer, placement.topology, placement.replica_choice)
-            devices = _choose_in_chunks(table, layer.layer_id, topk_ids, source, topology.num_devices, seed)
+            devices = np.empty(topk_ids.shape, dtype=np.int64)
+            for of_phase, tokens in _by_phase(layer, decoding, trace.num_tokens):
+                table = choice_table(of_phase, placement.topology, placement.replica_choice)
+                _choose_in_chunks(table, layer.layer_id, topk_ids, source, tokens, topology.num_devices, seed, devices)
         else:
             devices = choose_by_batch(by_batch, layer, topology, topk_ids, source, batches)
-        layers.append(_count(devices, source, topology))
+        layers.append(_count(devices, source, topology, passes))
+        if both_phases:
+            decode_layers.append(_count(devices[decoding], source[decoding], topology))
         if batches is not None:
             balance.append(batch_balance(devices, batches, topology.relative_speed))
         if steps is not None:
@@ -210,6 +263,9 @@ def evaluate(
         num_experts=placement.num_experts,
         devices_per_node=tuple(len(node.devices) for node in topology.nodes),
         batch_balance=None if batches is None else np.array(balance),
+        phases=_phases(layers, decode_layers, trace.num_tokens, len(decoding), topology) if both_phases else None,
+        pass_cross_node=None if passes is None else np.stack([layer.pass_cross_node for layer in layers]),
+        pass_flat_cross_node=None if passes is None else np.stack([layer.pass_flat_cross_node for layer in layers]),
     )
 
 
@@ -245,7 +301,7 @@ def decode_steps(trace: RoutingTrace) -> Ints | None:
 class _LayerCounts:
     """Counts of one layer, added up chunk by chunk. Letters: T tokens, D devices, N nodes."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, num_passes: int) -> None:
         sizes = [len(node.devices) for node in topology.nodes]
         self.node, self.rail_peers = topology.node_of_device, topology.rail_peers
         self.first_device_of_node = np.cumsum([0, *sizes[:-1]])
@@ -253,10 +309,15 @@ class _LayerCounts:
         self.cross_node_links = np.zeros((topology.num_devices, topology.num_nodes), dtype=np.int64)
         self.intra_node_links = np.zeros((topology.num_devices, max(sizes)), dtype=np.int64)
         self.pairs_of_device = np.zeros(topology.num_devices, dtype=np.int64)
+        self.pass_cross_node = np.zeros(num_passes, dtype=np.int64)
+        self.pass_flat_cross_node = np.zeros(num_passes, dtype=np.int64)
         self.flat = self.flat_cross_node = self.pairs = self.pairs_cross_node = 0
 
-    def add(self, devices: Ints, own: Ints) -> None:
-        """Count one chunk: `devices` `[tokens, k]` (-1 = none) compute the pairs of tokens whose source is `own` `[tokens]`."""
+    def add(self, devices: Ints, own: Ints, passes: Ints | None) -> None:
+        """Count one chunk: `devices` `[tokens, k]` (-1 = none) compute the pairs of tokens whose source is `own` `[tokens]`.
+
+        `passes`: `[tokens]` the forward pass of each, where those are counted apart.
+        """
         node, num_devices = self.node, len(self.node)
         rows, own_node = np.arange(len(own)), node[own]
         sent = (devices >= 0) & (devices != own[:, None])
@@ -271,6 +332,8 @@ class _LayerCounts:
         reached_TN[rows, own_node] = False
         token, to_node = np.nonzero(reached_TN)
         np.add.at(self.cross_node_links, (own[token], to_node), 1)
+        if passes is not None:
+            np.add.at(self.pass_cross_node, passes[token], 1)
 
         # Inside each node, the device of the source's local rank hands copies on: the source itself, or the ingress device.
         token, device = np.nonzero(reached_TD)
@@ -278,7 +341,10 @@ class _LayerCounts:
         to_other = hands_on != device
         np.add.at(self.intra_node_links, (hands_on[to_other], self.local_rank[device[to_other]]), 1)
         self.flat += int((device != own[token]).sum())
-        self.flat_cross_node += int((node[device] != own_node[token]).sum())
+        far = node[device] != own_node[token]
+        self.flat_cross_node += int(far.sum())
+        if passes is not None:
+            np.add.at(self.pass_flat_cross_node, passes[token[far]], 1)
 
 
 def _chunks(num_tokens: int, num_devices: int) -> Iterator[slice]:
@@ -286,20 +352,51 @@ def _chunks(num_tokens: int, num_devices: int) -> Iterator[slice]:
     return (slice(start, min(start + chunk, num_tokens)) for start in range(0, num_tokens, chunk))
 
 
-def _choose_in_chunks(table: ChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, num_devices: int, seed: int) -> Ints:
-    """`[tokens, k]` device of each pair by a layer's own table."""
-    devices = np.empty(topk_ids.shape, dtype=np.int64)
-    for part in _chunks(len(topk_ids), num_devices):
-        tokens = np.arange(part.start, part.stop)
-        devices[part] = table.choose(layer_id, topk_ids[part].astype(np.int64), source[part], tokens, seed=seed)
-    return devices
+def _by_phase(layer: LayerPlacement, decoding: Ints, num_tokens: int) -> list[tuple[LayerPlacement, Ints]]:
+    """The layer as each phase sees it, and the tokens of that phase; one entry where the layer sees no difference."""
+    every = np.arange(num_tokens)
+    if not layer.decode_weights:
+        return [(layer, every)]
+    return [(layer, np.setdiff1d(every, decoding, assume_unique=True)), (layer.in_decode(), decoding)]
 
 
-def _count(devices: Ints, source: Ints, topology: Topology) -> _LayerCounts:
-    counts = _LayerCounts(topology)
+def _choose_in_chunks(
+    table: ChoiceTable, layer_id: int, topk_ids: npt.NDArray[Any], source: Ints, tokens: Ints, num_devices: int, seed: int, devices: Ints
+) -> None:
+    """Write the device of each pair of `tokens` into `devices` `[all tokens, k]`, by a layer's own table."""
+    for part in _chunks(len(tokens), num_devices):
+        some = tokens[part]
+        devices[some] = table.choose(layer_id, topk_ids[some].astype(np.int64), source[some], some, seed=seed)
+
+
+def _count(devices: Ints, source: Ints, topology: Topology, passes: Ints | None = None) -> _LayerCounts:
+    counts = _LayerCounts(topology, 0 if passes is None else int(passes.max(initial=-1)) + 1)
     for part in _chunks(len(devices), topology.num_devices):
-        counts.add(devices[part], source[part])
+        counts.add(devices[part], source[part], None if passes is None else passes[part])
     return counts
+
+
+def _phases(
+    layers: list[_LayerCounts], in_decode: list[_LayerCounts], num_tokens: int, num_decoding: int, topology: Topology
+) -> tuple[PhaseCounts, PhaseCounts]:
+    """Prefill's part of the counts of all layers, and decode's."""
+    cross = np.array([[counts.cross_node_links.sum() for counts in part] for part in (layers, in_decode)])
+    pairs = np.array([[counts.pairs_of_device for counts in part] for part in (layers, in_decode)])
+    speed = topology.relative_speed
+    return (
+        PhaseCounts(num_tokens=num_tokens - num_decoding, cross_node=cross[0] - cross[1], device_load=(pairs[0] - pairs[1]) / speed),
+        PhaseCounts(num_tokens=num_decoding, cross_node=cross[1], device_load=pairs[1] / speed),
+    )
+
+
+def _mean_load(device_load: Floats) -> Floats:
+    """`[layers]` mean over devices, above 0."""
+    means: Floats = np.maximum(device_load.mean(axis=1), 1e-12)
+    return means
+
+
+def _max_over_mean(device_load: Floats) -> float:
+    return float((device_load.max(axis=1) / _mean_load(device_load)).mean())
 
 
 def _active_experts(topk_ids: npt.NDArray[Any], devices: Ints, steps: Ints, num_devices: int) -> float:

@@ -2,45 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
 from grace_moe.errors import UsageError
-from grace_moe.evaluation.replay import Evaluation
-from grace_moe.wire import COUNT_BYTES, DISPATCHES, WireFormat
+from grace_moe.evaluation.replay import Evaluation, decode_steps
+from grace_moe.planning import order_of_requests
+from grace_moe.trace import RoutingTrace
+from grace_moe.wire import COUNT_BYTES, DISPATCHES, WireFormat, goes_flat
 
 
-def cross_node_bytes(evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int) -> float:
+def passes_of_tokens(trace: RoutingTrace, first_pass: Sequence[int]) -> npt.NDArray[np.int64]:
+    """`[tokens]` number of the forward pass that each token takes: its request's first in prefill, one more for each decode token.
+
+    Args:
+        first_pass: `[requests]` of each request, in their order of appearance in the trace.
+
+    Raises:
+        UsageError: another number of requests than the trace has.
+    """
+    request, _ = order_of_requests(trace)
+    requests = int(request.max(initial=-1)) + 1
+    if len(first_pass) != requests:
+        raise UsageError(f"first_pass: {len(first_pass)} requests, but {trace.source} has {requests}; give one each")
+    passes: npt.NDArray[np.int64] = np.array(first_pass, dtype=np.int64)[request]
+    steps = decode_steps(trace)
+    return passes if steps is None else passes + steps + 1
+
+
+def cross_node_bytes(
+    evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int, pass_rows: Sequence[int] | None = None
+) -> float:
     """Bytes between nodes for the whole trace, dispatch and combine, all layers.
 
     - hierarchical: a dispatched row and a combined row per (token, other node), and to each device on
       another node a count for each device there, one for the node and one of all tokens;
     - flat: the same per (token, device on another node), and a count per pair of devices on different nodes;
-    - vanilla: a hidden state each way per (token, expert) pair on another node, and counts per expert.
+    - vanilla: a hidden state each way per (token, expert) pair on another node, and counts per expert;
+    - auto: hierarchical's counts, and the rows of flat or hierarchical, pass by pass (`wire.goes_flat`).
 
     Args:
         steps: forward passes that the trace's tokens took.
+        pass_rows: `[steps]` rows of each pass over all ranks, padding and idle rows included. `auto` alone needs them, and an
+            evaluation that counted copies by pass.
 
     Raises:
-        UsageError: unknown dispatch.
+        UsageError: unknown dispatch, or `auto` without its passes.
     """
     devices_per_node = evaluation.devices_per_node
     num_devices = sum(devices_per_node)
     layers = len(evaluation.cross_node)
     far_pairs = num_devices**2 - sum(n * n for n in devices_per_node)
     rows = wire.dispatch_row_bytes + wire.hidden_bytes
-    if dispatch == "hierarchical":
+    if dispatch in ("hierarchical", "auto"):
         counts = sum(n * (num_devices - n) * (n + 2) for n in devices_per_node)
+        if dispatch == "auto":
+            return float(_auto_copies(evaluation, wire, steps, pass_rows) * rows + layers * steps * counts * COUNT_BYTES)
         return float(evaluation.cross_node.sum() * rows + layers * steps * counts * COUNT_BYTES)
     if dispatch == "flat":
         return float(evaluation.flat_cross_node.sum() * rows + layers * steps * far_pairs * COUNT_BYTES)
     if dispatch == "vanilla":
         counts = far_pairs * (evaluation.num_experts // num_devices)
         return float(evaluation.pairs_cross_node.sum() * 2 * wire.hidden_bytes + layers * steps * counts * COUNT_BYTES)
-    if dispatch == "auto":
-        raise UsageError("dispatch auto goes by the size of each batch; ask for flat or hierarchical")
     raise UsageError(f"dispatch {dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
 
 
-def cross_node_bytes_per_token(evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int) -> float:
+def _auto_copies(evaluation: Evaluation, wire: WireFormat, steps: int, pass_rows: Sequence[int] | None) -> int:
+    """Copies between nodes in all layers, each pass flat or hierarchical by its rows."""
+    hierarchical, flat = evaluation.pass_cross_node, evaluation.pass_flat_cross_node
+    if pass_rows is None or hierarchical is None or flat is None:
+        raise UsageError("dispatch auto goes by the rows of each forward pass; evaluate with passes, and give pass_rows")
+    counted = hierarchical.shape[1]
+    if len(pass_rows) != steps or counted > steps:
+        raise UsageError(f"pass_rows: {len(pass_rows)} for {steps} steps and {counted} passes counted; give each pass its rows")
+    nodes, devices = len(evaluation.devices_per_node), sum(evaluation.devices_per_node)
+    tiny = np.array([goes_flat(rows, devices, nodes, wire.hidden_bytes) for rows in pass_rows[:counted]], dtype=bool)
+    return int(np.where(tiny, flat, hierarchical).sum())
+
+
+def cross_node_bytes_per_token(
+    evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int, pass_rows: Sequence[int] | None = None
+) -> float:
     """`cross_node_bytes` over the tokens of the trace; 0 for an empty one."""
     if not evaluation.num_tokens:
         return 0.0
-    return cross_node_bytes(evaluation, wire, dispatch, steps=steps) / evaluation.num_tokens
+    return cross_node_bytes(evaluation, wire, dispatch, steps=steps, pass_rows=pass_rows) / evaluation.num_tokens

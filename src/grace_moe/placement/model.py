@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class LayerPlacement:
     """Per expert, the devices that hold it; the first is the primary."""
     replica_weights: tuple[tuple[float, ...], ...]
     """Per expert, the polling weight of each of its replicas; they sum to 1."""
+    decode_weights: tuple[tuple[float, ...], ...] = ()
+    """Of the same shape: the polling weights in decode steps. A replica of weight 0 is not used there, wherever the token is. Empty =
+    decode chooses as prefill does."""
     node_prices: tuple[float, ...] = ()
     """Per node, how much joint choice avoids it among sets of nodes that serve a token equally well, in spans of the tie's
     hash; up to `MAX_NODE_PRICE`. Empty = all alike."""
@@ -36,6 +39,21 @@ class LayerPlacement:
     a front-end where to send a request (`planning.request_placement`). Empty = unknown."""
     replica_choice: str = ""
     """One of `REPLICA_CHOICES` where this layer's differs from the placement's; empty = the placement's."""
+
+    def in_decode(self) -> LayerPlacement:
+        """The layer as decode steps see it: the replicas that they use, by their weights there."""
+        if not self.decode_weights:
+            return self
+        used = [
+            [(device, weight) for device, weight in zip(devices, weights, strict=True) if weight > 0]
+            for devices, weights in zip(self.devices_of_expert, self.decode_weights, strict=True)
+        ]
+        return replace(
+            self,
+            devices_of_expert=tuple(tuple(device for device, _ in row) for row in used),
+            replica_weights=tuple(tuple(weight for _, weight in row) for row in used),
+            decode_weights=(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

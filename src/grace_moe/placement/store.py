@@ -68,6 +68,7 @@ def save_placement(placement: Placement, path: Path) -> None:
                 "layer_id": layer.layer_id,
                 "devices_of_expert": [list(devices) for devices in layer.devices_of_expert],
                 "replica_weights": [list(weights) for weights in layer.replica_weights],
+                **({"decode_weights": [list(weights) for weights in layer.decode_weights]} if layer.decode_weights else {}),
                 **({"node_prices": list(layer.node_prices)} if layer.node_prices else {}),
                 **({"source_costs": [list(row) for row in layer.source_costs]} if layer.source_costs else {}),
                 **({"replica_choice": layer.replica_choice} if layer.replica_choice else {}),
@@ -93,12 +94,14 @@ def _layer(source: str, index: int, value: Any) -> LayerPlacement:
         raise PlacementError(source, f"{where}.layer_id", f"{layer_id!r} is not a layer number", mend)
     devices = _rows(source, f"{where}.devices_of_expert", value.get("devices_of_expert"), (int,), "whole numbers")
     weights = _rows(source, f"{where}.replica_weights", value.get("replica_weights"), (int, float), "numbers")
+    in_decode = _rows(source, f"{where}.decode_weights", value.get("decode_weights", []), (int, float), "numbers")
     (prices,) = _rows(source, f"{where}.node_prices", [value.get("node_prices", [])], (int, float), "numbers")
     costs = _rows(source, f"{where}.source_costs", value.get("source_costs", []), (int, float), "numbers")
     return LayerPlacement(
         layer_id=layer_id,
         devices_of_expert=devices,
         replica_weights=tuple(_floats(source, f"{where}.replica_weights", row) for row in weights),
+        decode_weights=tuple(_floats(source, f"{where}.decode_weights", row) for row in in_decode),
         node_prices=_floats(source, f"{where}.node_prices", prices),
         source_costs=tuple(_floats(source, f"{where}.source_costs", row) for row in costs),
         replica_choice=_text(source, f"{where}.replica_choice", value.get("replica_choice", "")),

@@ -17,7 +17,7 @@ def check(placement: Placement) -> None:
     """Raise unless the placement is whole.
 
     Invariants: `layers_named_once`, `every_expert_placed`, `devices_exist`, `one_replica_per_device`,
-    `weights_are_shares`, `node_prices_in_range`, `source_costs_whole`, `replica_choice_known`.
+    `weights_are_shares`, `decode_weights_are_shares`, `node_prices_in_range`, `source_costs_whole`, `replica_choice_known`.
 
     Raises:
         PlacementError: naming the layer, the expert and the mend.
@@ -43,7 +43,8 @@ def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devic
     where = f"layer {layer.layer_id}"
     if layer.replica_choice:
         _check_choice(source, f"{where}: replica_choice", layer.replica_choice)
-    for name in ("devices_of_expert", "replica_weights"):
+    names = ("devices_of_expert", "replica_weights", *(("decode_weights",) if layer.decode_weights else ()))
+    for name in names:
         rows = getattr(layer, name)
         if len(rows) != num_experts:
             raise PlacementError(
@@ -59,7 +60,7 @@ def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devic
         raise PlacementError(
             source, f"{where}: source_costs", f"not {num_experts} rows of {num_nodes} numbers", "give each expert a row, or none at all"
         )
-    for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
+    for expert, devices in enumerate(layer.devices_of_expert):
         field = f"{where}: devices_of_expert[{expert}]"
         if not devices:
             raise PlacementError(source, field, "the expert is on no device", "place every expert at least once")
@@ -68,11 +69,15 @@ def _check_layer(source: str, layer: LayerPlacement, num_experts: int, num_devic
                 raise PlacementError(source, field, f"names device {device}", f"the topology has devices 0..{num_devices - 1}")
         if len(set(devices)) != len(devices):
             raise PlacementError(source, field, f"has two replicas on one device {devices}", "keep at most one replica a device")
-        field = f"{where}: replica_weights[{expert}]"
-        if len(weights) != len(devices):
-            raise PlacementError(source, field, f"{len(weights)} weights for {len(devices)} replicas", "give each replica its weight")
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or abs(sum(weights) - 1) > WEIGHT_TOLERANCE:
-            raise PlacementError(source, field, f"{weights} are not shares", "give weights of 0 or more that sum to 1")
+        for name in names[1:]:
+            _check_shares(source, f"{where}: {name}[{expert}]", getattr(layer, name)[expert], len(devices))
+
+
+def _check_shares(source: str, field: str, weights: tuple[float, ...], replicas: int) -> None:
+    if len(weights) != replicas:
+        raise PlacementError(source, field, f"{len(weights)} weights for {replicas} replicas", "give each replica its weight")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or abs(sum(weights) - 1) > WEIGHT_TOLERANCE:
+        raise PlacementError(source, field, f"{weights} are not shares", "give weights of 0 or more that sum to 1")
 
 
 def slots_within(placement: Placement, slots_per_device: int) -> bool:

@@ -12,6 +12,7 @@ from grace_moe.planning.replica_choice import (
     choice_table,
     choice_tables,
     choose_devices,
+    decode_choice_tables,
     replica_choice_table,
 )
 from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress, check_same_model
@@ -38,6 +39,7 @@ __all__ = [
     "choice_table",
     "choice_tables",
     "choose_devices",
+    "decode_choice_tables",
     "draw",
     "joint_choice_table",
     "layer_loads",

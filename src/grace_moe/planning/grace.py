@@ -3,7 +3,8 @@
 Per layer (`joint.layer`): (1) search which experts each node holds, replicas included, to minimise the nodes that a token must reach
 under joint replica choice, with a price on the imbalance that the future may bring; (2) pack each node's experts on its devices, equal
 slots each; (3) solve the split of each expert's tokens among its replicas, so that devices come out even; (4) estimate the
-balance on requests to come, and pay more for it, or fall back to EPLB's, where it would fall behind EPLB's.
+balance on requests to come, and pay more for it, or fall back to EPLB's, where it would fall behind EPLB's. On demand (`joint.decode`):
+(5) choose which of the replicas decode uses.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.baselines.eplb import eplb
 from grace_moe.planning.joint_choice import MAX_EXACT_NODES
-from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_same_model, is_within
+from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, check_same_model, is_within
+from grace_moe.planning.request_placement import order_of_requests, place_requests
 
 if TYPE_CHECKING:
     from grace_moe.planning.joint.layer import LayerProblem
 
 MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
+DECODE_CHOICES = ("tokens", "experts")
+"""What the replica choice of decode goes by: prefill's tables, or few active experts on a device."""
+MAX_DECODE_BATCH = 65_536
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
@@ -38,6 +43,10 @@ def grace(
     price: float = 4.0,
     tolerance: float = 1.015,
     request_placement: bool = False,
+    decode: str = "tokens",
+    decode_copies: float = 0.05,
+    decode_load: float = 0.1,
+    decode_batch: int = 64,
     effort: float = 1.0,
     threads: int = 2,
 ) -> PlannedLayers:
@@ -48,6 +57,11 @@ def grace(
         tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, both as expected on
             requests to come. Where a layer exceeds it, its price is raised.
         request_placement: plan for a front-end that sends requests to nodes by `planning.request_placement`.
+        decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
+            are active on a device (`joint.decode`). Placement and prefill are the same either way.
+        decode_copies: share by which copies between nodes may rise in decode for it, over all layers.
+        decode_load: share by which the busiest device's pairs may, in each layer.
+        decode_batch: tokens of a decode batch over all devices.
         effort: multiplies the moves that the search tries; its time is proportional.
         threads: layers planned at once; the plan does not depend on it.
 
@@ -55,6 +69,29 @@ def grace(
         UsageError: an option out of range, or more than the search can do on this trace or topology.
         MismatchError: the placement to start from is of another model, topology or number of slots.
     """
+    check_choice("decode", decode, DECODE_CHOICES)
+    if not is_within(decode_copies, 0, 1e6) or not is_within(decode_load, 0, 1e6):
+        raise UsageError(f"decode_copies {decode_copies!r}, decode_load {decode_load!r}: use shares from 0 to 1e6")
+    if type(decode_batch) is not int or not 1 <= decode_batch <= MAX_DECODE_BATCH:
+        raise UsageError(f"decode_batch {decode_batch!r} is out of range; use 1 to {MAX_DECODE_BATCH} tokens")
+    if decode == "experts" and request.trace.counts_only:
+        raise UsageError(f"{request.trace.source}: counts only, and decode experts needs a trace of tokens; plan with decode tokens")
+    planned = _plan(
+        request, price=price, tolerance=tolerance, request_placement=request_placement, effort=effort, threads=threads
+    )
+    if decode == "tokens":
+        return planned
+    from grace_moe.planning.joint.decode import DecodeBounds, with_decode_weights
+
+    bounds = DecodeBounds(copies=decode_copies, load=decode_load, batch=decode_batch)
+    sources = _sources(request, planned) if request_placement else order_of_requests(request.trace)[0] % request.num_devices
+    return with_decode_weights(planned, request, sources, bounds)
+
+
+def _plan(
+    request: PlanRequest, *, price: float, tolerance: float, request_placement: bool, effort: float, threads: int
+) -> PlannedLayers:
+    """Placement and the replica choice of both phases."""
     if not is_within(effort, 1e-6, 1000) or type(threads) is not int or threads < 1:
         raise UsageError(f"effort {effort!r}, threads {threads!r}: use an effort above 0, up to 1000, and at least one thread")
     if not is_within(price, 0, 1e6) or not is_within(tolerance, 1, np.inf):
@@ -130,6 +167,19 @@ def grace(
         replica_choice="joint",
         notes=by_layer([(layer.layer_id, (BY_LOAD,)) for layer in layers if layer.replica_choice]),
     )
+
+
+def _sources(request: PlanRequest, planned: PlannedLayers) -> npt.NDArray[np.int64]:
+    """`[T]` source device of each token where a front-end places the requests; a node's devices take theirs in turn."""
+    placement = Placement(
+        topology=request.topology, num_experts=request.num_experts, layers=planned.layers, replica_choice=planned.replica_choice
+    )
+    nodes = place_requests(placement, request.trace)
+    devices = np.empty(len(nodes), dtype=np.int64)
+    for node in range(request.topology.num_nodes):
+        members, here = np.array(request.topology.devices_of_node(node)), np.flatnonzero(nodes == node)
+        devices[here] = members[np.arange(len(here)) % len(members)]
+    return devices[order_of_requests(request.trace)[0]]
 
 
 def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64]]:

@@ -2,7 +2,7 @@
 
 A table gives, for each source device and expert, the candidate devices and integer thresholds on a hash of
 (seed, layer, token, expert). NumPy and torch read the same tables with the same integer arithmetic, so that evaluation
-and runtime pick alike, and a run can be repeated exactly.
+and runtime pick alike, and a run can be repeated exactly. Where a layer has decode weights, decode steps have a table of their own.
 """
 
 from __future__ import annotations
@@ -93,8 +93,16 @@ def choice_table(layer: LayerPlacement, topology: Topology, policy: str) -> Choi
 
 
 def choice_tables(placement: Placement) -> tuple[ChoiceTable, ...]:
-    """One table a layer, by the placement's own policy."""
+    """One table a layer, by the placement's own policy: of prefill, and of decode where a layer has no other for it."""
     return tuple(choice_table(layer, placement.topology, placement.replica_choice) for layer in placement.layers)
+
+
+def decode_choice_tables(placement: Placement) -> tuple[ChoiceTable | None, ...]:
+    """One table a layer over the replicas that decode uses, by their weights there; None where decode chooses as prefill does."""
+    return tuple(
+        choice_table(layer.in_decode(), placement.topology, placement.replica_choice) if layer.decode_weights else None
+        for layer in placement.layers
+    )
 
 
 def choose_devices(devices: Any, thresholds: Any, topk_ids: Any, sources: Any, draws: Any) -> Any:

@@ -29,6 +29,8 @@ COLUMNS = (
 """Name, heading, form, and what is best of a comparison's columns; the last is of the machine, and differs from run to run."""
 _BATCH_COLUMNS = (
     ("batch_load_max_over_mean", "busiest\nin batch", "{:.2f}x", min),
+    ("prefill_load_max_over_mean", "busiest\nprefill", "{:.2f}x", min),
+    ("decode_load_max_over_mean", "busiest\ndecode", "{:.2f}x", min),
     ("active_experts_max", "active\nexperts", "{:.1f}", min),
 )
 """After the busiest device, where batches were measured."""
@@ -155,6 +157,12 @@ def _describe_topology(topology: Topology) -> dict[str, Any]:
     }
 
 
+def _used_in_decode(placement: Placement) -> float:
+    """Copies that decode uses, over experts, mean over layers."""
+    used = sum(len(devices) for layer in placement.layers for devices in layer.in_decode().devices_of_expert)
+    return used / len(placement.layers) / placement.num_experts
+
+
 def _describe_placement(placement: Placement) -> dict[str, Any]:
     slots = placement.slots_per_device()
     return {
@@ -170,5 +178,6 @@ def _describe_placement(placement: Placement) -> dict[str, Any]:
             sum(len(d) > 1 for layer in placement.layers for d in layer.devices_of_expert) / len(placement.layers), 2
         ),
         "replica_choice": placement.replica_choice,
+        "slots_used_in_decode_over_experts": round(_used_in_decode(placement), 4),
         "provenance": placement.provenance,
     }

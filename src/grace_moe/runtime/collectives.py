@@ -83,12 +83,12 @@ class RowsOnTheWay:
     sent: torch.Tensor
     """Held until they have left."""
     received: torch.Tensor
-    work: dist.Work | None
+    works: Sequence[dist.Work]
 
     def wait(self) -> torch.Tensor:
         """`[sum(receive_splits), width]`, grouped by source in group order; once they are all here."""
-        if self.work is not None:
-            self.work.wait()
+        for work in self.works:
+            work.wait()
         return self.received
 
 
@@ -107,12 +107,44 @@ def send_rows(
     """
     rows = rows.contiguous()
     if len(ranks) == 1:
-        return RowsOnTheWay(sent=rows, received=rows, work=None)
+        return RowsOnTheWay(sent=rows, received=rows, works=())
     received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
     row_bytes = rows[0].numel() * rows.element_size() if len(rows) else 0
     meter.count(ranks, [n * row_bytes for n in send_splits])
+    if dist.get_backend(group) == "gloo":
+        works = _post_receives_first(rows, received, send_splits, receive_splits, ranks, meter.rank, group)
+        return RowsOnTheWay(sent=rows, received=received, works=works)
     work = dist.all_to_all_single(received, rows, receive_splits, send_splits, group=group, async_op=True)
-    return RowsOnTheWay(sent=rows, received=received, work=work)
+    return RowsOnTheWay(sent=rows, received=received, works=(work,))
+
+
+def _post_receives_first(
+    rows: torch.Tensor,
+    received: torch.Tensor,
+    send_splits: list[int],
+    receive_splits: list[int],
+    ranks: Sequence[int],
+    own_rank: int,
+    group: dist.ProcessGroup,
+) -> list[dist.Work]:
+    """An all-to-all of sends and receives. Gloo tells a peer that it may send over the connection that its own rows take: where a rank
+    comes late, its all-to-all sends rows first, and the word that starts the peer's waits behind them, so that the two ways of the
+    link work one after the other. Here the word goes first: 0.6 to 0.8 of the time (benchmarks/rails.py)."""
+    works: list[dist.Work] = []
+    for rank, part in zip(ranks, received.split(receive_splits), strict=True):
+        if rank != own_rank and len(part):
+            works.append(_under_way(dist.irecv(part, rank, group=group)))
+    for rank, part in zip(ranks, rows.split(send_splits), strict=True):
+        if rank != own_rank and len(part):
+            works.append(_under_way(dist.isend(part, rank, group=group)))
+    own = ranks.index(own_rank)
+    received.split(receive_splits)[own].copy_(rows.split(send_splits)[own])
+    return works
+
+
+def _under_way(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "this rank is not of the group"
+    return work
 
 
 def exchange_rows(

@@ -58,13 +58,15 @@ class GraceExpertParallel(EPImplementation):
             if len(session.valid_T) != len(ids):
                 raise ModelError(f"layer {route.layer_id} got {len(ids)} rows, the step announced {len(session.valid_T)}")
             ids = ids.masked_fill(~session.valid_T.to(ids.device)[:, None], -1)
+        if session.log is not None:
+            session.log.seen(route.layer_id, ids)
         training = torch.is_grad_enabled() and (
             hidden_TH.requires_grad or weights_TK.requires_grad or any(p.requires_grad for p in self.experts.parameters())
         )
         if training and not hidden_TH.requires_grad:  # frozen below: a rank that gets no rows must still be part of the graph
             hidden_TH = hidden_TH.detach().requires_grad_()
         with session.span("routing", route.layer_id):
-            devices = route.devices_of(ids, session.first_token)
+            devices = route.devices_of(ids, session.first_token, session.phase)
             slots = route.slots_of(devices, ids)
         compute = self._timed_compute()
         if not training:

@@ -58,6 +58,10 @@ class GenerationResult:
     passes: int
     """Forward passes made."""
     decode_passes: int
+    pass_rows: tuple[int, ...]
+    """Rows of each forward pass, padding included."""
+    batch_passes: tuple[int, ...]
+    """Forward passes of each batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +101,14 @@ def generate(
     batches += [[] for _ in range((num_batches or len(batches)) - len(batches))]
     completions: list[Completion] = []
     prefill_seconds = decode_seconds = 0.0
-    passes = decode_passes = 0
+    pass_rows: list[int] = []
+    batch_passes: list[int] = []
     for batch in batches:
         run = _Batch(model, batch, options)
+        before = len(pass_rows)
+        pass_rows.append(run.input_ids.numel())
         began = time.perf_counter()
         run.forward(before_step)
-        passes += 1
         prefill_seconds += time.perf_counter() - began
         if progress is not None:
             progress(run.num_running)
@@ -110,19 +116,21 @@ def generate(
         for _ in range(options.new_tokens - 1):
             if options.stop_at_eos and not anyone(run.num_running > 0):
                 break
+            pass_rows.append(run.input_ids.numel())
             run.forward(before_step)
-            passes += 1
-            decode_passes += 1
             if progress is not None:
                 progress(run.num_running)
         decode_seconds += time.perf_counter() - began
         completions += run.completions()
+        batch_passes.append(len(pass_rows) - before)
     return GenerationResult(
         completions=tuple(completions),
         prefill_seconds=prefill_seconds,
         decode_seconds=decode_seconds,
-        passes=passes,
-        decode_passes=decode_passes,
+        passes=len(pass_rows),
+        decode_passes=len(pass_rows) - len(batches),
+        pass_rows=tuple(pass_rows),
+        batch_passes=tuple(batch_passes),
     )
 
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from grace_moe.runtime.groups import RankGroups, make_groups
 from grace_moe.runtime.loading import LoadedModel, load_model
 from grace_moe.runtime.monitoring import Monitor, Span
 from grace_moe.runtime.ranks import TIMEOUT, Membership, agree, rank_device
+from grace_moe.runtime.routing_log import RoutedTokens, RoutingLog, trace_of_run
+from grace_moe.trace import RoutingTrace
 from grace_moe.wire import DISPATCHES
 
 
@@ -52,6 +55,8 @@ class Job:
     """Make one unmeasured batch first."""
     profile: bool = False
     """Time the phases of every MoE layer; not for vanilla dispatch, whose phases are Transformers' own."""
+    keep_routing: bool = False
+    """Keep what the router chose; not of vanilla dispatch, either."""
 
     def save(self, path: Path) -> None:
         """Write the job for the ranks of this machine."""
@@ -69,6 +74,7 @@ class Job:
             seed=value["seed"],
             warm_up=value["warm_up"],
             profile=value["profile"],
+            keep_routing=value["keep_routing"],
         )
 
 
@@ -95,8 +101,14 @@ class RunResult:
     decode_passes: int
     expert_bytes: tuple[int, ...]
     """Memory of experts, per rank."""
+    pass_rows: tuple[int, ...]
+    """Rows of each forward pass over all ranks, padding and idle rows included: what `auto` decides by."""
+    first_pass: tuple[int, ...]
+    """Number of each request's first forward pass, its prefill, in the order of the job's requests."""
     spans: tuple[tuple[Span, ...], ...] = ()
     """Per rank, what a profile timed."""
+    routing: RoutingTrace | None = None
+    """What the router chose, where it was kept: requests in the order of the job, so that a replay deals them to the same devices."""
 
     @property
     def cross_node_bytes_per_token(self) -> float:
@@ -148,8 +160,9 @@ def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None =
                 loaded.session.restart()
         dist.barrier()
         monitor = Monitor() if job.profile and loaded.session is not None else None
+        log = RoutingLog() if job.keep_routing and loaded.session is not None else None
         if loaded.session is not None:
-            loaded.session.monitor = monitor
+            loaded.session.monitor, loaded.session.log = monitor, log
         result = _generate(loaded, mine, job.options, batches)
         gathered: list[Any] | None = [None] * member.world_size if member.rank == 0 else None
         dist.gather_object(
@@ -159,11 +172,12 @@ def execute(job: Job, member: Membership, on_run: Callable[[str], None] | None =
                 loaded.meter.intra_node_bytes,
                 loaded.expert_bytes,
                 tuple(monitor.spans) if monitor else (),
+                None if log is None else log.tokens(placement.layer_ids),
             ),
             gathered,
         )
         if gathered is not None:
-            results.append(_together(job, spec, gathered))
+            results.append(_together(job, spec, placement, gathered))
     return tuple(results)
 
 
@@ -179,10 +193,20 @@ def _anyone(mine: bool) -> bool:
     return bool(flag.item())
 
 
-def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, int, int, int, tuple[Span, ...]]]) -> RunResult:
+_Gathered: TypeAlias = tuple[GenerationResult, int, int, int, tuple[Span, ...], RoutedTokens | None]
+"""Of one rank: its generation, bytes between and inside nodes, memory of experts, spans and routing."""
+
+
+def _together(job: Job, spec: RunSpec, placement: Placement, gathered: list[_Gathered]) -> RunResult:
     by_id = {c.request_id: c for result, *_ in gathered for c in result.completions}
     completions = tuple(by_id[r.request_id] for r in job.requests)
     tokens = sum(len(r.prompt) + max(0, len(c.tokens) - 1) for r, c in zip(job.requests, completions, strict=True))
+    routed = [g[5] for g in gathered if g[5] is not None]
+    routing = None
+    if routed:
+        ids = [request.request_id for request in job.requests]
+        routing = trace_of_run(routed, ids, num_experts=placement.num_experts, layer_ids=placement.layer_ids)
+    starts = [0, *accumulate(gathered[0][0].batch_passes)]
     return RunResult(
         name=spec.name,
         dispatch=spec.dispatch,
@@ -195,17 +219,22 @@ def _together(job: Job, spec: RunSpec, gathered: list[tuple[GenerationResult, in
         decode_seconds=max(g[0].decode_seconds for g in gathered),
         decode_passes=gathered[0][0].decode_passes,
         expert_bytes=tuple(g[3] for g in gathered),
+        pass_rows=tuple(map(sum, zip(*(g[0].pass_rows for g in gathered), strict=True))),
+        first_pass=tuple(starts[i // len(gathered) // job.options.batch_size] for i in range(len(job.requests))),
         spans=tuple(g[4] for g in gathered) if job.profile else (),
+        routing=routing,
     )
 
 
 def save_results(results: Sequence[RunResult], folder: Path) -> None:
-    """Write results for the process that started the ranks: `results.json` and `logits.safetensors`."""
+    """Write results for the process that started the ranks: `results.json`, `logits.safetensors`, and a trace of each run's routing."""
     logits = {f"{i}.{c.request_id}": c.logits for i, r in enumerate(results) for c in r.completions if c.logits is not None}
     write_atomically(folder / "logits.safetensors", save(logits))
     plain = []
-    for result in results:
-        value = {k: v for k, v in vars(result).items() if k != "completions"}
+    for i, result in enumerate(results):
+        if result.routing is not None:
+            result.routing.save(_routing_file(folder, i))
+        value = {k: v for k, v in vars(result).items() if k not in ("completions", "routing")}
         value["spans"] = [[vars(span) for span in spans] for spans in result.spans]
         value["completions"] = [{"request_id": c.request_id, "tokens": list(c.tokens)} for c in result.completions]
         plain.append(value)
@@ -222,5 +251,11 @@ def load_results(folder: Path) -> tuple[RunResult, ...]:
             for c in value.pop("completions")
         )
         spans = tuple(tuple(Span(**span) for span in spans) for spans in value.pop("spans"))
-        results.append(RunResult(**{**value, "expert_bytes": tuple(value["expert_bytes"])}, completions=completions, spans=spans))
+        tuples = {name: tuple(value[name]) for name in ("expert_bytes", "pass_rows", "first_pass")}
+        routing = RoutingTrace.load(_routing_file(folder, i)) if _routing_file(folder, i).exists() else None
+        results.append(RunResult(**{**value, **tuples}, completions=completions, spans=spans, routing=routing))
     return tuple(results)
+
+
+def _routing_file(folder: Path, run: int) -> Path:
+    return folder / f"routing.{run}.safetensors"

@@ -13,10 +13,7 @@ from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher, Hier
 from grace_moe.runtime.dispatch.model import Compute, Received, Span
 from grace_moe.runtime.groups import RankGroups
 from grace_moe.runtime.layer import LayerRoute
-
-FLAT_BYTES = 32 * 1024
-"""Hidden states of a rank's batch, on average over ranks, up to which fewer collectives count for more than fewer bytes. Where
-the two are even over gloo at 200 Mbit/s between nodes (benchmarks/dispatch.py); on one node flat is always the better."""
+from grace_moe.wire import FLAT_BYTES, goes_flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +78,5 @@ class AutoDispatcher:
 
     def _is_tiny(self, splits: Splits, hidden_TH: torch.Tensor) -> bool:
         topology = self.groups.topology
-        a_rank = splits.tokens / topology.num_devices * hidden_TH.shape[1] * hidden_TH.element_size()
-        return topology.num_nodes == 1 or a_rank <= self.flat_bytes
+        hidden_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
+        return goes_flat(splits.tokens, topology.num_devices, topology.num_nodes, hidden_bytes, self.flat_bytes)
