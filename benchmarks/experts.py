@@ -26,7 +26,7 @@ MODELS = {
 }
 """`skew`: standard deviation of the logarithm of an expert's load, as in traces of these models."""
 OURS = "by slot (ours)"
-BATCHED_PAIRS = 40
+BATCHED_PAIRS = 16
 """batched_mm copies a whole weight per pair: beyond this it is out of memory's and the clock's reach, and far from the best."""
 
 

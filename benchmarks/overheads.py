@@ -79,6 +79,7 @@ def measure(arguments: argparse.Namespace) -> None:
     results = []
     for dtype in arguments.dtypes.split(","):
         config = OlmoeConfig(num_experts=slots, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE)
+        config._experts_implementation = "grouped_mm"
         with torch.device("meta"):
             module = OlmoeExperts(config)
         for name, meta in list(module.named_parameters()):
