@@ -17,7 +17,7 @@ from grace_moe.evaluation import METRICS
 from grace_moe.placement import Placement
 from grace_moe.planning import METHODS
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, synthetic_trace
+from grace_moe.trace import RoutingTrace, mixed, synthetic_trace
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,32 @@ def test_plan_takes_options_of_the_method_and_notes_what_has_no_effect(call, tra
     assert Placement.load("plan.json").provenance["options"]["r"] == 0.15
     _, out, _ = call("plan", trace, "--topology", "2x2", "--method", "linear", "--redundancy", "2", "-o", "plan.json")
     assert "note: redundancy 2.0 has no effect" in out
+
+
+def test_several_traces_weigh_the_same(call, trace, folder):
+    other = synthetic_trace(tokens=90, layers=2, experts=16, top_k=4, seed=9)
+    other.save("other.safetensors")
+    for command in (["plan", "-o", "plan.json"], ["compare"]):
+        code, out, err = call(*command, trace, "other.safetensors", "--topology", "2x2", "--json", *(["--methods", "eplb"] * (len(command) == 1)))
+        assert (code, err) == (0, "")
+    assert Placement.load("plan.json").provenance["trace_digest"] == mixed([RoutingTrace.load(trace), other]).digest
+    assert json.loads(out)["trace"]["source"] == f"{trace} + other.safetensors"
+    assert "is named twice" in fails(call, 2, "plan", trace, trace, "--topology", "2x2", "-o", "plan.json")
+    synthetic_trace(tokens=90, layers=1, experts=16, top_k=4).save("other.safetensors")
+    assert "other.safetensors: layer_ids: (0,), but" in fails(call, 3, "plan", trace, "other.safetensors", "--topology", "2x2", "-o", "p.json")
+
+
+def test_inspect_says_what_must_move(call, trace, folder):
+    for method in ("linear", "round_robin"):
+        assert call("plan", trace, "--topology", "2x2", "--method", method, "-o", f"{method}.json")[0] == 0
+    code, out, err = call("inspect", "round_robin.json", "--against", "linear.json", "--expert-bytes", "10", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    # Devices hold 0-3, 4-7, 8-11, 12-15; then each fourth: one of its four each device has, in both of the layers.
+    assert (facts["copies"], facts["copies_to_load"], facts["bytes_to_load"]) == (32, 24, 240)
+    assert facts["by_device"] == [6, 6, 6, 6]
+    assert "copies to load" in call("inspect", "round_robin.json", "--against", "linear.json")[1]
+    assert "give --against too" in fails(call, 2, "inspect", "linear.json", "--expert-bytes", "10")
 
 
 def test_plan_follows_the_seed(call, trace, folder):
@@ -371,7 +397,7 @@ def test_a_failed_plan_leaves_the_old_one(bad, folder, call):
         (["plan", "t.safetensors", "--topology", "2x2"], "Missing option '-o'"),
         (["plan", "t", "--topology", "2x2", "-o", "p", "--seed", "x"], "'x' is not a valid integer"),
         (["plan", "t", "--topology", "2x2", "-o", "p", "--slots-per-device", "0"], "0 is not in the range x>=1"),
-        (["compare", "t", "--topology", "2x2", "extra"], "Got unexpected extra argument"),
+        (["pareto", "t", "--topology", "2x2", "extra"], "Got unexpected extra argument"),
     ],
 )
 def test_misuse_is_told_by_click(call, arguments, text):

@@ -17,6 +17,7 @@ from grace_moe.cli.options import (
     shared,
     slots_option,
     topology_option,
+    traces_argument,
 )
 
 
@@ -26,6 +27,7 @@ from grace_moe.cli.options import (
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
+  grace-moe compare wiki.safetensors chat.safetensors --topology 4x4 --methods eplb,grace
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
 Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased, moetuner, exflow.
 METHOD+lplb or METHOD+metro chooses the replicas of a method's placement batch by batch;
@@ -33,10 +35,10 @@ grace+requests plans for, and measures with, requests placed on nodes by their f
 grace+decode uses fewer replicas in decode, so that fewer distinct experts are active on a device.
 """,
 )
-@click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
+@traces_argument
 @shared(topology_option, eval_option, methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
 def compare_command(
-    trace_path: Path,
+    trace_paths: tuple[Path, ...],
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
@@ -46,7 +48,9 @@ def compare_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Plan on TRACE with each method and measure traffic, balance and memory on other requests."""
+    """Plan on TRACE with each method and measure traffic, balance and memory on other requests.
+
+    Several traces of one model weigh the same."""
     from rich.console import Console
 
     from grace_moe.cli.progress import progress_bar
@@ -54,7 +58,7 @@ def compare_command(
     from grace_moe.report import comparison_table
 
     chosen = chosen_methods(methods)
-    trace, topology, measure_on = read_compared(trace_path, topology_text, eval_path)
+    trace, topology, measure_on = read_compared(trace_paths, topology_text, eval_path)
     with progress_bar("comparing", total=len(chosen)) as advance:
         comparison = compare(
             trace,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from grace_moe.errors import InputFileError
+from grace_moe.cli.options import expert_bytes_option, json_option, shared
+from grace_moe.errors import InputFileError, UsageError
 
 if TYPE_CHECKING:
     from grace_moe.placement import Placement
@@ -21,17 +22,25 @@ Examples:
   grace-moe inspect olmoe.safetensors
   grace-moe inspect plan.json --json
   grace-moe inspect 2x4
+  grace-moe inspect plan2.json --against plan.json --expert-bytes 12582912
 """,
 )
 @click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_file(file: str, as_json: bool) -> None:
+@click.option("--against", type=click.Path(path_type=Path), help="Placement in use: show what devices must load to go over to FILE.")
+@shared(expert_bytes_option, json_option)
+def inspect_file(file: str, against: Path | None, expert_bytes: int | None, as_json: bool) -> None:
     """Show FILE: a trace, a placement or a topology (also a shorthand such as 2x4)."""
     from rich.console import Console
 
-    from grace_moe.report import describe, facts_table
+    from grace_moe.placement import Placement, difference
+    from grace_moe.report import describe, describe_difference, facts_table
 
-    facts = describe(_load(file))
+    if against is None:
+        if expert_bytes is not None:
+            raise UsageError("--expert-bytes counts what must move; give --against too, or leave it out")
+        facts = describe(_load(file))
+    else:
+        facts = describe_difference(difference(Placement.load(file), Placement.load(against)), expert_bytes)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 
+traces_argument = click.argument("trace_paths", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 topology_option = click.option("--topology", "topology_text", required=True, metavar="T", help="NxG, NxG:preset, or a topology file.")
 redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
 slots_option = click.option(
@@ -26,7 +27,7 @@ expert_bytes_option = click.option(
     "--expert-bytes",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Memory of one expert of one layer: keeps to the topology's memory_bytes.",
+    help="Bytes of one expert of one layer (plans keep to the topology's memory_bytes).",
 )
 eval_option = click.option(
     "--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]"
@@ -88,13 +89,23 @@ def chosen_methods(text: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def read_compared(trace_path: Path, topology_text: str, eval_path: Path | None) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:
-    """TRACE, `--topology` and `--eval`."""
+def read_traces(paths: Sequence[Path]) -> RoutingTrace:
+    """TRACE..., mixed (`trace.mixed`) where there are several. Raises UsageError where one is named twice."""
+    from grace_moe.trace import RoutingTrace, mixed
+
+    for index, path in enumerate(paths):
+        if path in paths[:index]:
+            raise UsageError(f"{path} is named twice; traces weigh the same, so name each once")
+    return mixed([RoutingTrace.load(path) for path in paths])
+
+
+def read_compared(paths: Sequence[Path], topology_text: str, eval_path: Path | None) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:
+    """TRACE..., `--topology` and `--eval`."""
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 
     measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
-    return RoutingTrace.load(trace_path), Topology.parse(topology_text), measure_on
+    return read_traces(paths), Topology.parse(topology_text), measure_on
 
 
 def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tuple[float, ...]:

@@ -32,7 +32,7 @@ def pareto_command(
     from grace_moe.evaluation import pareto
     from grace_moe.report import pareto_table
 
-    trace, topology, measure_on = read_compared(trace_path, topology_text, eval_path)
+    trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path)
     tried = numbers("--prices", prices, 0, 1e6, "from 0 to 1e6"), budgets("--redundancies", redundancies, topology.num_devices)
     with progress_of("planning") as reach:
         points = pareto(trace, topology, measure_on=measure_on, prices=tried[0], redundancies=tried[1], seed=seed, progress=reach)

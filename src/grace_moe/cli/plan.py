@@ -10,11 +10,13 @@ from grace_moe.cli.options import (
     expert_bytes_option,
     json_option,
     method_options,
+    read_traces,
     redundancy_option,
     seed_option,
     shared,
     slots_option,
     topology_option,
+    traces_argument,
 )
 
 
@@ -25,10 +27,11 @@ Examples:
   grace-moe plan olmoe.safetensors --topology 2x4 -o plan.json
   grace-moe plan olmoe.safetensors --topology 2x4 --method eplb --redundancy 1.25 -o eplb.json
   grace-moe plan olmoe.safetensors --topology 2x2 --method grace_paper --option r=0.15 -o paper.json
+  grace-moe plan wiki.safetensors chat.safetensors --topology 2x4 -o plan.json
   grace-moe plan today.safetensors --topology 2x4 --start plan.json -o plan2.json
 """,
 )
-@click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
+@traces_argument
 @topology_option
 @click.option("--method", help="How to plan; `grace-moe compare --help` lists the methods.  [default: the best]")
 @shared(redundancy_option, slots_option, expert_bytes_option, seed_option)
@@ -37,7 +40,7 @@ Examples:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Placement to write (.json).")
 @json_option
 def plan_command(
-    trace_path: Path,
+    trace_paths: tuple[Path, ...],
     topology_text: str,
     method: str | None,
     redundancy: float | None,
@@ -49,15 +52,14 @@ def plan_command(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Plan a placement from TRACE for a topology."""
+    """Plan a placement from TRACE for a topology; several traces of one model weigh the same."""
     from grace_moe.cli.progress import progress_of
     from grace_moe.placement import Placement
     from grace_moe.planning import DEFAULT_METHOD, plan
     from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
 
     options = method_options(pairs)
-    trace, topology = RoutingTrace.load(trace_path), Topology.parse(topology_text)
+    trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
     began = time.perf_counter()
     with progress_of("planning") as reach:
         placement = plan(

@@ -58,7 +58,7 @@ def report_command(
 
     require_report()
     chosen = tuple(dict.fromkeys((AFTER, *chosen_methods(methods), BEFORE)))
-    trace, topology, measure_on = read_compared(trace_path, topology_text, eval_path)
+    trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path)
     devices = topology.num_devices
     tried = tuple(b for b in MEMORY if b <= devices) if memory is None else budgets("--memory", memory, devices)
     with progress_bar("comparing", total=len(chosen) + len(tried)) as advance:

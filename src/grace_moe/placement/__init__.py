@@ -1,6 +1,17 @@
 """Which device holds which expert: the plan, its file and its invariants."""
 
+from grace_moe.placement.difference import PlacementDifference, difference
 from grace_moe.placement.model import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement, Placement, even_weights
 from grace_moe.placement.validation import check, slots_within
 
-__all__ = ["MAX_NODE_PRICE", "REPLICA_CHOICES", "LayerPlacement", "Placement", "check", "even_weights", "slots_within"]
+__all__ = [
+    "MAX_NODE_PRICE",
+    "REPLICA_CHOICES",
+    "LayerPlacement",
+    "Placement",
+    "PlacementDifference",
+    "check",
+    "difference",
+    "even_weights",
+    "slots_within",
+]

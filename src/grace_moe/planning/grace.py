@@ -3,14 +3,14 @@
 Per layer (`joint.layer`): (1) search which experts each node holds, replicas included, to minimise the nodes that a token must reach
 under joint replica choice, with a price on the imbalance that the future may bring; (2) pack each node's experts on its devices, equal
 slots each; (3) solve the split of each expert's tokens among its replicas, so that devices come out even; (4) estimate the
-balance on requests to come, and pay more for it, or fall back to EPLB's, where it would fall behind EPLB's. On demand (`joint.decode`):
+balance on days to come. Where, mean over layers, it would fall behind EPLB's, all layers pay more for it (`joint.layers`); then each takes
+one of its placements, EPLB's devices gathered on nodes (`joint.gathering`) where no other keeps the balance. On demand (`joint.decode`):
 (5) choose which of the replicas decode uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,21 +20,23 @@ import numpy.typing as npt
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.baselines.eplb import eplb
-from grace_moe.planning.joint_choice import MAX_EXACT_NODES
 from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, check_same_model, is_within
 from grace_moe.planning.request_placement import order_of_requests, place_requests
 
 if TYPE_CHECKING:
+    from grace_moe.planning.joint.labels import Labels
     from grace_moe.planning.joint.layer import LayerProblem
 
-MANY_NODES = "more nodes than the exact search takes (8): placed by load (eplb), replicas chosen jointly"
+MAX_NODES = 64
+"""As `joint.many_nodes.MAX_NODES`, which is not imported for a fallback: 8 groups of 8 nodes."""
+MANY_NODES = "more nodes than the search takes (64): placed by load (eplb), replicas chosen jointly"
 DECODE_CHOICES = ("tokens", "experts")
 """What the replica choice of decode goes by: prefill's tables, or few active experts on a device."""
 MAX_DECODE_BATCH = 65_536
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
-BY_LOAD = "nothing to gain within the tolerance on balance: placed by load (eplb)"
+BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
 
 
 def grace(
@@ -54,8 +56,8 @@ def grace(
 
     Args:
         price: copies per token that a unit of expected squared imbalance of the nodes is worth; less of it buys less traffic.
-        tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, both as expected on
-            requests to come. Where a layer exceeds it, its price is raised.
+        tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
+            expected on days to come; half a standard deviation between days is left to it, a whole one where requests are unknown.
         request_placement: plan for a front-end that sends requests to nodes by `planning.request_placement`.
         decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
             are active on a device (`joint.decode`). Placement and prefill are the same either way.
@@ -99,10 +101,10 @@ def _plan(
     if type(request_placement) is not bool:
         raise UsageError(f"request_placement {request_placement!r} is neither true nor false; use one of them")
     topology, trace = request.topology, request.trace
-    if topology.num_nodes > MAX_EXACT_NODES:
+    if topology.num_nodes > MAX_NODES:
         if request_placement or request.start is not None:
             raise UsageError(
-                f"request_placement and start take up to {MAX_EXACT_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
+                f"request_placement and start take up to {MAX_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
                 "plan without them"
             )
         by_load = eplb(request)
@@ -113,8 +115,11 @@ def _plan(
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.joint.alignment import share_out
-    from grace_moe.planning.joint.layer import LayerProblem, plan_layer
+    from grace_moe.planning.joint.labels import Labels, by_speed, device_order, expert_order, renamed
+    from grace_moe.planning.joint.layer import LayerProblem
+    from grace_moe.planning.joint.layers import plan_layers
     from grace_moe.planning.joint.node_search import copies_on_nodes
+    from grace_moe.planning.joint.units import independent_units
 
     if request_placement and trace.request_ids is None:
         raise UsageError(
@@ -122,48 +127,57 @@ def _plan(
         )
     if request_placement and len({tuple(device.relative_speed for device in node.devices) for node in topology.nodes}) > 1:
         raise UsageError(f"request_placement needs nodes that are alike, and those of {topology.source} are not; plan without it")
-    starts = None if request.start is None else _starts(request, request.start)
+    # Planned by canonical names, so that what experts and devices are called plays no part.
+    named = [
+        Labels(experts=expert_order(trace.topk_ids[:, index], request.num_experts), devices=device_order(topology))
+        for index in range(trace.num_layers)
+    ]
+    topology = by_speed(topology)
+    starts = None if request.start is None else _starts(request, request.start, named)
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
+    units = request_of_token if request_placement else independent_units(trace.topk_ids, request_of_token)
     problems = [
         LayerProblem(
             layer_id=layer_id,
-            ids=trace.topk_ids[:, index].astype(np.int64),
-            request=request_of_token,
+            ids=renamed(trace.topk_ids[:, index], named[index].experts),
+            request=units,
+            tokens_dealt=units is not request_of_token,
             experts=request.num_experts,
             topology=topology,
             slots=request.equal_slots,
-            start=None if starts is None else starts[index],
+            start=None if starts is None else copies_on_nodes(starts[index], topology, request.equal_slots),
+            serving=None if starts is None else starts[index],
             price=price,
-            tolerance=tolerance,
             effort=effort,
             seed=(request.seed * 1_000_003 + index) % 2**32,
+            days=request.seed,
         )
         for index, layer_id in enumerate(trace.layer_ids)
     ]
     done = 0
 
     def plan_all(problems: Sequence[LayerProblem]) -> list[LayerPlacement]:
-        nonlocal done
-        found = []
-        with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
-            for layer in pool.map(plan_layer, problems):
-                found.append(layer)
-                done += 1
-                if request.progress is not None:
-                    request.progress(done, len(problems) * (2 if request_placement else 1))
-        return found
+        def on_layer() -> None:
+            nonlocal done
+            done += 1
+            if request.progress is not None:
+                request.progress(done, len(problems) * (2 if request_placement else 1))
+
+        return plan_layers(problems, tolerance, threads, on_layer)
 
     if request_placement:
         # Placed requests even the load out: topics may stay together, and balance is judged afterwards.
         layers = _named_alike(problems, plan_all([replace(problem, steady=True) for problem in problems]))
         node_of_request = share_out(_request_costs(problems, layers).sum(axis=0))
         problems = [
-            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), node_of_request=node_of_request)
+            replace(problem, start=copies_on_nodes(layer, topology, problem.slots), serving=None, node_of_request=node_of_request)
             for problem, layer in zip(problems, layers, strict=True)
         ]
     layers = plan_all(problems)
     return PlannedLayers(
-        layers=tuple(_with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)),
+        layers=tuple(
+            names.own(_with_source_costs(problem, layer)) for names, problem, layer in zip(named, problems, layers, strict=True)
+        ),
         replica_choice="joint",
         notes=by_layer([(layer.layer_id, (BY_LOAD,)) for layer in layers if layer.replica_choice]),
     )
@@ -182,10 +196,8 @@ def _sources(request: PlanRequest, planned: PlannedLayers) -> npt.NDArray[np.int
     return devices[order_of_requests(request.trace)[0]]
 
 
-def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64]]:
-    """Per layer, the copies `[N, E]` that each node of an existing placement holds, its empty slots filled."""
-    from grace_moe.planning.joint.node_search import copies_on_nodes
-
+def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> list[LayerPlacement]:
+    """The layers of an existing placement, by canonical names."""
     check_same_model(start, request.trace)
     if start.topology.shape != request.topology.shape:
         raise MismatchError(
@@ -197,7 +209,7 @@ def _starts(request: PlanRequest, start: Placement) -> list[npt.NDArray[np.int64
             f"{start.source}: {int(start.slots_per_device().max())} slots on a device, but the plan allows {request.equal_slots}; "
             "give more slots, or plan from none"
         )
-    return [copies_on_nodes(layer, request.topology, request.equal_slots) for layer in start.layers]
+    return [names.canonical(layer) for names, layer in zip(named, start.layers, strict=True)]
 
 
 def _sampled_costs(

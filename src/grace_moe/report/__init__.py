@@ -5,7 +5,7 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
 from grace_moe.report.page import html_page, require_report, write_report
-from grace_moe.report.tables import comparison_table, describe, facts_table, pareto_table
+from grace_moe.report.tables import comparison_table, describe, describe_difference, facts_table, pareto_table
 from grace_moe.report.words import LABELS, sentence
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ReportContent",
     "comparison_table",
     "describe",
+    "describe_difference",
     "facts_table",
     "html_page",
     "pareto_table",

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grace_moe.evaluation import Comparison, ParetoPoint
-from grace_moe.placement import Placement
+from grace_moe.placement import Placement, PlacementDifference
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, skew
 
@@ -106,6 +106,23 @@ def describe(thing: RoutingTrace | Topology | Placement) -> dict[str, Any]:
     if isinstance(thing, Topology):
         return _describe_topology(thing)
     return _describe_placement(thing)
+
+
+def describe_difference(found: PlacementDifference, expert_bytes: int | None) -> dict[str, Any]:
+    """What `inspect --against` says: expert copies to load, and their bytes where those of an expert are known."""
+    facts: dict[str, Any] = {
+        "kind": "difference",
+        "copies": found.copies,
+        "copies_to_load": found.moved,
+        "share_to_load": round(found.moved / max(1, found.copies), 4),
+        "from_other_nodes": int(found.from_other_nodes.sum()),
+        "most_on_a_device": int(found.loads.sum(axis=0).max()),
+        "by_device": found.loads.sum(axis=0).tolist(),
+        "by_layer": found.loads.sum(axis=1).tolist(),
+    }
+    if expert_bytes is not None:
+        facts["bytes_to_load"] = found.bytes_to_load(expert_bytes)
+    return facts
 
 
 def facts_table(facts: dict[str, Any]) -> Table:

@@ -1,6 +1,6 @@
 """What a model's router chose: the trace, its file and its statistics."""
 
-from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace, concatenate
+from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace, concatenate, mixed
 from grace_moe.trace.prompts import prompts_from_text
 from grace_moe.trace.statistics import activations, expert_loads, skew
 from grace_moe.trace.synthetic import synthetic_trace
@@ -12,6 +12,7 @@ __all__ = [
     "activations",
     "concatenate",
     "expert_loads",
+    "mixed",
     "prompts_from_text",
     "skew",
     "synthetic_trace",

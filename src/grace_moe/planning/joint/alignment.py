@@ -34,7 +34,7 @@ def source_costs(layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.
         costs: npt.NDArray[np.float64] = reached.sum(axis=1, keepdims=True) - reached.astype(np.float64)
         return costs
     masks = visits(ids, joint_choice_table(layer, topology), layer_id=layer.layer_id, seed=seed)
-    return np.bitwise_count(masks).astype(np.float64) - 1
+    return np.bitwise_count(masks.view(np.uint64)).astype(np.float64) - 1
 
 
 def costs_of_experts(costs: npt.NDArray[np.float64], ids: npt.NDArray[np.int64], experts: int) -> tuple[tuple[float, ...], ...]:

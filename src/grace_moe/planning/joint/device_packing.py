@@ -1,6 +1,7 @@
 """Which of a node's experts on which of its devices: equal slots, even load, few devices a token.
 
-Start: heaviest copy first, on the device with room that is lightest for its speed. Then swaps between devices, annealed on the
+Start: copies that a device holds already stay; the others heaviest first, on the device with room that is lightest for its speed. Then
+swaps between devices, annealed on the
 number of distinct devices that a token needs in the node, plus a price on the expected squared imbalance of
 devices.
 """
@@ -25,6 +26,12 @@ class PackingOptions:
     """Copies per token that a unit of squared imbalance, summed over devices, is worth."""
     doubt: float = 3.0
     """Weight of the variance beside the square of the mean."""
+    hot: float = 0.003
+    """First temperature, in copies per token."""
+    cold: float = 0.00005
+    """Last temperature."""
+    stay: float = 0.0
+    """Copies per token that it is worth to leave a copy on the device that holds it already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class NodeShare:
     """`[R, k]` experts that each token of the sample has computed here, -1 = none."""
     fair: npt.NDArray[np.float64]
     """`[G]` fair load of each device, by its speed."""
+    held: npt.NDArray[np.bool_] | None = None
+    """`[G, E]` what each device holds already, in as many slots at most; None = nothing."""
 
 
 def pack_devices(node: NodeShare, slots: int, noise: npt.NDArray[np.float64], options: PackingOptions, seed: int) -> npt.NDArray[np.int64]:
@@ -72,6 +81,9 @@ def pack_devices(node: NodeShare, slots: int, noise: npt.NDArray[np.float64], op
         options.proposals_per_slot * slot.size,
         options.price,
         options.doubt,
+        options.hot,
+        options.cold,
+        np.zeros((len(slot), experts)) if node.held is None else options.stay * node.held,
         seed,
     )
     return slot
@@ -83,7 +95,19 @@ def _heaviest_first(node: NodeShare, slots: int) -> npt.NDArray[np.int64]:
     slot = np.full((len(node.fair), slots), -1, np.int64)
     used = np.zeros(len(slot), np.int64)
     total = np.zeros(len(slot))
+    stays = np.zeros(len(items), bool)
+    if node.held is not None:
+        first = np.cumsum(node.copies) - node.copies
+        for expert in np.flatnonzero(node.copies):
+            for copy, device in enumerate(np.flatnonzero(node.held[:, expert])[: node.copies[expert]]):
+                item = first[expert] + copy
+                stays[item] = True
+                slot[device, used[device]] = expert
+                used[device] += 1
+                total[device] += weight[item]
     for item in np.argsort(-weight, kind="stable"):
+        if stays[item]:
+            continue
         room = used < slots
         fresh = room & ~(slot == items[item]).any(axis=1)
         device = int(np.argmin(np.where(fresh if fresh.any() else room, total / node.fair, np.inf)))
@@ -106,6 +130,9 @@ def _swap(
     proposals: Any,
     price: Any,
     doubt: Any,
+    hot: Any,
+    cold: Any,
+    stay: Any,
     seed: Any,
 ) -> None:
     np.random.seed(seed)
@@ -135,7 +162,6 @@ def _swap(
             if slot[d, i] >= 0:
                 variance[d] += part[slot[d, i]] * pull[d, slot[d, i]]
         over[d] = (total[d] / fair[d] - 1.0) ** 2 + doubt * variance[d]
-    hot, cold = 0.003, 0.00005
     temperature = hot
     cooling = (cold / hot) ** (1.0 / max(1, proposals))
     energy = price * over.sum()
@@ -155,7 +181,7 @@ def _swap(
         v2 = variance[d2] + 2 * (pa * pull[d2, a] - pb * pull[d2, b]) + own
         o1 = ((total[d1] + shift) / fair[d1] - 1.0) ** 2 + doubt * v1
         o2 = ((total[d2] - shift) / fair[d2] - 1.0) ** 2 + doubt * v2
-        delta = price * (o1 + o2 - over[d1] - over[d2])
+        delta = price * (o1 + o2 - over[d1] - over[d2]) + stay[d1, a] + stay[d2, b] - stay[d1, b] - stay[d2, a]
         where_a = where[a] if copies[a] > 1 and where[a] != 1 << d1 else 1 << d2
         where_b = where[b] if copies[b] > 1 and where[b] != 1 << d2 else 1 << d1
         more = 0

@@ -1,8 +1,4 @@
-"""One layer, from routing to placement: node search, prices and split, device packing; then a look at days to come.
-
-Where the busiest device is expected to carry more than the tolerance over what EPLB's would at the same slots, imbalance
-is priced higher and the search goes on; where that does not help, the layer is placed by load, as EPLB does.
-"""
+"""One layer, from routing to placement: node search, prices and split, device packing; then a look at days to come."""
 
 from __future__ import annotations
 
@@ -13,13 +9,17 @@ import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.baselines.eplb import layer_by_load
+from grace_moe.planning.joint.across_layers import Candidate
+from grace_moe.planning.joint.alignment import source_costs
 from grace_moe.planning.joint.device_packing import NodeShare, PackingOptions, pack_devices
-from grace_moe.planning.joint.foresight import expected_peak, request_loads
+from grace_moe.planning.joint.foresight import peaks_of_days, unit_loads
+from grace_moe.planning.joint.gathering import gather_devices
+from grace_moe.planning.joint.many_nodes import search_many_nodes
 from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
 from grace_moe.planning.joint.split import balance, node_prices
 from grace_moe.planning.joint.uncertainty import load_shares
 from grace_moe.planning.joint.visits import visits
-from grace_moe.planning.joint_choice import JointChoiceTable, joint_choice_table
+from grace_moe.planning.joint_choice import MAX_EXACT_NODES, JointChoiceTable, joint_choice_table
 from grace_moe.topology import Topology
 
 SEARCH_TOKENS = 1500
@@ -28,16 +28,17 @@ POLISH_TOKENS = 6000
 """Tokens of the short search and of everything after it."""
 PACKING_TOKENS = 4000
 """Tokens that device packing looks at, from all source nodes together."""
-LONG = SearchOptions(proposals=150_000)
+FORESEEN_CELLS = 1 << 25
+"""Loads of (unit, source node, device) that the estimate holds; bounds memory on many nodes where each token is its own request."""
+LONG = SearchOptions(proposals=110_000)
 SHORT = SearchOptions(proposals=15_000, hot=3e-4, cold=3e-5)
-AGAIN = SearchOptions(proposals=30_000, hot=2e-3, cold=3e-5)
+AGAIN = SearchOptions(proposals=20_000, hot=2e-3, cold=3e-5)
 FROM_START = SearchOptions(proposals=20_000, hot=1e-3, cold=3e-5)
+REPLAN = SearchOptions(proposals=8_000, hot=3e-4, cold=3e-5)
+"""Of a placement that serves already: a short, cold search moves few experts."""
+REPACK = PackingOptions(proposals_per_slot=10, hot=1e-4, stay=0.05)
 TRUST = 0.8
 """Share of the tokens taken to come from their request's node: a front-end decides from the first tokens, and may err."""
-PRICE_STEPS = (1, 4, 16)
-"""Imbalance is priced at these multiples of the first price until the layer is balanced enough."""
-BY_LOAD_ABOVE = 1.05
-"""Expected load of the busiest device, over EPLB's, above which the layer is placed by load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +49,50 @@ class LayerProblem:
     ids: npt.NDArray[np.int64]
     """`[T, k]`, -1 = none."""
     request: npt.NDArray[np.int64]
-    """`[T]` 0, 1, ...: the request of each token."""
+    """`[T]` 0, 1, ...: the request of each token, or what stands for it (`units`)."""
+    tokens_dealt: bool = False
+    """Whether requests are unknown, and each token is dealt to a device by itself."""
     experts: int
     topology: Topology
     slots: int
     """Of each device."""
     start: npt.NDArray[np.int64] | None = None
     """`[N, E]` copies on each node to begin from; None = from nothing."""
+    serving: LayerPlacement | None = None
+    """Of which `start` are the copies, where it serves already: few experts should move. None = there is none."""
     node_of_request: npt.NDArray[np.int64] | None = None
     """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
     steady: bool = False
     """Whether loads are taken as certain, and balance is judged later: requests will be placed so that they are."""
     price: float
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
-    tolerance: float
-    """Expected load of the busiest device, over EPLB's, that is balanced enough."""
     effort: float
     seed: int
+    days: int
+    """Seed of the days to come, the same for all layers."""
 
 
-def plan_layer(problem: LayerProblem) -> LayerPlacement:
-    """The placement of one layer; deterministic. Placed by load, it has a `replica_choice` of its own."""
+def expect_by_load(problem: LayerProblem) -> Candidate:
+    """EPLB's placement: what balance is compared with."""
+    layer = layer_by_load(problem.layer_id, problem.ids, problem.experts, problem.topology, problem.slots)
+    return _foresee(problem, layer)
+
+
+def gather_by_load(problem: LayerProblem, by_load: Candidate) -> Candidate:
+    """The same devices as EPLB's, on other nodes: the same balance, fewer copies."""
+    tokens = np.random.default_rng(problem.seed).permutation(len(problem.ids))[:SEARCH_TOKENS]
+    layer = gather_devices(by_load.layer, problem.ids[tokens], problem.topology, problem.effort, problem.seed)
+    return replace(_foresee(problem, layer), peaks=by_load.peaks)
+
+
+def plan_layer(
+    problem: LayerProblem, price_step: int, copies: npt.NDArray[np.int64] | None
+) -> tuple[Candidate, npt.NDArray[np.int64]]:
+    """A placement at `price_step` times the price, and the copies `[N, E]` on its nodes; deterministic.
+
+    Args:
+        copies: found at the last price, to go on from; None = at the first price.
+    """
     topology = problem.topology
     devices = np.array([len(node.devices) for node in topology.nodes], dtype=np.int64)
     speed = topology.relative_speed
@@ -79,44 +103,52 @@ def plan_layer(problem: LayerProblem) -> LayerPlacement:
         noise = np.zeros_like(noise)
     order = np.random.default_rng(problem.seed).permutation(len(problem.ids))
     few, many = order[:SEARCH_TOKENS], order[:POLISH_TOKENS]
-    by_load = layer_by_load(problem.layer_id, problem.ids, problem.experts, topology, problem.slots)
-    floor = _foresee(problem, by_load, many, joint=False)
-    copies = seed_copies(share, room) if problem.start is None else problem.start
     sources = _source_weights(problem)
     trusted = np.random.default_rng(problem.seed + 1).random(len(problem.ids)) < TRUST
     pins = None if problem.node_of_request is None else np.where(trusted, problem.node_of_request[problem.request], -1)
-    best, least = by_load, np.inf
-    for step in PRICE_STEPS if len(few) and topology.num_devices > 1 else ():
-        if topology.num_nodes > 1:
-            searches = [(few, AGAIN)]
-            if step == 1:
-                searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
-            for tokens, options in searches:
-                options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * step)
-                copies = search_nodes(
-                    problem.ids[tokens], share, noise, room, options, problem.seed, copies, None if pins is None else pins[tokens]
-                )
-        layer = _place(problem, problem.ids[many], sources[many], noise, copies, room)
-        peak = _foresee(problem, layer, many, joint=True)
-        if peak < least:
-            best, least = layer, peak
-        if problem.steady or peak <= problem.tolerance * floor:
-            return best
-    return by_load if least > max(BY_LOAD_ABOVE, problem.tolerance) * floor else best
+    search = search_nodes if topology.num_nodes <= MAX_EXACT_NODES else search_many_nodes
+    searches = [(few, AGAIN)]
+    if problem.serving is not None:
+        searches = [(few, REPLAN)]
+    elif copies is None:
+        searches = [(few, LONG), (many, SHORT)] if problem.start is None else [(few, FROM_START)]
+    if copies is None:
+        copies = seed_copies(share, room) if problem.start is None else problem.start
+    for tokens, options in searches if topology.num_nodes > 1 else ():
+        options = replace(options, proposals=int(options.proposals * problem.effort), price=problem.price * price_step)
+        copies = search(problem.ids[tokens], share, noise, room, options, problem.seed, copies, None if pins is None else pins[tokens])
+    return _foresee(problem, _place(problem, problem.ids[many], sources[many], noise, copies, room)), copies
 
 
-def _foresee(problem: LayerProblem, layer: LayerPlacement, tokens: npt.NDArray[np.int64], *, joint: bool) -> float:
-    """Expected load of the busiest device over the mean, on requests like those of the trace."""
-    table = joint_choice_table(layer, problem.topology)
-    ids = problem.ids[tokens]
-    if joint:
+def _foresee(problem: LayerProblem, layer: LayerPlacement) -> Candidate:
+    """The layer with what is expected of it, on the same tokens and days for all layers and placements of a trace."""
+    topology = problem.topology
+    tokens = np.random.default_rng(problem.days).permutation(len(problem.ids))[:POLISH_TOKENS]
+    most = FORESEEN_CELLS // (topology.num_nodes * topology.num_devices)
+    if len(units := np.unique(problem.request[tokens])) > most:
+        tokens = tokens[problem.request[tokens] < units[most]]
+    ids, sources = problem.ids[tokens], _source_weights(problem)[tokens]
+    table = joint_choice_table(layer, topology)
+    if layer.replica_choice:  # by weight alone, wherever the replica is
+        masks = np.full((len(ids), topology.num_nodes), -1)
+        costs = source_costs(layer, topology, ids, problem.seed)
+    else:
         masks = visits(ids, table, layer_id=problem.layer_id, seed=problem.seed)
-    else:  # by weight alone, wherever the replica is
-        masks = np.full((len(ids), problem.topology.num_nodes), -1)
-    present, request = np.unique(problem.request[tokens], return_inverse=True)
-    loads = request_loads(ids, request, masks, table, problem.seed)
-    nodes = None if problem.node_of_request is None else problem.node_of_request[present]
-    return expected_peak(loads, problem.topology, nodes, problem.seed)
+        costs = np.bitwise_count(masks.view(np.uint64)) - 1.0
+    present, unit = np.unique(problem.request[tokens], return_inverse=True)
+    cases, kind = np.eye(topology.num_nodes), np.zeros(len(present), np.int64)
+    if problem.tokens_dealt:
+        cases, case = sources[:1], kind
+    elif problem.node_of_request is not None:
+        case = kind = problem.node_of_request[present]
+    else:
+        case = topology.node_of_device[np.arange(len(present)) % topology.num_devices]
+    loads, variance = unit_loads(ids, unit, masks, table, cases)
+    return Candidate(
+        layer=layer,
+        peaks=peaks_of_days(loads, variance, topology, case, kind, problem.days),
+        traffic=float((costs * sources).sum() / max(1, len(ids))),
+    )
 
 
 def _place(
@@ -136,16 +168,25 @@ def _place(
     def at_prices(prices: tuple[float, ...]) -> JointChoiceTable:
         return joint_choice_table(_layer(layer_id, on_nodes, even_weights(on_nodes), prices), one_device_a_node)
 
-    prices, cells, weights = node_prices(ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed)
+    prices, cells, weights = node_prices(
+        ids, at_prices, _padded(on_nodes), room.capacity, sources, layer_id=layer_id, seed=seed, thin=1 if problem.serving is None else 3
+    )
     by_node = joint_choice_table(_layer(layer_id, on_nodes, _shares(on_nodes, weights), prices), one_device_a_node)
-    sample = np.arange(PACKING_TOKENS) % max(1, len(ids))
+    tokens = PACKING_TOKENS if problem.serving is None else PACKING_TOKENS // 2
+    sample = np.arange(tokens) % max(1, len(ids))
     rows = ids[sample]
-    drawn = np.random.default_rng(seed).random(PACKING_TOKENS)
+    drawn = np.random.default_rng(seed).random(tokens)
     source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
     computed_on = by_node.choose(layer_id, rows, source, np.arange(len(rows)), seed=seed)
     pairs = max(int((computed_on >= 0).sum()), 1)
     whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
 
+    held = None
+    if problem.serving is not None:
+        held = np.zeros((topology.num_devices, problem.experts), bool)
+        for expert, devices in enumerate(problem.serving.devices_of_expert):
+            held[list(devices), expert] = True
+    packing = PackingOptions() if held is None else REPACK
     found: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(nodes):
         members = topology.devices_of_node(node)
@@ -158,8 +199,9 @@ def _place(
             share_here=load / whole,
             rows=here,
             fair=pairs * topology.relative_speed[list(members)] / topology.relative_speed.sum(),
+            held=None if held is None else held[list(members)],
         )
-        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, PackingOptions(), seed)
+        slot = pack_devices(part, problem.slots, noise * topology.num_devices**2, packing, seed)
         for device, experts in zip(members, slot, strict=True):
             for expert in experts:
                 if expert >= 0 and device not in found[expert]:
@@ -173,6 +215,8 @@ def _source_weights(problem: LayerProblem) -> npt.NDArray[np.float64]:
     """`[T, N]` chance that each token comes from each node."""
     topology, requests = problem.topology, int(problem.request.max(initial=0)) + 1
     dealt = topology.node_of_device[np.arange(requests) % topology.num_devices]
+    if problem.tokens_dealt:
+        dealt = topology.node_of_device
     if problem.node_of_request is not None:  # every node gets as many
         dealt = np.arange(topology.num_nodes)
     shares = np.bincount(dealt, minlength=topology.num_nodes) / len(dealt)

@@ -1,7 +1,7 @@
 """How each expert's tokens divide among its replicas, so that devices come out even.
 
-What joint choice may do with a pair depends only on which visited nodes host the expert: the demand `[E, 2^N]` counts pairs by
-that mask, over every source node. A replica's part of a cell is its weight over the weights of the replicas there; weights move
+What joint choice may do with a pair depends only on which visited nodes host the expert: the demand counts pairs by
+expert and that mask, over every source node. A replica's part of a cell is its weight over the weights of the replicas there; weights move
 against the load of their device until loads are even. It is an entropic solution of the min-max flow: no replica is starved
 without need, which also is what holds on routing not seen.
 """
@@ -9,7 +9,7 @@ without need, which also is what holds on routing not seen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from numba import njit
 
 from grace_moe.placement import MAX_NODE_PRICE
 from grace_moe.planning.joint.visits import host_masks, visits
-from grace_moe.planning.joint_choice import JointChoiceTable
+from grace_moe.planning.joint_choice import MAX_EXACT_NODES, JointChoiceTable
 
 _ROUNDS = 200
 _PRICE_ROUNDS = 8
@@ -25,10 +25,14 @@ _FLOOR = 0.02
 """Smallest weight of a replica, against the largest of its expert."""
 
 
+Cells: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Demand: `[C, 2]` expert, and mask of the visited nodes that hold it; `[C]` pairs."""
+
+
 def demand(
     ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """`[E, 2^N]` pairs whose replicas may be on exactly the nodes of the mask.
+) -> Cells:
+    """Pairs by expert and the nodes that its replica may be on; in ascending order of both.
 
     Args:
         ids: `[T, k]`, -1 = none.
@@ -37,18 +41,36 @@ def demand(
         sources: `[T, N]` chance that each token comes from each node.
     """
     nodes = masks.shape[1]
-    cells = np.zeros(len(hosts) << nodes)
     chosen = ids >= 0
     experts = ids[chosen]
-    for node in range(nodes):
-        visited = np.broadcast_to(masks[:, node, None], ids.shape)[chosen]
-        weight = np.broadcast_to(sources[:, node, None], ids.shape)[chosen]
-        cells += np.bincount((experts << nodes) + (hosts[experts] & visited), weights=weight, minlength=len(cells))
-    return cells.reshape(len(hosts), 1 << nodes)
+    if nodes <= MAX_EXACT_NODES:
+        cells = np.zeros(len(hosts) << nodes)
+        for node in range(nodes):
+            visited = np.broadcast_to(masks[:, node, None], ids.shape)[chosen]
+            weight = np.broadcast_to(sources[:, node, None], ids.shape)[chosen]
+            cells += np.bincount((experts << nodes) + (hosts[experts] & visited), weights=weight, minlength=len(cells))
+        where = np.flatnonzero(cells)
+        return np.stack([where >> nodes, where & ((1 << nodes) - 1)], axis=1), cells[where]
+    # Too many masks to count all: those that occur, and most experts have but one.
+    alone = hosts & (hosts - 1) == 0
+    token = np.nonzero(chosen)[0]
+    one = alone[experts]
+    pairs = np.bincount(experts[one], weights=sources[token[one]].sum(axis=1), minlength=len(hosts))
+    expert, mask = np.flatnonzero(alone), hosts[alone]
+    some = np.repeat(experts[~one], nodes)
+    seen = hosts[some] & masks[token[~one]].ravel()
+    order = np.lexsort((seen, some))
+    some, seen, weight = some[order], seen[order], sources[token[~one]].ravel()[order]
+    first = np.flatnonzero(np.append(True, (some[1:] != some[:-1]) | (seen[1:] != seen[:-1]))) if len(some) else np.zeros(0, np.int64)
+    expert, mask = np.concatenate([expert, some[first]]), np.concatenate([mask, seen[first]])
+    counts = np.concatenate([pairs[alone], np.add.reduceat(weight, first) if len(some) else np.zeros(0)])
+    order = np.lexsort((mask, expert))
+    order = order[counts[order] > 0]
+    return np.stack([expert[order], mask[order]], axis=1), counts[order]
 
 
 def balance(
-    cells: npt.NDArray[np.float64],
+    cells: Cells,
     devices: npt.NDArray[np.int64],
     node_of_device: npt.NDArray[np.int64],
     speed: npt.NDArray[np.float64],
@@ -60,10 +82,10 @@ def balance(
         devices: `[E, R]`, -1 = no replica.
     """
     weights = np.where(devices >= 0, 1.0, 0.0)
-    where = np.argwhere(cells > 0)
+    where, counts = cells
     load = np.zeros(len(speed))
     if len(where):
-        _balance(where, cells[cells > 0], devices, node_of_device, speed / speed.mean(), weights, load)
+        _balance(where, counts, devices, node_of_device, speed / speed.mean(), weights, load)
     return weights, load
 
 
@@ -76,7 +98,8 @@ def node_prices(
     *,
     layer_id: int,
     seed: int,
-) -> tuple[tuple[float, ...], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    thin: int = 1,
+) -> tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]:
     """Prices of the nodes under which ties of the cover even out node loads; with the demand and the weights over nodes.
 
     Args:
@@ -85,20 +108,29 @@ def node_prices(
         nodes_of_expert: `[E, R]` that hold each expert, -1 = none.
         capacity: `[N]` share of all devices' speed.
         sources: `[T, N]` chance that each token comes from each node.
+        thin: prices are found on every so manieth token; the demand is that of all.
     """
     nodes = len(capacity)
     price, least = np.zeros(nodes), np.inf
-    found: tuple[tuple[float, ...], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    found: tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]
+    thin = max(thin, nodes // MAX_EXACT_NODES) if nodes > 2 else 1  # many sources a token: fewer tokens tell as much
+
+    def divided(prices: tuple[float, ...], step: int) -> tuple[Cells, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        table = table_of(prices)
+        cells = demand(ids[::step], visits(ids[::step], table, layer_id=layer_id, seed=seed), host_masks(table), sources[::step])
+        return cells, *balance(cells, nodes_of_expert, np.arange(nodes), capacity)
+
     for step in range(_PRICE_ROUNDS if nodes > 2 else 1):  # two nodes know no ties: the source's is in every set
         prices = tuple(round(float(p), 4) for p in price)
-        table = table_of(prices)
-        cells = demand(ids, visits(ids, table, layer_id=layer_id, seed=seed), host_masks(table), sources)
-        weights, load = balance(cells, nodes_of_expert, np.arange(nodes), capacity)
+        cells, weights, load = divided(prices, thin)
         over = load / max(load.mean(), 1e-12) - 1
         if over.max() < least:
             least, found = over.max(), (prices, cells, weights)
         price = price + over * 8 / (1 + step / 2)
         price = np.clip(price - price.min(), 0, MAX_NODE_PRICE)
+    if thin > 1:
+        cells, weights, _ = divided(found[0], 1)
+        return found[0], cells, weights
     return found
 
 

@@ -8,7 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from grace_moe.planning.joint_choice import JointChoiceTable
+from grace_moe.planning.joint_choice import ORDER_BITS, JointChoiceTable
+
+MAX_NODES = 64
+"""Nodes of a mask: bits of an int64, the sign among them."""
 
 
 def visits(ids: npt.NDArray[np.int64], table: JointChoiceTable, *, layer_id: int, seed: int) -> npt.NDArray[np.int64]:
@@ -16,8 +19,12 @@ def visits(ids: npt.NDArray[np.int64], table: JointChoiceTable, *, layer_id: int
 
     Args:
         ids: `[T, k]`, -1 = none.
-        table: of at most `joint_choice.MAX_EXACT_NODES` nodes.
+        table: of at most `MAX_NODES` nodes.
     """
+    if not len(table.size_S):
+        masks = np.empty((len(ids), table.on_node_EN.shape[1]), np.int64)
+        _covers(ids, host_masks(table), table.node_order(layer_id, np.arange(len(ids)), seed), masks)
+        return masks
     sets = np.argsort(table.size_S, kind="stable")
     order = table.tie_order(layer_id, np.arange(len(ids)), seed)
     masks = np.empty((len(ids), table.members_SN.shape[1]), np.int64)
@@ -57,3 +64,35 @@ def _visits(ids: Any, hosts: Any, order: Any, sets: Any, sizes: Any, masks: Any)
                     continue
                 if sizes[i] < best_size or order[t, sets[i]] < best_order:
                     masks[t, source], best_size, best_order = sets[i], sizes[i], order[t, sets[i]]
+
+
+@njit(cache=True, nogil=True)
+def _covers(ids: Any, hosts: Any, order: Any, masks: Any) -> None:
+    """As `JointChoiceTable._cover`, of which this is the compiled twin."""
+    nodes, k = masks.shape[1], ids.shape[1]
+    one = np.int64(1)
+    gain = np.empty(nodes, np.int64)
+    for t in range(ids.shape[0]):
+        needed = np.int64(0)
+        for j in range(k):
+            if ids[t, j] >= 0 and hosts[ids[t, j]] & (hosts[ids[t, j]] - 1) == 0:
+                needed |= hosts[ids[t, j]]
+        for source in range(nodes):
+            visited = needed | one << source
+            while True:
+                gain[:] = 0
+                left = False
+                for j in range(k):
+                    if ids[t, j] >= 0 and hosts[ids[t, j]] & visited == 0:
+                        left = True
+                        for n in range(nodes):
+                            gain[n] += hosts[ids[t, j]] >> n & 1
+                if not left:
+                    break
+                best = 0
+                for n in range(nodes):
+                    gain[n] = (gain[n] << ORDER_BITS) + order[t, n]
+                    if gain[n] > gain[best]:
+                        best = n
+                visited |= one << best
+            masks[t, source] = visited

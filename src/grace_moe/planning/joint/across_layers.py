@@ -1,0 +1,65 @@
+"""Which of several placements of each layer: least traffic, busiest device within the tolerance, mean over layers.
+
+Balance is asked of a model, not of a layer: a layer where it is cheap makes up for one where it is dear. A copy a token is weighed
+against load of the busiest device at one rate for all layers, the lowest at which the days to come are good enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import LayerPlacement
+
+_RATES = (0.0, *(0.02 * 1.25**step for step in range(60)))
+"""Copies per token that a unit of the busiest device's load over the mean is worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A placement of one layer, and what is expected of it."""
+
+    layer: LayerPlacement
+    peaks: npt.NDArray[np.float64]
+    """`[DAYS]` busiest device over the mean."""
+    traffic: float
+    """Copies between nodes, per token."""
+
+
+def excess(peaks: npt.NDArray[np.float64], floors: npt.NDArray[np.float64], doubt: float) -> float:
+    """Load of the busiest device over the floor's, mean over layers: on the mean day, and `doubt` standard deviations of days more.
+
+    Args:
+        peaks, floors: `[layers, DAYS]`.
+    """
+    ratio = peaks.mean(axis=0) / floors.mean(axis=0)
+    return float(ratio.mean() + doubt * ratio.std())
+
+
+def choose_candidates(
+    candidates: Sequence[Sequence[Candidate]], floors: npt.NDArray[np.float64], tolerance: float, doubt: float
+) -> tuple[int, ...] | None:
+    """Number of the candidate of each layer; None where no rate meets the tolerance. Ties: the first.
+
+    A copy is weighed against how much busier than the floor's the busiest device is on the layer's mean day and its doubt more;
+    at the last rate, balance is all that counts.
+
+    Args:
+        candidates: of each layer, at least one.
+        floors: `[layers, DAYS]` peaks of the placement to compare with.
+        tolerance, doubt: `excess` may be at most the tolerance.
+    """
+    even = floors.mean(axis=0)
+    traffic = [np.array([candidate.traffic for candidate in options]) for options in candidates]
+    over = [[(candidate.peaks - floor) / even for candidate in options] for options, floor in zip(candidates, floors, strict=True)]
+    risk = [np.array([days.mean() + doubt * days.std() for days in options]) for options in over]
+    for rate in (*_RATES, np.inf):
+        cost = risk if rate == np.inf else [copies + rate * more for copies, more in zip(traffic, risk, strict=True)]
+        chosen = tuple(int(np.argmin(options)) for options in cost)
+        peaks = np.stack([options[index].peaks for options, index in zip(candidates, chosen, strict=True)])
+        if excess(peaks, floors, doubt) <= tolerance:
+            return chosen
+    return None
