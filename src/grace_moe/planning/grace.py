@@ -33,6 +33,8 @@ MANY_NODES = "more nodes than the search takes (64): placed by load (eplb), repl
 DECODE_CHOICES = ("tokens", "experts")
 """What the replica choice of decode goes by: prefill's tables, or few active experts on a device."""
 MAX_DECODE_BATCH = 65_536
+CAUTION = 16
+"""Multiple of the price where requests are unknown."""
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node."""
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
@@ -55,9 +57,10 @@ def grace(
     """Plan every layer jointly. Every device gets the same number of slots: `slots_per_device`, else by redundancy (1.25).
 
     Args:
-        price: copies per token that a unit of expected squared imbalance of the nodes is worth; less of it buys less traffic.
+        price: copies per token that a unit of expected squared imbalance of the nodes is worth; less of it buys less traffic. Where
+            requests are unknown, 16 times it: nothing tells then how far the days stray.
         tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
-            expected on days to come; half a standard deviation between days is left to it, a whole one where requests are unknown.
+            expected on days to come; half a standard deviation between days is left to it, two where requests are unknown.
         request_placement: plan for a front-end that sends requests to nodes by `planning.request_placement`.
         decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
             are active on a device (`joint.decode`). Placement and prefill are the same either way.
@@ -136,18 +139,19 @@ def _plan(
     starts = None if request.start is None else _starts(request, request.start, named)
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
     units = request_of_token if request_placement else independent_units(trace.topk_ids, request_of_token)
+    tokens_dealt = units is not request_of_token
     problems = [
         LayerProblem(
             layer_id=layer_id,
             ids=renamed(trace.topk_ids[:, index], named[index].experts),
             request=units,
-            tokens_dealt=units is not request_of_token,
+            tokens_dealt=tokens_dealt,
             experts=request.num_experts,
             topology=topology,
             slots=request.equal_slots,
             start=None if starts is None else copies_on_nodes(starts[index], topology, request.equal_slots),
             serving=None if starts is None else starts[index],
-            price=price,
+            price=price * (CAUTION if tokens_dealt else 1),
             effort=effort,
             seed=(request.seed * 1_000_003 + index) % 2**32,
             days=request.seed,

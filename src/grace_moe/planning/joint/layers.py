@@ -19,7 +19,7 @@ PRICE_STEPS = (1, 4, 16)
 """Multiples of the first price."""
 DOUBT = 0.5
 """Standard deviations between days that the mean day must leave to the tolerance."""
-DOUBT_UNKNOWN = 1.0
+DOUBT_UNKNOWN = 2.0
 """The same where requests are unknown: how tokens depend on one another is then a guess."""
 
 
