@@ -160,6 +160,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe import Placement, Topology
     from grace_moe.runtime.collectives import TrafficMeter
     from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
+    from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
     from grace_moe.runtime.expert_parallel import GraceExpertParallel, MeteredAllToAll
     from grace_moe.runtime.groups import make_groups
     from grace_moe.runtime.layer import layer_routes
@@ -175,7 +176,9 @@ def measure(arguments: argparse.Namespace) -> None:
     mesh = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("ep", "tp"))
     dispatchers = {
         "flat": FlatDispatcher(groups=groups, meter=meter),
-        "hierarchical": HierarchicalDispatcher(groups=groups, meter=meter),
+        "hierarchical": HierarchicalDispatcher(
+            groups=groups, meter=meter, overlap_pairs=None if arguments.emulate is None else OVERLAP_PAIRS
+        ),
         "in turn": HierarchicalDispatcher(groups=groups, meter=meter, overlap_pairs=float("inf")),
     }
 

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
-from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
+from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS_ON_CPU
 from grace_moe.runtime.generation import GenerationOptions
 from grace_moe.runtime.job import Job, RunSpec
 from grace_moe.runtime.launch import run_local
@@ -99,17 +99,17 @@ def test_four_ranks_unequal_requests_replicas_and_one_device(tiny_model, tmp_pat
 
 
 def test_four_ranks_equal_requests_replicas_bytes_within_two_percent(tiny_model, tmp_path):
-    """960 tokens in a prefill: own rows are computed while others cross; 16 in a decode step: in turn."""
+    """3000 tokens in a prefill: own rows are computed while others cross; 50 in a decode step: in turn."""
     most = max(sum(rank in scattered_with_replicas(4)(e) for e in range(EXPERTS)) for rank in range(4))
-    assert 16 * 60 * TOP_K >= OVERLAP_PAIRS * 4 * most > 16 * TOP_K
+    assert 50 * 60 * TOP_K >= OVERLAP_PAIRS_ON_CPU * 4 * most > 50 * TOP_K
     cases = {
         "vanilla": (contiguous(4), "vanilla"),
         "replicas-flat": (scattered_with_replicas(4), "flat"),
         "replicas-hierarchical": (scattered_with_replicas(4), "hierarchical"),
         "decode-hierarchical": (scattered_with_replicas(4), "hierarchical", lambda e: scattered_with_replicas(4)(e)[-1]),
     }
-    options = replace(OPTIONS, new_tokens=9)
-    results, trace = run_all(tiny_model, tmp_path, "2x2", 4, cases, [60] * 16, options)
+    options = replace(OPTIONS, new_tokens=9, batch_size=13)
+    results, trace = run_all(tiny_model, tmp_path, "2x2", 4, cases, [60] * 50, options)
     for result in results:
         assert result.cross_node_bytes == pytest.approx(predicted("2x2", cases[result.name], trace, result), rel=0.02)
 
@@ -159,11 +159,11 @@ def test_nodes_of_unequal_size(tiny_model, tmp_path):
 
 
 def test_large_batches_on_unequal_nodes_and_ranks_without_experts(tiny_model, tmp_path):
-    """Over the size from which stages overlap, with uneven tokens: 4 requests on two ranks, 3 on the third."""
+    """Over the size from which stages overlap, with uneven tokens: 11 requests on two ranks, 10 on the third."""
     cases = {"replicas": (scattered_with_replicas(3), "hierarchical"), "one-device": (lambda e: (2,), "hierarchical")}
-    lengths = [105, 104, 110, 99, 101, 105, 100, 110, 105, 100, 20]
-    assert sum(lengths) * TOP_K >= OVERLAP_PAIRS * 3 * EXPERTS
-    run_all(tiny_model, tmp_path, "2+1", 3, cases, lengths)
+    lengths = [105, 104, 110, 99, 101, 105, 100, 110, 105, 100] * 3 + [20, 30]
+    assert sum(lengths) * TOP_K >= OVERLAP_PAIRS_ON_CPU * 3 * EXPERTS
+    run_all(tiny_model, tmp_path, "2+1", 3, cases, lengths, replace(OPTIONS, batch_size=11))
 
 
 def test_early_stops_end_each_request_where_one_process_does(tmp_path, tiny_model):

@@ -19,7 +19,9 @@ from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
 
 OVERLAP_PAIRS = 80
 """Pairs per slot, over all ranks, from which experts may as well compute in three parts: below, each part reads all weights for few rows,
-and costs more than what it lets happen at the same time (measured on CPU: even at 50, a tenth to a fifth faster at 100)."""
+and costs more than what it lets happen at the same time."""
+OVERLAP_PAIRS_ON_CPU = 200
+"""The same where experts compute on the cores that also move the rows, and parts gain less: a sixth slower at 100, even at 200 (measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,8 @@ class HierarchicalDispatcher:
 
     groups: RankGroups
     meter: TrafficMeter
-    overlap_pairs: float = OVERLAP_PAIRS
-    """Pairs per slot from which `run` computes while rows cross."""
+    overlap_pairs: float | None = None
+    """Pairs per slot from which `run` computes while rows cross; None = by the kind of device."""
 
     def dispatch(
         self,
@@ -160,7 +162,7 @@ class HierarchicalDispatcher:
             splits = self.exchange_splits(devices_TK) if splits is None else splits
             begun = self._begin(splits, route, hidden_TH, devices_TK, slots_TK, weights_TK)
             slots = route.slots_width * self.groups.topology.num_devices
-            tiny = splits.tokens * devices_TK.shape[1] < self.overlap_pairs * slots  # alike on every rank
+            tiny = splits.tokens * devices_TK.shape[1] < self._least_pairs(hidden_TH.device) * slots  # alike on every rank
             in_turn = tiny or self.groups.topology.num_nodes == 1
             if in_turn:
                 received, state = self._finish(begun)
@@ -186,6 +188,11 @@ class HierarchicalDispatcher:
             inside = self._back_inside(torch.cat([first_sums, second_sums]), splits.own_send, splits.own_receive)
             own = add_rows(inside, near_source, len(begun.own.hidden))
             return self._at_source(own, going_back.wait(), begun.token_of_own_row, begun.cross_stage())
+
+    def _least_pairs(self, device: torch.device) -> float:
+        if self.overlap_pairs is not None:
+            return self.overlap_pairs
+        return OVERLAP_PAIRS_ON_CPU if device.type == "cpu" else OVERLAP_PAIRS
 
     def combine(self, partial_RH: torch.Tensor, state: HierarchicalState) -> torch.Tensor:
         """Ingress devices sum their node's partial sums; one row a (token, node) goes back; nodes are summed at the source."""
