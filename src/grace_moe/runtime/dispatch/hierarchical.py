@@ -21,7 +21,7 @@ OVERLAP_PAIRS = 80
 """Pairs per slot, over all ranks, from which experts may as well compute in three parts: below, each part reads all weights for few rows,
 and costs more than what it lets happen at the same time."""
 OVERLAP_PAIRS_ON_CPU = 200
-"""The same where experts compute on the cores that also move the rows, and parts gain less: a sixth slower at 100, even at 200 (measured)."""
+"""The same where experts compute on the cores that move the rows, and parts gain less: a sixth slower at 100, even at 200 (measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
