@@ -6,7 +6,7 @@ share of the layer outside of its experts (`--share`), or to `--rate`. Half of t
 Experts compute, on cores that the ranks share; or, with `--emulate`, each rank has a device of its own that takes so many microseconds a
 (token, expert) pair, for which the rank sleeps: then a busy device is waited for, as on a cluster, and everything else is real.
 
-    python benchmarks/layer.py TRACE --share 0.7 --tokens 256 --layers 3 [--emulate 100]
+    python benchmarks/layer.py TRACE --share 0.7 --tokens 256 --layers 3 [--emulate 400]
 """
 
 from __future__ import annotations
