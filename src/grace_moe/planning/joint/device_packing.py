@@ -20,7 +20,7 @@ from numba import njit
 class PackingOptions:
     """How hard to search, and what overload costs."""
 
-    proposals_per_slot: int = 200
+    proposals_per_slot: int = 150
     """Swaps tried, over the node's slots."""
     price: float = 100.0
     """Copies per token that a unit of squared imbalance, summed over devices, is worth."""
