@@ -22,6 +22,8 @@ from grace_moe.planning.joint_choice import MAX_EXACT_NODES, JointChoiceTable
 _ROUNDS = 200
 _PRICE_ROUNDS = 8
 _FEW_NODES = 4
+_PRICE_TOKENS = 1500
+"""Tokens that prices are found on where nodes are more than a few."""
 _FLOOR = 0.02
 """Smallest weight of a replica, against the largest of its expert."""
 
@@ -114,7 +116,9 @@ def node_prices(
     nodes = len(capacity)
     price, least = np.zeros(nodes), np.inf
     found: tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]
-    thin = 1 if nodes <= 2 else max(thin, nodes // 2 if nodes > _FEW_NODES else 1)  # with many sources fewer tokens tell as much
+    if nodes > _FEW_NODES:  # with many sources fewer tokens tell as much
+        thin = max(thin, len(ids) // _PRICE_TOKENS)
+    thin = 1 if nodes <= 2 else thin
 
     def divided(prices: tuple[float, ...], step: int) -> tuple[Cells, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         table = table_of(prices)
