@@ -123,7 +123,10 @@ def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoice
         price = np.round(np.array(layer.node_prices) * (1 << DRAW_BITS)).astype(np.int64)
     sets = np.arange(1 << num_nodes if num_nodes <= MAX_EXACT_NODES else 0)
     members = (sets[:, None] >> np.arange(num_nodes)) & 1 == 1
-    meets = on_node.astype(np.float32) @ members.T.astype(np.float32) > 0
+    mask = np.zeros(num_experts + 1, dtype=np.int64)
+    if len(sets):
+        mask |= (on_node.astype(np.int64) << np.arange(num_nodes)).sum(axis=1)
+    meets = (mask[:, None] & sets) != 0
     return JointChoiceTable(
         devices_ER=devices,
         weights_ER=weights,
