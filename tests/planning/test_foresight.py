@@ -151,3 +151,13 @@ def test_many_requests_take_no_square_of_memory():
     ids = np.argsort(np.random.default_rng(0).random((40_000, 1, 8)), axis=2)[:, :, :2].astype(np.int16)
     trace = RoutingTrace(topk_ids=ids, num_experts=8, layer_ids=(0,))
     assert plan(trace, Topology.parse("2x1"), "grace", effort=0.02).slots_total_over_experts == 1.25
+
+
+def test_a_day_may_be_without_load():
+    """One token on two devices, its draws in doubt: days on which rounding leaves nothing are even."""
+    loads, variance = np.full((1, 1, 2), 0.5), np.full((1, 2), 0.25)
+    one = np.zeros(1, np.int64)
+    peaks = peaks_of_days(loads, variance, Topology.parse("1x2"), one, one, 0)
+    assert np.isfinite(peaks).all()
+    assert 1.0 in peaks
+    assert (peaks >= 1).all()

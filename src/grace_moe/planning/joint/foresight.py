@@ -103,5 +103,5 @@ def peaks_of_days(
         drawn = members[np.clip(np.searchsorted(reach, at, side="right") - 1, first, last)]
         load = loads[drawn, case_of_unit].sum(axis=0) + deviation * rng.standard_normal(len(speed))
         load = np.maximum(load, 0) / speed
-        peaks[day] = load.max() / load.mean()
+        peaks[day] = load.max() / load.mean() if load.any() else 1.0  # of a few tokens a day may have none
     return peaks
