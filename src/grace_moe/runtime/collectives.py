@@ -129,7 +129,7 @@ def _post_receives_first(
 ) -> list[dist.Work]:
     """An all-to-all of sends and receives. Gloo tells a peer that it may send over the connection that its own rows take: where a rank
     comes late, its all-to-all sends rows first, and the word that starts the peer's waits behind them, so that the two ways of the
-    link work one after the other. Here the word goes first: 0.6 to 0.8 of the time (benchmarks/rails.py)."""
+    link work one after the other. Here the word goes first: 0.5 to 0.9 of the time (benchmarks/rails.py)."""
     works: list[dist.Work] = []
     for rank, part in zip(ranks, received.split(receive_splits), strict=True):
         if rank != own_rank and len(part):
