@@ -63,10 +63,10 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from grace_moe import RoutingTrace, Topology, plan
-    from grace_moe.runtime.collectives import TrafficMeter
     from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
-    from grace_moe.runtime.groups import make_groups
-    from grace_moe.runtime.layer import layer_routes
+    from grace_moe.runtime.dispatch.collectives import TrafficMeter
+    from grace_moe.runtime.dispatch.rank_groups import make_groups
+    from grace_moe.runtime.dispatch.route import layer_routes
 
     torch.set_num_threads(1)
     rank, topology = arguments.rank, Topology.parse(arguments.shape)

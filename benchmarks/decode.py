@@ -16,9 +16,9 @@ import numpy as np
 
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
 from grace_moe.evaluation import Evaluation
-from grace_moe.planning import order_of_requests
-from grace_moe.planning.joint.decode import DecodeBounds, with_decode_weights
+from grace_moe.planning.grace.decode import DecodeBounds, with_decode_weights
 from grace_moe.planning.request import PlannedLayers, PlanRequest
+from grace_moe.trace import order_of_requests
 
 HEADER = ["| method | active experts | between nodes | busiest device | replicas of a layer used |", "|---|---|---|---|---|"]
 
@@ -29,9 +29,7 @@ def in_decode(placement: Placement, trace: RoutingTrace, bounds: DecodeBounds) -
     request = PlanRequest(trace=trace, topology=placement.topology)
     sources = order_of_requests(trace)[0] % placement.topology.num_devices
     layers = with_decode_weights(planned, request, sources, bounds).layers
-    return Placement(
-        topology=placement.topology, num_experts=placement.num_experts, layers=layers, replica_choice=placement.replica_choice
-    )
+    return Placement(topology=placement.topology, num_experts=placement.num_experts, layers=layers, replica_choice=placement.replica_choice)
 
 
 def row(name: str, placement: Placement, found: Evaluation, *, choice_of_batch: bool = False) -> str:

@@ -49,10 +49,10 @@ def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
     import torch.distributed as dist
 
     from grace_moe.planning import plan
-    from grace_moe.runtime.collectives import TrafficMeter
     from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher
-    from grace_moe.runtime.groups import make_groups
-    from grace_moe.runtime.layer import layer_routes
+    from grace_moe.runtime.dispatch.collectives import TrafficMeter
+    from grace_moe.runtime.dispatch.rank_groups import make_groups
+    from grace_moe.runtime.dispatch.route import layer_routes
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from grace_moe import Topology, evaluate, plan
 from grace_moe.embedded import DOMAINS, embedded_model, embedded_texts
-from grace_moe.runtime.generation import GenerationOptions
-from grace_moe.runtime.loading import load_tokenizer, load_whole_model
-from grace_moe.runtime.recording import record_trace, requests_from_text
+from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.recording import record_trace, requests_from_text
+from grace_moe.runtime.model.loading import load_tokenizer, load_whole_model
 from grace_moe.trace import expert_loads, skew
 
 DEAD = 0.05

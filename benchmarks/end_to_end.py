@@ -20,10 +20,10 @@ from pathlib import Path
 
 from grace_moe import Topology, plan
 from grace_moe.embedded import embedded_model, embedded_texts
-from grace_moe.runtime.generation import GenerationOptions
-from grace_moe.runtime.job import Job, RunResult, RunSpec, load_results
-from grace_moe.runtime.loading import load_tokenizer, load_whole_model
-from grace_moe.runtime.recording import record_trace, requests_from_text
+from grace_moe.runtime.job.execution import Job, RunResult, RunSpec, load_results
+from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.recording import record_trace, requests_from_text
+from grace_moe.runtime.model.loading import load_tokenizer, load_whole_model
 from slow_link import NODES, RANKS, finish, nodes
 
 WAYS = (
@@ -72,7 +72,7 @@ def run(job: Job, folder: Path, rate: str) -> tuple[tuple[RunResult, ...], str]:
         ranks = []
         for rank in range(RANKS):
             environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), OMP_NUM_THREADS="1")
-            worker = [*prefixes[rank * NODES // RANKS], sys.executable, "-m", "grace_moe.runtime.worker", str(folder)]
+            worker = [*prefixes[rank * NODES // RANKS], sys.executable, "-m", "grace_moe.runtime.job.worker", str(folder)]
             ranks.append(subprocess.Popen(worker, env=environment))
         finish(ranks)
     return load_results(folder), link

@@ -97,8 +97,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     import numpy as np
 
     from grace_moe import RoutingTrace, Topology, evaluate, plan
+    from grace_moe.choice import place_requests
     from grace_moe.evaluation.replay import sources
-    from grace_moe.planning import place_requests
 
     topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
     trace = RoutingTrace.load(arguments.trace)
@@ -158,13 +158,13 @@ def measure(arguments: argparse.Namespace) -> None:
     from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
     from grace_moe import Placement, Topology
-    from grace_moe.runtime.collectives import TrafficMeter
     from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
+    from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
-    from grace_moe.runtime.expert_parallel import GraceExpertParallel, MeteredAllToAll
-    from grace_moe.runtime.groups import make_groups
-    from grace_moe.runtime.layer import layer_routes
-    from grace_moe.runtime.session import ExpertParallelSession
+    from grace_moe.runtime.dispatch.rank_groups import make_groups
+    from grace_moe.runtime.dispatch.route import layer_routes
+    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel, MeteredAllToAll
+    from grace_moe.runtime.model.session import ExpertParallelSession
 
     rank, folder = arguments.rank, arguments.folder
     job, shape = (json.loads((folder / name).read_text()) for name in ("job.json", "trace.json"))

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from grace_moe import RoutingTrace, Topology
+from grace_moe.choice import joint_choice_table
+from grace_moe.choice.visited import visits
 from grace_moe.placement import LayerPlacement, even_weights
-from grace_moe.planning import PlanRequest, joint_choice_table
-from grace_moe.planning.joint.labels import expert_order, renamed
-from grace_moe.planning.joint.layer import LONG, POLISH_TOKENS, SEARCH_TOKENS, SHORT
-from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
-from grace_moe.planning.joint.uncertainty import load_shares
-from grace_moe.planning.joint.visits import visits
+from grace_moe.planning import PlanRequest
+from grace_moe.planning.grace.labels import expert_order, renamed
+from grace_moe.planning.grace.layer import LONG, POLISH_TOKENS, SEARCH_TOKENS, SHORT
+from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.uncertainty import load_shares
 
 KAHYPAR_SEEDS = 10
 

@@ -51,12 +51,12 @@ def measure(arguments: argparse.Namespace) -> None:
     from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
     from grace_moe import RoutingTrace, Topology, plan
-    from grace_moe.runtime.collectives import TrafficMeter
     from grace_moe.runtime.dispatch import HierarchicalDispatcher
-    from grace_moe.runtime.expert_parallel import GraceExpertParallel
-    from grace_moe.runtime.groups import make_groups
-    from grace_moe.runtime.layer import layer_routes
-    from grace_moe.runtime.session import ExpertParallelSession
+    from grace_moe.runtime.dispatch.collectives import TrafficMeter
+    from grace_moe.runtime.dispatch.rank_groups import make_groups
+    from grace_moe.runtime.dispatch.route import layer_routes
+    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.session import ExpertParallelSession
 
     torch.set_num_threads(1)
     rank, topology = arguments.rank, Topology.parse(arguments.shape)

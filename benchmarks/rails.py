@@ -48,8 +48,8 @@ def measure(rank: int, rounds: int, folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from grace_moe.runtime.collectives import TrafficMeter, send_rows
-    from grace_moe.runtime.groups import make_groups
+    from grace_moe.runtime.dispatch.collectives import TrafficMeter, send_rows
+    from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.topology import Topology
 
     torch.set_num_threads(1)

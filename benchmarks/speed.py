@@ -1,6 +1,6 @@
 """How long planning takes: `grace` beside EPLB in the same process, on synthetic routing of large models; and the most memory taken.
 
-    python benchmarks/speed.py [--sizes 48x128@4x4,58x256@8x8] [--tokens 50000]
+python benchmarks/speed.py [--sizes 48x128@4x4,58x256@8x8] [--tokens 50000]
 """
 
 import argparse

@@ -146,13 +146,17 @@ def test_several_traces_weigh_the_same(call, trace, folder):
     other = synthetic_trace(tokens=90, layers=2, experts=16, top_k=4, seed=9)
     other.save("other.safetensors")
     for command in (["plan", "-o", "plan.json"], ["compare"]):
-        code, out, err = call(*command, trace, "other.safetensors", "--topology", "2x2", "--json", *(["--methods", "eplb"] * (len(command) == 1)))
+        code, out, err = call(
+            *command, trace, "other.safetensors", "--topology", "2x2", "--json", *(["--methods", "eplb"] * (len(command) == 1))
+        )
         assert (code, err) == (0, "")
     assert Placement.load("plan.json").provenance["trace_digest"] == mixed([RoutingTrace.load(trace), other]).digest
     assert json.loads(out)["trace"]["source"] == f"{trace} + other.safetensors"
     assert "is named twice" in fails(call, 2, "plan", trace, trace, "--topology", "2x2", "-o", "plan.json")
     synthetic_trace(tokens=90, layers=1, experts=16, top_k=4).save("other.safetensors")
-    assert "other.safetensors: layer_ids: (0,), but" in fails(call, 3, "plan", trace, "other.safetensors", "--topology", "2x2", "-o", "p.json")
+    assert "other.safetensors: layer_ids: (0,), but" in fails(
+        call, 3, "plan", trace, "other.safetensors", "--topology", "2x2", "-o", "p.json"
+    )
 
 
 def test_inspect_says_what_must_move(call, trace, folder):

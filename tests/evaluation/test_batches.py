@@ -41,7 +41,7 @@ def test_balance_is_measured_when_asked_for():
     assert evaluate(placement, TRACE, batch_tokens=20).batch_load_max_over_mean > whole.load_max_over_mean
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(policy=st.sampled_from(["lplb", "metro"]), batch=st.integers(20, 500))
 def test_no_pair_is_lost(policy, batch):
     got = evaluate(plan(TRACE, TOPOLOGY, "eplb"), TRACE, policy=policy, batch_tokens=batch)

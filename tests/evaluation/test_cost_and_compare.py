@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from grace_moe import compare, evaluate
+from grace_moe.cost.wire import DISPATCHES, WireFormat
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation import (
     METRICS,
@@ -20,7 +21,6 @@ from grace_moe.evaluation import (
 from grace_moe.planning import plan
 from grace_moe.topology import Link, Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
-from grace_moe.wire import DISPATCHES, WireFormat
 
 compare_module = importlib.import_module("grace_moe.evaluation.compare")  # the package's own `compare` is the function
 TRACE = synthetic_trace(tokens=400, layers=2, experts=16, top_k=4)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from grace_moe.choice import choice_table
 from grace_moe.errors import MismatchError
 from grace_moe.evaluation import METRICS, evaluate
 from grace_moe.evaluation import replay as replay_module
 from grace_moe.evaluation.replay import decode_steps, sources
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, even_weights
-from grace_moe.planning import choice_table
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
 
@@ -186,7 +186,7 @@ def cases(draw):
     return placement, trace, draw(st.integers(0, 3))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases(), chunk=st.sampled_from([1, 12, 2**20]))
 def test_replay_is_the_reference(case, chunk):
     placement, trace, seed = case
@@ -234,7 +234,7 @@ def test_replay_is_the_reference(case, chunk):
     assert got.slots_total_over_experts == pytest.approx(statistics.mean(copies) / placement.num_experts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases())
 def test_copies_are_ordered(case):
     """Deduplication never adds: nodes <= devices <= pairs; the hierarchy moves the rest inside nodes."""

@@ -33,7 +33,10 @@ def test_by_hand():
 @given(seed=st.integers(0, 2**32 - 1))
 def test_what_is_loaded_is_what_is_held_and_was_not(seed):
     generator = np.random.default_rng(seed)
-    new, old = (placement_of(*(tuple(tuple(generator.permutation(4)[: generator.integers(1, 4)].tolist()) for _ in range(5)) for _ in range(2))) for _ in "ab")
+    new, old = (
+        placement_of(*(tuple(tuple(generator.permutation(4)[: generator.integers(1, 4)].tolist()) for _ in range(5)) for _ in range(2)))
+        for _ in "ab"
+    )
     found = difference(new, old)
     for layer in range(2):
         for device in range(4):

@@ -86,7 +86,7 @@ def placements(draw):
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(placement=placements())
 def test_round_trip_with_the_same_bytes(tmp_path, placement):
     path, again = tmp_path / "a.json", tmp_path / "b.json"
@@ -97,7 +97,7 @@ def test_round_trip_with_the_same_bytes(tmp_path, placement):
     assert path.read_bytes() == again.read_bytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(placement=placements())
 def test_every_copy_is_in_exactly_one_slot(placement):
     slots = placement.physical_to_logical_map().reshape(len(placement.layers), placement.topology.num_devices, -1)
@@ -301,7 +301,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_stands_anywhere_it_loads_and_saves_or_gives_an_error_of_ours(tmp_path, data):
     path, value = saved(tmp_path)

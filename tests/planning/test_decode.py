@@ -11,7 +11,7 @@ from grace_moe.errors import UsageError
 from grace_moe.evaluation import compare, evaluate
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, check, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.joint.decode import (
+from grace_moe.planning.grace.decode import (
     NO_DECODE,
     NOTHING_SPARED,
     DecodeBounds,
@@ -127,7 +127,7 @@ def problems(draw):
     return problem_of(layer, f"{nodes}x{per_node}", ids, generator.integers(0, devices, tokens), bounds, policy)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(problem=problems())
 def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
     before = _State(problem)
@@ -142,7 +142,7 @@ def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
     assert layer_with_decode_weights(problem) == found
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(problem=problems(), data=st.data())
 def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
     state = _State(problem)

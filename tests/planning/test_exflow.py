@@ -57,7 +57,7 @@ def test_top1_sees_the_first_expert_only():
     assert (placed[0, 0], placed[0, 1]) == (placed[1, 1], placed[1, 0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_two_layers_are_exact(seed):
     """With layer 0 in its blocks, layer 1 is an assignment; the sweeps then only lower it."""
@@ -76,7 +76,7 @@ def test_two_layers_are_exact(seed):
             assert crossings([flow], other) >= crossings([flow], parts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tokens=st.integers(0, 60),
     layers=st.integers(1, 4),

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_moe.choice import joint_choice_table
+from grace_moe.choice.visited import host_masks, visits
 from grace_moe.placement import LayerPlacement, even_weights
-from grace_moe.planning import joint_choice_table, plan
-from grace_moe.planning.joint.foresight import DAYS, peaks_of_days, unit_loads
-from grace_moe.planning.joint.split import demand
-from grace_moe.planning.joint.units import independent_units, stream_distance
-from grace_moe.planning.joint.visits import host_masks, visits
+from grace_moe.planning import plan
+from grace_moe.planning.grace.foresight import DAYS, peaks_of_days, unit_loads
+from grace_moe.planning.grace.split import demand
+from grace_moe.planning.grace.units import independent_units, stream_distance
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -22,7 +23,7 @@ def table_of(devices, topology, prices=()):
     return joint_choice_table(layer, topology)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(nodes=st.sampled_from([1, 2, 3, 5, 9, 17, 64]), experts=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_visits_are_those_of_the_replica_choice(nodes, experts, seed):
     generator = np.random.default_rng(seed)

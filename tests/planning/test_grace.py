@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_moe.choice.cover import CoverTables, token_cost, tokens_of_experts
 from grace_moe.errors import UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.placement import check
 from grace_moe.planning import plan
-from grace_moe.planning.joint.cover import CoverTables, token_cost, tokens_of_experts
-from grace_moe.planning.joint.device_packing import NodeShare, PackingOptions, pack_devices
-from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, search_nodes, seed_copies
-from grace_moe.planning.joint.split import balance
-from grace_moe.planning.joint.uncertainty import load_shares
+from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
+from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.split import balance
+from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
 
@@ -36,7 +36,7 @@ def copies_over_all_sources(host_masks, nodes):
     return total
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(nodes=st.sampled_from([1, 2, 3, 4, 5, 7]), data=st.data())
 def test_the_cost_of_a_token_is_exact(nodes, data):
     masks = data.draw(st.lists(st.integers(1, (1 << nodes) - 1), min_size=1, max_size=5))
@@ -214,7 +214,9 @@ def test_a_layer_that_would_fall_behind_eplb_has_eplbs_devices_gathered_on_nodes
     planned_on, measured_on = trace.split_requests()
     topology = Topology.parse("4x8")
     ours, theirs = plan(planned_on, topology, "grace", **QUICK), plan(planned_on, topology, "eplb")
-    assert ours.provenance["notes"] == ["layers 0, 1: no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"]
+    assert ours.provenance["notes"] == [
+        "layers 0, 1: no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
+    ]
     gathered, eplb = evaluate(ours, measured_on), evaluate(theirs, measured_on)
     assert gathered.load_max_over_mean == eplb.load_max_over_mean
     assert gathered.cross_node_copies < 0.9 * eplb.cross_node_copies

@@ -4,7 +4,7 @@ import pytest
 from grace_moe.errors import UsageError
 from grace_moe.placement import slots_within
 from grace_moe.planning import plan
-from grace_moe.planning.grouping import NODES_CUT
+from grace_moe.planning.paper.grouping import NODES_CUT
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
 

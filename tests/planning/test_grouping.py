@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from grace_moe.errors import UsageError
-from grace_moe.planning import knee
-from grace_moe.planning.grouping import DEVICES_CUT, NODES_CUT, NODES_FILLED, flat_draft, hierarchical_draft
-from grace_moe.planning.knee import knee_ratio, utilisation_curve
-from grace_moe.planning.sizes import controlled_sizes, free_sizes, uniform_sizes
+from grace_moe.planning.paper import knee
+from grace_moe.planning.paper.grouping import DEVICES_CUT, NODES_CUT, NODES_FILLED, flat_draft, hierarchical_draft
+from grace_moe.planning.paper.knee import knee_ratio, utilisation_curve
+from grace_moe.planning.paper.sizes import controlled_sizes, free_sizes, uniform_sizes
 from grace_moe.topology import Device, Link, Node, Topology
 
 LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-6)

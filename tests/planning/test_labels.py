@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.joint.labels import Labels, by_speed, device_order, expert_order, renamed
+from grace_moe.planning.grace.labels import Labels, by_speed, device_order, expert_order, renamed
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
@@ -85,7 +85,7 @@ def same_by_other_names(before, after, names, device=None):
         assert other.replica_choice == one.replica_choice
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     case=cases(),
     shape=st.sampled_from(["2x2", "4x1", "3x2"]),
@@ -103,7 +103,7 @@ def test_other_names_of_experts_give_the_same_plan_by_those_names(case, shape, o
     same_by_other_names(before, after, names)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(case=cases())
 def test_planning_again_does_not_know_names_either(case):
     trace, generator = case
@@ -131,7 +131,7 @@ def test_planning_again_does_not_know_names_either(case):
     same_by_other_names(before, after, names)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(case=cases(), orders=st.tuples(st.permutations(range(3)), st.permutations(range(2))))
 def test_other_names_of_a_nodes_devices_permute_the_plan(case, orders):
     trace, _ = case

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from grace_moe.evaluation import evaluate
 from grace_moe.placement import check, difference
 from grace_moe.planning import plan
-from grace_moe.planning.joint.many_nodes import MAX_NODES, groups_of, search_many_nodes
-from grace_moe.planning.joint.node_search import NodeRoom, SearchOptions, seed_copies
-from grace_moe.planning.joint.uncertainty import load_shares
+from grace_moe.planning.grace.search.node_groups import MAX_NODES, groups_of, search_many_nodes
+from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, seed_copies
+from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
@@ -25,7 +25,7 @@ def test_groups_are_near_equal_runs_and_few_enough(nodes):
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     nodes=st.integers(9, 20),
     per_node=st.integers(1, 3),

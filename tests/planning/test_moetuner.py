@@ -36,7 +36,7 @@ def test_a_heavy_expert_has_fellows_all_the_same():
     assert sorted(np.bincount(cluster)) == [3, 3]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(loads=st.lists(st.integers(0, 30), min_size=1, max_size=7), clusters=st.integers(1, 4))
 def test_the_ilp_is_the_optimum_of_all_partitions(loads, clusters):
     loads = np.array(loads)
@@ -84,7 +84,7 @@ def test_sum_and_max_differ():
     assert assign_clusters(costs, flow="max").tolist() == [1, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 4), links=st.integers(1, 3))
 def test_assignment_is_the_best_of_all(seed, n, links):
     costs = np.random.default_rng(seed).integers(0, 9, (n, n, links)).astype(float)
@@ -98,7 +98,7 @@ def test_assignment_is_the_best_of_all(seed, n, links):
     assert cost(assign_clusters(costs, flow="max"))[1] == min(way[1] for way in all_ways)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     tokens=st.integers(0, 60),
     layers=st.integers(1, 3),

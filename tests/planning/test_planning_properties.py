@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_moe.choice import choice_tables
 from grace_moe.errors import UsageError
 from grace_moe.placement import check, slots_within
-from grace_moe.planning import METHODS, choice_tables, plan
+from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Device, Link, Node, Topology
 from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
 
@@ -36,7 +37,7 @@ def topologies(draw):
     return Topology(nodes=nodes, intra_node=LINK, cross_node=LINK)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(method=st.sampled_from(METHODS), trace=traces(), topology=topologies(), slack=st.sampled_from([None, 0, 1, 5]))
 def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
     limit = None if slack is None else -(-trace.num_experts // topology.num_devices) + slack
@@ -59,7 +60,7 @@ def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
         assert np.bincount(chosen.ravel(), minlength=topology.num_devices).sum() == loads[layer].sum()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(trace=traces(), topology=topologies(), ratio=st.floats(0, 1))
 def test_controlled_sizes_stay_in_their_bounds(trace, topology, ratio):
     if trace.num_experts < topology.num_devices:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grace_moe.planning.replication import hot_experts, num_replicas, polling_weights, predict_loads, predict_loads_as_printed, replicate
+from grace_moe.planning.paper.replication import (
+    hot_experts,
+    num_replicas,
+    polling_weights,
+    predict_loads,
+    predict_loads_as_printed,
+    replicate,
+)
 
 LOADS = np.array([6, 3, 2, 1, 2, 1, 1])
 GROUPS = ((0, 1, 2, 3), (4, 5), (6,))  # loads 12, 3, 1
@@ -102,7 +109,7 @@ def test_polling_weights_where_devices_are_idle():
     assert weights == ((0.5, 0.5, 0.0), (1.0,))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_total_load_is_conserved_and_primaries_stay(data):
     num_devices = data.draw(st.integers(1, 6))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grace_moe.planning.sizes import controlled_sizes, free_sizes, hold_sizes, uniform_sizes, within_limits
+from grace_moe.planning.paper.sizes import controlled_sizes, free_sizes, hold_sizes, uniform_sizes, within_limits
 
 
 def symmetric(num_experts: int, pairs: dict[tuple[int, int], int]) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_limits_cut_the_bounds_and_widen_where_there_is_room():
     assert within_limits(rule, 8, [2, 8]) == ([2, 4], [2, 6])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_bounds_hold_for_any_clusters(data):
     num_groups = data.draw(st.integers(1, 5))

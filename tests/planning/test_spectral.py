@@ -86,7 +86,7 @@ def test_more_groups_than_experts_is_an_error(num_groups):
         spectral_groups(blocks(3), num_groups)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_sparse_graph_gives_a_partition_twice_the_same(data):
     num_experts = data.draw(st.integers(1, 12))

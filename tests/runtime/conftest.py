@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.runtime.generation import Request
+from grace_moe.runtime.job.generation import Request
 from grace_moe.topology import Topology
 
 MOST_RANKS = 4

@@ -6,11 +6,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.runtime.generation import GenerationOptions, generate
-from grace_moe.runtime.job import Job, RunSpec
-from grace_moe.runtime.launch import run_local
-from grace_moe.runtime.loading import load_whole_model
-from grace_moe.runtime.recording import record_trace
+from grace_moe.runtime.job.execution import Job, RunSpec
+from grace_moe.runtime.job.generation import GenerationOptions, generate
+from grace_moe.runtime.job.launch import run_local
+from grace_moe.runtime.job.recording import record_trace
+from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.topology import Topology
 
 from .conftest import requests_of, scattered_with_replicas

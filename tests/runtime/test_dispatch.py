@@ -8,15 +8,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grace_moe.choice import choice_table
+from grace_moe.cost.wire import WireFormat
 from grace_moe.placement import REPLICA_CHOICES
-from grace_moe.planning import choice_table
-from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import reference_moe
+from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.model import add_rows, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
-from grace_moe.runtime.layer import layer_routes
+from grace_moe.runtime.dispatch.route import layer_routes
 from grace_moe.topology import Topology
-from grace_moe.wire import WireFormat
 
 from .conftest import EXPERTS, placement_of, scattered_with_replicas
 

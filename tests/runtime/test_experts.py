@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.runtime.dispatch import Received
-from grace_moe.runtime.experts import compute_by_slot, computes_by_slot
+from grace_moe.runtime.model.experts import compute_by_slot, computes_by_slot
 
 HIDDEN, SLOTS, TOP_K = 8, 5, 3
 

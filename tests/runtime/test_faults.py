@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 
 import grace_moe.embedded
 from grace_moe.errors import MismatchError, ModelError, RankError
-from grace_moe.runtime.generation import GenerationOptions
-from grace_moe.runtime.job import Job, RunSpec
-from grace_moe.runtime.launch import run_local
+from grace_moe.runtime.job.execution import Job, RunSpec
+from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.launch import run_local
 
 from .conftest import contiguous, make_model, placement_of, requests_of
 
@@ -35,7 +35,7 @@ def make_job(model, tmp_path, shape="1x2", devices=2, **options):
 def workers() -> list[int]:
     """Rank processes that this test process started, in rank order."""
     listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.worker" in line]
+    return [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.job.worker" in line]
 
 
 def runs(pid: int) -> bool:
@@ -91,7 +91,7 @@ JOIN = """
 import sys
 from datetime import timedelta
 from grace_moe.errors import RankError
-from grace_moe.runtime.ranks import joined, leave
+from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=2)):
         pass
@@ -105,7 +105,7 @@ import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from grace_moe.errors import RankError
-from grace_moe.runtime.ranks import joined, leave, rank_device
+from grace_moe.runtime.job.ranks import joined, leave, rank_device
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
         if member.rank == 1:
@@ -129,8 +129,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from grace_moe.errors import GraceError
-from grace_moe.runtime.job import Job, execute
-from grace_moe.runtime.ranks import joined, leave
+from grace_moe.runtime.job.execution import Job, execute
+from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=60)) as member:
         execute(Job.load(Path(sys.argv[1]).with_name(f"job{member.rank}.json")), member)
@@ -160,7 +160,7 @@ def test_ranks_that_were_told_different_things_all_say_so(tiny_model, tmp_path, 
             tmp_path / f"job{rank}.json"
         )
     if differs == "dtype":
-        half = "import torch, grace_moe.runtime.job as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
+        half = "import torch, grace_moe.runtime.job.execution as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
         code = half + RUN
     ranks = [start_rank(code, rank, 2, tmp_path / "store") for rank in range(2)]
     for process in ranks:
@@ -188,13 +188,13 @@ def test_ranks_leave_when_their_parent_is_killed(tiny_model, tmp_path):
     """The launcher itself is killed: it can stop nobody, so the ranks watch it."""
     make_job(tiny_model, tmp_path, new_tokens=100_000).save(tmp_path / "job.json")
     code = (
-        "import sys; from pathlib import Path; from grace_moe.runtime.job import Job; from grace_moe.runtime.launch import run_local\n"
+        "import sys; from pathlib import Path; from grace_moe.runtime.job.execution import Job; from grace_moe.runtime.job.launch import run_local\n"
         "run_local(Job.load(Path(sys.argv[1])), 2, on_status=lambda _: print('running', flush=True))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "running\n"
     listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent.pid)], capture_output=True, text=True).stdout
-    ranks = [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.worker" in line]
+    ranks = [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.job.worker" in line]
     assert len(ranks) == 2
     parent.kill()
     parent.wait()

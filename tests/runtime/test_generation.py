@@ -4,8 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from grace_moe.runtime.generation import GenerationOptions, generate
-from grace_moe.runtime.loading import load_whole_model
+from grace_moe.runtime.job.generation import GenerationOptions, generate
+from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.trace import DECODE, PREFILL
 
 from .conftest import requests_of

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from grace_moe.cli import main
+from grace_moe.cost.wire import DISPATCHES
 from grace_moe.embedded import embedded_model
-from grace_moe.wire import DISPATCHES
 
 from .conftest import placement_of
 
@@ -16,7 +16,18 @@ from .conftest import placement_of
 def run(capsys, tmp_path, *arguments):
     """Contiguous experts: nothing is drawn."""
     placement_of("2x2", lambda e: (e // 16,), layers=4, experts=64).save(tmp_path / "plan.json")
-    texts = ("--text", str(embedded_model() / "prose.txt"), "--requests", "5", "--prompt-tokens", "70", "--new-tokens", "3", "--batch-size", "2")
+    texts = (
+        "--text",
+        str(embedded_model() / "prose.txt"),
+        "--requests",
+        "5",
+        "--prompt-tokens",
+        "70",
+        "--new-tokens",
+        "3",
+        "--batch-size",
+        "2",
+    )
     with pytest.raises(SystemExit) as exit_:
         main(["run", str(embedded_model()), "--placement", str(tmp_path / "plan.json"), "--local", "2x2", *texts, *arguments])
     out, err = capsys.readouterr()

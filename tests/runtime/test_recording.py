@@ -7,9 +7,9 @@ torch = pytest.importorskip("torch")
 import numpy as np
 
 from grace_moe.errors import ModelError, UsageError
-from grace_moe.runtime.generation import GenerationOptions, generate
-from grace_moe.runtime.loading import load_whole_model
-from grace_moe.runtime.recording import record_trace, recording, requests_from_text
+from grace_moe.runtime.job.generation import GenerationOptions, generate
+from grace_moe.runtime.job.recording import record_trace, recording, requests_from_text
+from grace_moe.runtime.model.loading import load_whole_model
 
 from .conftest import EXPERTS, LAYERS, TOP_K, requests_of
 

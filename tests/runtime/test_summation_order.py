@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 
 import torch.multiprocessing as mp
 
-from grace_moe.runtime.collectives import TrafficMeter
 from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher, Received, reference_placed
+from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.model import add_rows
-from grace_moe.runtime.layer import layer_routes
+from grace_moe.runtime.dispatch.route import layer_routes
 
 from .conftest import EXPERTS, TOP_K, placement_of, scattered_with_replicas
 
@@ -30,8 +30,8 @@ def expert(hidden, ids, weights):
 def check_on_rank(rank: int, folder: str, shape: str) -> None:
     from contextlib import nullcontext
 
-    from grace_moe.runtime.groups import make_groups
-    from grace_moe.runtime.ranks import joined, leave
+    from grace_moe.runtime.dispatch.rank_groups import make_groups
+    from grace_moe.runtime.job.ranks import joined, leave
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}

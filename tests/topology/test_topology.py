@@ -65,7 +65,7 @@ def test_unknown_preset():
         Topology.parse("2x4:dgx")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(topology=topologies())
 def test_round_trip(tmp_path, topology):
     path = tmp_path / "t.json"
@@ -199,7 +199,7 @@ hostile_topologies = shaped(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(value=hostile_topologies)
 def test_whatever_a_file_holds_it_loads_and_saves_or_gives_an_error_of_ours(tmp_path, value):
     topology, problem = None, ""

@@ -50,7 +50,7 @@ def assert_same(one: RoutingTrace, two: RoutingTrace) -> None:
         assert getattr(one, name) == getattr(two, name), name
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(trace=traces())
 def test_round_trip(tmp_path, trace):
     trace.save(tmp_path / "t.safetensors")
@@ -208,7 +208,7 @@ def test_a_header_of_endless_tokens_without_data_is_refused_at_once(tmp_path):
     refused(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200) | st.binary(max_size=200).map(safetensors_with_header))
 def test_random_bytes_give_errors_of_ours_only(tmp_path, content):
     path = tmp_path / "t.safetensors"
@@ -217,7 +217,7 @@ def test_random_bytes_give_errors_of_ours_only(tmp_path, content):
         RoutingTrace.load(path)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_loads_or_gives_an_error_of_ours(tmp_path, data):
     """One to three bytes of a whole file changed, most in its header."""

@@ -91,9 +91,9 @@ def _by_transformers(model: str, contents: list[str], named: dict[str, Any], siz
     require_runtime()
     import torch
 
-    from grace_moe.runtime.generation import GenerationOptions
-    from grace_moe.runtime.loading import expert_bytes, load_tokenizer, load_whole_model
-    from grace_moe.runtime.recording import record_trace, requests_from_text
+    from grace_moe.runtime.job.generation import GenerationOptions
+    from grace_moe.runtime.job.recording import record_trace, requests_from_text
+    from grace_moe.runtime.model.loading import expert_bytes, load_tokenizer, load_whole_model
 
     loaded = load_whole_model(model, dtype=getattr(torch, sizes["dtype"]))
     tokenizer = load_tokenizer(model)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cost.wire import DISPATCHES
 from grace_moe.errors import GraceError, MismatchError, UsageError
 from grace_moe.files import write_atomically
-from grace_moe.wire import DISPATCHES
 
 if TYPE_CHECKING:
     from grace_moe.placement import Placement
-    from grace_moe.runtime.job import Job, RunResult
+    from grace_moe.runtime.job.execution import Job, RunResult
 
 FLOAT32_BYTES = 4
 """`run` loads models in float32."""
@@ -84,11 +84,11 @@ def run(
 
     require_runtime()
     from grace_moe.placement import Placement
-    from grace_moe.runtime.generation import GenerationOptions, Request
-    from grace_moe.runtime.job import Job, RunSpec, execute
-    from grace_moe.runtime.loading import load_config, load_tokenizer
-    from grace_moe.runtime.ranks import joined, leave
-    from grace_moe.runtime.recording import requests_from_text
+    from grace_moe.runtime.job.execution import Job, RunSpec, execute
+    from grace_moe.runtime.job.generation import GenerationOptions, Request
+    from grace_moe.runtime.job.ranks import joined, leave
+    from grace_moe.runtime.job.recording import requests_from_text
+    from grace_moe.runtime.model.loading import load_config, load_tokenizer
     from grace_moe.topology import Topology
 
     placement = Placement.load(placement_path)
@@ -138,8 +138,8 @@ def run(
 
 def _predicted(results: "tuple[RunResult, ...]", placement: "Placement", hidden_size: int, seed: int) -> dict[str, float]:
     """Dispatch -> bytes between nodes per token that a replay of the run's own routing predicts."""
+    from grace_moe.cost.wire import WireFormat
     from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
-    from grace_moe.wire import WireFormat
 
     routing = next(result.routing for result in results if result.routing is not None)
     wire = WireFormat(hidden_size=hidden_size, itemsize=FLOAT32_BYTES, top_k=routing.top_k)
@@ -161,7 +161,7 @@ def _show(
     profile: Path | None,
     as_json: bool,
 ) -> None:
-    from grace_moe.runtime.monitoring import chrome_trace, phase_times
+    from grace_moe.runtime.profiling import chrome_trace, phase_times
 
     events = None if profile is None else chrome_trace({result.name: result.spans for result in results}).encode()
     if as_json:
@@ -192,14 +192,14 @@ def _show(
 
 def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
     from grace_moe.cli.progress import status_line
-    from grace_moe.runtime.launch import run_local
+    from grace_moe.runtime.job.launch import run_local
 
     with status_line() as tell:
         return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
 
 
 def _summary(result: "RunResult", predicted: float | None, tokenizer: Any) -> dict[str, Any]:
-    from grace_moe.runtime.monitoring import phase_times
+    from grace_moe.runtime.profiling import phase_times
 
     return {
         "dispatch": result.dispatch,

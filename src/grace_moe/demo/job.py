@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_moe.cost.wire import WireFormat
 from grace_moe.embedded import embedded_model, embedded_texts
 from grace_moe.errors import UsageError, VerificationError
 from grace_moe.evaluation import cross_node_bytes, evaluate
@@ -16,11 +17,10 @@ from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
-from grace_moe.wire import WireFormat
 
 if TYPE_CHECKING:
-    from grace_moe.runtime.generation import Request
-    from grace_moe.runtime.job import RunResult
+    from grace_moe.runtime.job.execution import RunResult
+    from grace_moe.runtime.job.generation import Request
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of a logit (float32) between the ranks and one process."""
@@ -136,11 +136,11 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
     require_runtime()
     import torch
 
-    from grace_moe.runtime.generation import GenerationOptions
-    from grace_moe.runtime.job import Job, RunSpec
-    from grace_moe.runtime.launch import run_local
-    from grace_moe.runtime.loading import load_whole_model
-    from grace_moe.runtime.recording import record_trace
+    from grace_moe.runtime.job.execution import Job, RunSpec
+    from grace_moe.runtime.job.generation import GenerationOptions
+    from grace_moe.runtime.job.launch import run_local
+    from grace_moe.runtime.job.recording import record_trace
+    from grace_moe.runtime.model.loading import load_whole_model
 
     topology = Topology.parse(options.topology)
     if topology.num_devices not in DEVICES:
@@ -210,8 +210,8 @@ ROWS = (
 
 def _requests(options: DemoOptions) -> tuple[list[Request], list[Request]]:
     """Requests to plan on and to measure on: different stretches of each domain's held-out text."""
-    from grace_moe.runtime.loading import load_tokenizer
-    from grace_moe.runtime.recording import requests_from_text
+    from grace_moe.runtime.job.recording import requests_from_text
+    from grace_moe.runtime.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(embedded_model()))
     texts = list(embedded_texts().values())

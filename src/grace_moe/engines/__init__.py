@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grace_moe.engines.assembly import Hints, Imported
 from grace_moe.engines.equaliser import Equalised, equalise
-from grace_moe.engines.exporting import Exported
+from grace_moe.engines.exported import Exported
 from grace_moe.engines.llama_cpp import import_csv
 from grace_moe.engines.model_config import ModelShape, read_model_shape
 from grace_moe.engines.npz import import_npz

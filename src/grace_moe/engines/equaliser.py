@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.exporting import several
+from grace_moe.engines.exported import several
 from grace_moe.errors import UsageError
-from grace_moe.placement import LayerPlacement, Placement
-from grace_moe.planning import check_same_model
+from grace_moe.placement import LayerPlacement, Placement, check_same_model
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from grace_moe.engines.assembly import Hints, Imported, RoutedRequest, layers_of_counts, trace_of_requests
 from grace_moe.engines.dumps import base64_bytes, read_objects, read_torch, torch_integers
-from grace_moe.engines.exporting import Exported, several
+from grace_moe.engines.exported import Exported, several
 from grace_moe.engines.maps import matrix, slot_map
 from grace_moe.engines.slots import SlotMap, filler_row
 from grace_moe.errors import MismatchError, PlacementError, TraceError

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from grace_moe.engines.assembly import Hints, Imported, RoutedRequest, trace_of_counts, trace_of_requests
 from grace_moe.engines.dumps import MAX_ELEMENTS
-from grace_moe.engines.exporting import Exported
+from grace_moe.engines.exported import Exported
 from grace_moe.engines.maps import MAX_LAYERS, matrix, slot_map
 from grace_moe.engines.slots import SlotMap, filler_row
 from grace_moe.errors import InputFileError, MismatchError, PlacementError, TraceError

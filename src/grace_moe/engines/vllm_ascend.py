@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grace_moe.engines.assembly import Hints
-from grace_moe.engines.exporting import Exported
+from grace_moe.engines.exported import Exported
 from grace_moe.engines.maps import matrix, slot_map
 from grace_moe.engines.slots import SlotMap
 from grace_moe.errors import PlacementError

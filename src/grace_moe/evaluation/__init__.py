@@ -1,7 +1,7 @@
 """What a placement costs: traffic, load and memory on a trace."""
 
+from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
 from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, over_memory, parse_method
-from grace_moe.evaluation.cost import LayerTime, modelled_layer_time
 from grace_moe.evaluation.pareto import ParetoPoint, pareto
 from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
 from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token, passes_of_tokens

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.choice import BatchPolicy
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning import BatchPolicy
 from grace_moe.topology import Topology
 
 PREFILL_BATCH = 1024

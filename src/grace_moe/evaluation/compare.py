@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grace_moe.choice import BATCH_POLICIES, FIRST_TOKENS
+from grace_moe.cost.layer_time import modelled_layer_time
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.batches import PREFILL_BATCH
-from grace_moe.evaluation.cost import modelled_layer_time
 from grace_moe.evaluation.replay import Evaluation, evaluate
-from grace_moe.placement import Placement
-from grace_moe.planning import BATCH_POLICIES, DEFAULT_METHOD, FIRST_TOKENS, METHODS, PlanRequest, check_same_model, plan
+from grace_moe.placement import Placement, check_same_model
+from grace_moe.planning import DEFAULT_METHOD, METHODS, PlanRequest, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 

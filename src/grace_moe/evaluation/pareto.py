@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.replay import Evaluation, evaluate
-from grace_moe.planning import PlanRequest, Progress, check_same_model, plan
+from grace_moe.placement import check_same_model
+from grace_moe.planning import PlanRequest, Progress, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 

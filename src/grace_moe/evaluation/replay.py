@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.choice import ChoiceTable, batch_policy, choice_table, place_requests
 from grace_moe.errors import MismatchError
 from grace_moe.evaluation.batches import PREFILL_BATCH, batch_balance, choose_by_batch, number_batches
-from grace_moe.placement import LayerPlacement, Placement
-from grace_moe.planning import ChoiceTable, batch_policy, check_same_model, choice_table, order_of_requests, place_requests
+from grace_moe.placement import LayerPlacement, Placement, check_same_model
 from grace_moe.topology import Topology
-from grace_moe.trace import DECODE, PREFILL, RoutingTrace
+from grace_moe.trace import DECODE, PREFILL, RoutingTrace, order_of_requests
 
 _CHUNK_CELLS = 2**20
 """(token, device) cells replayed at once; bounds memory."""

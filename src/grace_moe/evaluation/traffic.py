@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.wire import COUNT_BYTES, DISPATCHES, WireFormat, goes_flat
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.replay import Evaluation, decode_steps
-from grace_moe.planning import order_of_requests
-from grace_moe.trace import RoutingTrace
-from grace_moe.wire import COUNT_BYTES, DISPATCHES, WireFormat, goes_flat
+from grace_moe.trace import RoutingTrace, order_of_requests
 
 
 def passes_of_tokens(trace: RoutingTrace, first_pass: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from grace_moe.placement.difference import PlacementDifference, difference
 from grace_moe.placement.model import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement, Placement, even_weights
+from grace_moe.placement.same_model import check_same_model
 from grace_moe.placement.validation import check, slots_within
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Placement",
     "PlacementDifference",
     "check",
+    "check_same_model",
     "difference",
     "even_weights",
     "slots_within",

@@ -19,8 +19,8 @@ from grace_moe.trace import RoutingTrace
 DEFAULT_METHOD = "grace"
 
 _PLACES = {
-    "grace": "grace_moe.planning.grace:grace",
-    "grace_paper": "grace_moe.planning.grace_paper:grace_paper",
+    "grace": "grace_moe.planning.grace.grace:grace",
+    "grace_paper": "grace_moe.planning.paper.grace_paper:grace_paper",
     "linear": "grace_moe.planning.baselines.linear:linear",
     "round_robin": "grace_moe.planning.baselines.round_robin:round_robin",
     "eplb": "grace_moe.planning.baselines.eplb:eplb",

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.errors import MismatchError, UsageError
+from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.planning.groups import Groups
+from grace_moe.planning.groups.partition import Groups
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -152,20 +152,6 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 def is_within(value: Any, low: float, high: float) -> bool:
     """Whether an option's value is a number from `low` to `high`; what isn't a number is not."""
     return type(value) is not bool and isinstance(value, Real) and low <= float(value) <= high
-
-
-def check_same_model(planned: Placement | RoutingTrace, trace: RoutingTrace) -> None:
-    """Raise MismatchError unless `trace` has the experts and layers of what was planned, or is to be planned on."""
-    if planned.num_experts != trace.num_experts:
-        raise MismatchError(
-            f"{planned.source}: num_experts: {planned.num_experts}, but {trace.source} has {trace.num_experts}; "
-            "use a trace of the model that was planned for"
-        )
-    if planned.layer_ids != trace.layer_ids:
-        raise MismatchError(
-            f"{planned.source}: layers: {len(planned.layer_ids)} with ids {list(planned.layer_ids)[:4]}..., but {trace.source} has "
-            f"{trace.num_layers} with ids {list(trace.layer_ids)[:4]}...; use a trace of the model that was planned for"
-        )
 
 
 def no_replicas(request: PlanRequest, method: str) -> tuple[str, ...]:

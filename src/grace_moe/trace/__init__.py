@@ -2,6 +2,7 @@
 
 from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace, concatenate, mixed
 from grace_moe.trace.prompts import prompts_from_text
+from grace_moe.trace.requests import order_of_requests
 from grace_moe.trace.statistics import activations, expert_loads, skew
 from grace_moe.trace.synthetic import synthetic_trace
 
@@ -13,6 +14,7 @@ __all__ = [
     "concatenate",
     "expert_loads",
     "mixed",
+    "order_of_requests",
     "prompts_from_text",
     "skew",
     "synthetic_trace",

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.affinity import layer_loads
 from grace_moe.planning.baselines.linear import contiguous_groups
+from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_devices
 
 DEFAULT_REDUNDANCY = 1.25

@@ -7,9 +7,9 @@ placement, so this is rebuilt from the paper's profile: for each expert, the oth
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.affinity import affinity_matrix, layer_loads
 from grace_moe.planning.baselines.linear import even_sizes
-from grace_moe.planning.groups import Groups, as_groups
+from grace_moe.planning.groups.affinity import affinity_matrix, layer_loads
+from grace_moe.planning.groups.partition import Groups, as_groups
 from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_groups, no_replicas
 
 

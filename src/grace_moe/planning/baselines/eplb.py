@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from grace_moe.errors import UsageError
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement
-from grace_moe.planning.affinity import layer_loads
+from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_devices
 from grace_moe.topology import Topology
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from grace_moe.errors import UsageError
-from grace_moe.planning.baselines.interlayer import transitions
 from grace_moe.planning.baselines.linear import even_sizes
+from grace_moe.planning.groups.transitions import transitions
 from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, is_within, layer_of_devices, no_replicas
 
 VIEWS = ("pairs", "top1")

@@ -1,6 +1,6 @@
 """Contiguous blocks of experts: what Transformers and vLLM do unless told otherwise."""
 
-from grace_moe.planning.groups import Groups
+from grace_moe.planning.groups.partition import Groups
 from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_groups, no_replicas
 
 

@@ -19,9 +19,9 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
 from grace_moe.errors import UsageError
-from grace_moe.planning.affinity import layer_loads
-from grace_moe.planning.baselines.interlayer import hop_costs, link_costs, transitions
 from grace_moe.planning.baselines.linear import even_sizes
+from grace_moe.planning.groups.affinity import layer_loads
+from grace_moe.planning.groups.transitions import hop_costs, link_costs, transitions
 from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, is_within, layer_of_devices, no_replicas
 
 FLOWS = ("sum", "max")

@@ -7,9 +7,9 @@ choice of each device's first expert is not certain, both readings are here.
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.affinity import affinity_matrix
 from grace_moe.planning.baselines.linear import even_sizes
-from grace_moe.planning.groups import Groups, as_groups
+from grace_moe.planning.groups.affinity import affinity_matrix
+from grace_moe.planning.groups.partition import Groups, as_groups
 from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_groups, no_replicas
 
 SEED_RULES = ("farthest", "degree")

@@ -7,13 +7,13 @@ from functools import cached_property
 
 import torch
 
-from grace_moe.runtime.collectives import TrafficMeter
+from grace_moe.cost.wire import FLAT_BYTES, goes_flat
+from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.flat import FlatDispatcher, FlatState
 from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher, HierarchicalState, Splits
 from grace_moe.runtime.dispatch.model import Compute, Received, Span
-from grace_moe.runtime.groups import RankGroups
-from grace_moe.runtime.layer import LayerRoute
-from grace_moe.wire import FLAT_BYTES, goes_flat
+from grace_moe.runtime.dispatch.rank_groups import RankGroups
+from grace_moe.runtime.dispatch.route import LayerRoute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from grace_moe.runtime.dispatch.model import Dispatcher, Received
-from grace_moe.runtime.layer import LayerRoute
+from grace_moe.runtime.dispatch.route import LayerRoute
 
 
 def dispatch_with_gradients(

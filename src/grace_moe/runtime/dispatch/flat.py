@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from grace_moe.runtime.collectives import TrafficMeter, exchange_counts, exchange_rows
+from grace_moe.runtime.dispatch.collectives import TrafficMeter, exchange_counts, exchange_rows
 from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, positions, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
-from grace_moe.runtime.groups import RankGroups
-from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
+from grace_moe.runtime.dispatch.rank_groups import RankGroups
+from grace_moe.runtime.dispatch.route import EMPTY_SLOT, LayerRoute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from functools import cached_property
 
 import torch
 
-from grace_moe.runtime.collectives import RowsOnTheWay, TrafficMeter, exchange_counts, exchange_rows, send_rows
+from grace_moe.runtime.dispatch.collectives import RowsOnTheWay, TrafficMeter, exchange_counts, exchange_rows, send_rows
 from grace_moe.runtime.dispatch.model import Compute, Received, Span, add_rows, positions, visits
 from grace_moe.runtime.dispatch.packing import pack, unpack
-from grace_moe.runtime.groups import RankGroups
-from grace_moe.runtime.layer import EMPTY_SLOT, LayerRoute
+from grace_moe.runtime.dispatch.rank_groups import RankGroups
+from grace_moe.runtime.dispatch.route import EMPTY_SLOT, LayerRoute
 
 OVERLAP_PAIRS = 80
 """Pairs per slot, over all ranks, from which experts may as well compute in three parts: below, each part reads all weights for few rows,

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from grace_moe.runtime.layer import LayerRoute
+from grace_moe.runtime.dispatch.route import LayerRoute
 
 
 @dataclass(frozen=True, kw_only=True)

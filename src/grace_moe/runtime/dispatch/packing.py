@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from grace_moe.wire import SLOT_BYTES, WEIGHT_BYTES
+from grace_moe.cost.wire import SLOT_BYTES, WEIGHT_BYTES
 
 
 def pack(hidden_TH: torch.Tensor, slots_RK: torch.Tensor, weights_TK: torch.Tensor, token_R: torch.Tensor | None = None) -> torch.Tensor:

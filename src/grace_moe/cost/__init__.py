@@ -1,0 +1,1 @@
+"""What a copy, a pair and a wait cost."""

@@ -1,0 +1,1 @@
+"""The searches of `grace`: experts on nodes, on devices, devices on nodes."""

@@ -1,0 +1,1 @@
+"""Groups of experts, and what pulls experts together."""

@@ -1,0 +1,79 @@
+"""One MoE layer of a placement, as the tensors that a rank looks up at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from grace_moe.choice import ChoiceTable, choice_tables, decode_choice_tables
+from grace_moe.placement import Placement
+from grace_moe.trace import DECODE, PREFILL
+
+EMPTY_SLOT = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRoute:
+    """Where this rank sends each expert's tokens in one layer. T tokens, K top-k, E experts, D devices."""
+
+    layer_id: int
+    rank: int
+    seed: int
+    local_experts: tuple[int, ...]
+    """Logical ids of the experts in this rank's slots, in slot order."""
+    choice: ChoiceTable
+    """The replica choice, of tensors: of prefill, and of decode where that has none of its own."""
+    decode_choice: ChoiceTable | None
+    """The replica choice of decode steps; None = as in prefill."""
+    slot_of_DE: torch.Tensor
+    """int64: slot of each expert on each device, -1 = not there."""
+
+    @cached_property
+    def slots_width(self) -> int:
+        """More than the largest slot number on any device."""
+        return int(self.slot_of_DE.max()) + 1
+
+    def devices_of(self, topk_ids_TK: torch.Tensor, first_token: int, phase: int = PREFILL) -> torch.Tensor:
+        """`[T, K]` device that computes each pair, -1 where no expert is chosen.
+
+        Args:
+            first_token: number of the batch's first token on this rank; keeps the draws apart from step to step.
+            phase: PREFILL or DECODE, of the whole batch.
+        """
+        tokens = torch.arange(first_token, first_token + len(topk_ids_TK), device=topk_ids_TK.device)
+        sources = torch.full_like(tokens, self.rank)
+        choice = self.decode_choice if phase == DECODE and self.decode_choice is not None else self.choice
+        chosen: torch.Tensor = choice.choose(self.layer_id, topk_ids_TK, sources, tokens, seed=self.seed)
+        return chosen
+
+    def slots_of(self, devices_TK: torch.Tensor, topk_ids_TK: torch.Tensor) -> torch.Tensor:
+        """`[T, K]` slot of each pair on its device, -1 where no expert is chosen."""
+        slots = self.slot_of_DE[devices_TK.clamp(min=0), topk_ids_TK.clamp(min=0)]
+        return torch.where(devices_TK >= 0, slots, EMPTY_SLOT)
+
+
+def layer_routes(placement: Placement, rank: int, *, seed: int, device: torch.device) -> dict[int, LayerRoute]:
+    """This rank's routes, by the model's own layer number."""
+
+    def on_device(table: ChoiceTable) -> ChoiceTable:
+        return table.convert(lambda array: torch.from_numpy(array).to(device))
+
+    routes = {}
+    tables = zip(placement.layers, choice_tables(placement), decode_choice_tables(placement), strict=True)
+    for index, (layer, choice, decode_choice) in enumerate(tables):
+        per_device = placement.experts_of_device(index)
+        slot_of = torch.full((placement.topology.num_devices, placement.num_experts), EMPTY_SLOT, dtype=torch.int64)
+        for d, experts in enumerate(per_device):
+            slot_of[d, list(experts)] = torch.arange(len(experts))
+        routes[layer.layer_id] = LayerRoute(
+            layer_id=layer.layer_id,
+            rank=rank,
+            seed=seed,
+            local_experts=per_device[rank],
+            choice=on_device(choice),
+            decode_choice=None if decode_choice is None else on_device(decode_choice),
+            slot_of_DE=slot_of.to(device),
+        )
+    return routes

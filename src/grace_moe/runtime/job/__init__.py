@@ -1,0 +1,1 @@
+"""A run on several ranks: launch, ranks, generation, recording."""

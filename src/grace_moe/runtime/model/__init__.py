@@ -1,0 +1,1 @@
+"""A model whose experts are placed: loading, expert parallelism, gradients."""

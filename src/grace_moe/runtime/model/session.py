@@ -1,0 +1,56 @@
+"""What the layers of one loaded model share on a rank: the dispatcher, the routes, and which tokens are real."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from grace_moe.runtime.dispatch import Dispatcher
+from grace_moe.runtime.dispatch.collectives import TrafficMeter
+from grace_moe.runtime.dispatch.route import LayerRoute
+from grace_moe.runtime.job.generation import Step
+from grace_moe.runtime.job.routing_log import RoutingLog
+from grace_moe.runtime.profiling import Monitor
+from grace_moe.trace import PREFILL
+
+
+@dataclass(kw_only=True)
+class ExpertParallelSession:
+    """Mutable on purpose: `begin_step` is called before every forward pass."""
+
+    routes: dict[int, LayerRoute]
+    dispatcher: Dispatcher
+    meter: TrafficMeter
+    first_token: int = 0
+    """Tokens that this rank has routed in earlier steps; numbers the draws."""
+    phase: int = PREFILL
+    """Of the coming pass: PREFILL or DECODE, alike on all ranks; training is prefill."""
+    valid_T: torch.Tensor | None = None
+    """bool: rows of the coming pass that are real tokens; None = all."""
+    monitor: Monitor | None = None
+    """Times the phases of every layer, where given."""
+    log: RoutingLog | None = None
+    """Keeps what the router chose, where given."""
+    _rows_of_step: int = 0
+
+    def restart(self) -> None:
+        """Number tokens from 0 again."""
+        self.phase = PREFILL
+        self.first_token = self._rows_of_step = 0
+
+    def begin_step(self, step: Step) -> None:
+        """Note the phase, and which rows are real; padding and idle rows are not dispatched."""
+        self.first_token += self._rows_of_step
+        self._rows_of_step = len(step.valid)
+        self.phase = step.phase
+        self.valid_T = step.valid
+        if self.monitor is not None:
+            self.monitor.step += 1
+        if self.log is not None:
+            self.log.begin_step(step)
+
+    def span(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
+        """Time a phase of a layer, where there is a monitor."""
+        return self.monitor.span(phase, layer_id) if self.monitor is not None else nullcontext({})

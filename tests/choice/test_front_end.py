@@ -1,0 +1,161 @@
+"""Requests sent to nodes: the order of requests, the rule by hand, names of nodes over layers, and what it gains."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grace_moe.choice import place_requests
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.evaluation import compare, evaluate
+from grace_moe.placement import LayerPlacement, Placement, even_weights
+from grace_moe.planning import plan
+from grace_moe.planning.grace.alignment import align_nodes, costs_of_experts, rename_nodes, share_out, source_costs
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, concatenate, order_of_requests, synthetic_trace
+
+TWO = Topology.parse("2x2")
+
+
+def trace_of(ids, requests):
+    return RoutingTrace(
+        topk_ids=np.array(ids, np.int16)[:, None, None], num_experts=2, layer_ids=(0,), request_ids=np.array(requests, np.int32)
+    )
+
+
+def one_layer(costs=((-0.5, 0.5), (0.5, -0.5))):
+    """Expert 0 on node 0, expert 1 on node 1."""
+    devices = ((0, 1), (2, 3))
+    layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices), source_costs=costs)
+    return Placement(topology=TWO, num_experts=2, layers=(layer,), replica_choice="joint")
+
+
+def test_requests_are_numbered_as_they_appear():
+    request, position = order_of_requests(trace_of([0] * 6, [7, 7, 3, 7, 3, 9]))
+    assert request.tolist() == [0, 0, 1, 0, 1, 2]
+    assert position.tolist() == [0, 1, 0, 2, 1, 0]
+
+
+def test_requests_go_where_their_first_tokens_point_until_a_node_is_too_far_ahead():
+    """Five requests of expert 0: four fill the lead of two a device on node 0, the fifth must go to node 1."""
+    assert place_requests(one_layer(), trace_of([0] * 5, range(5))).tolist() == [0, 0, 0, 0, 1]
+    # Only the first token counts: request 0 starts with expert 1.
+    trace = trace_of([1, 0, 0, 0], [0, 0, 0, 1])
+    assert place_requests(one_layer(), trace, first_tokens=1).tolist() == [1, 0]
+    assert place_requests(one_layer(), trace, first_tokens=4).tolist() == [0, 0]
+
+
+def test_placed_requests_cost_less_by_hand():
+    """Tokens of expert 0 from node 0 cost nothing, from node 1 a copy: dealt in turn over four devices, half of them do."""
+    trace = trace_of([0, 1, 0, 1], [0, 1, 2, 3])
+    assert evaluate(one_layer(), trace).cross_node_copies == 0.5
+    assert evaluate(one_layer(), trace, first_tokens=1).cross_node_copies == 0.0
+
+
+def test_a_placement_without_costs_says_so():
+    with pytest.raises(MismatchError, match="source_costs: none, so requests can't be placed; plan with method grace"):
+        place_requests(one_layer(costs=()), trace_of([0], [0]))
+    with pytest.raises(MismatchError, match="num_experts: 2, but synthetic trace has 8; use a trace of the model that was planned for"):
+        place_requests(one_layer(), synthetic_trace(tokens=4, experts=8, top_k=2))
+
+
+@given(requests=st.integers(1, 40), nodes=st.integers(1, 4), seed=st.integers(0, 99))
+def test_nodes_share_requests_equally(requests, nodes, seed):
+    shared = share_out(np.random.default_rng(seed).random((requests, nodes)))
+    assert np.bincount(shared, minlength=nodes).max() <= -(-requests // nodes)
+
+
+def test_names_of_nodes_are_found_over_layers():
+    """Two kinds of requests, two layers that call the kinds' nodes by opposite names."""
+    kind = np.arange(12) % 2
+    first = np.eye(2)[kind]  # costs 1 from the node of its own number
+    names = align_nodes(np.stack([first, first[:, ::-1]]), seed=0)
+    assert (first[:, names[0]] == first[:, ::-1][:, names[1]]).all()
+
+
+def test_renaming_nodes_moves_every_copy_and_changes_no_cost():
+    devices = ((0, 2), (1,), (3,))
+    layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices), node_prices=(0.0, 1.0))
+    renamed = rename_nodes(layer, [1, 0], TWO)
+    assert renamed.devices_of_expert == ((2, 0), (3,), (1,))
+    assert renamed.node_prices == (1.0, 0.0)
+    ids = np.array([[0, 1], [1, 2], [0, -1]])
+    assert source_costs(renamed, TWO, ids, 0).tolist() == source_costs(layer, TWO, ids, 0)[:, ::-1].tolist()
+
+
+def test_costs_of_experts_by_hand():
+    """Expert 1 is on node 0 only: a token that chose it costs 0 from there and 1 from node 1, half above and below the mean."""
+    devices = ((0, 2), (1,))
+    layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices))
+    ids = np.array([[0, 1], [0, -1]])
+    costs = source_costs(layer, TWO, ids, 0)
+    assert costs.tolist() == [[0, 1], [0, 0]]
+    assert costs_of_experts(costs, ids, 2) == ((-0.25, 0.25), (-0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def topics():
+    """Requests of one cluster each."""
+    generator = np.random.default_rng(5)
+    ids = np.empty((4000, 3, 4), np.int16)
+    for token in range(4000):
+        cluster = (token // 40) % 4
+        for layer in range(3):
+            own = (cluster + layer) % 4 * 8 + generator.permutation(8)[:4]
+            ids[token, layer] = np.where(generator.random(4) < 0.97, own, generator.permutation(32)[:4])
+            if len(set(ids[token, layer])) < 4:
+                ids[token, layer] = own
+    trace = RoutingTrace(topk_ids=ids, num_experts=32, layer_ids=(0, 1, 2), request_ids=np.arange(4000, dtype=np.int32) // 40)
+    order = np.random.default_rng(0).permutation(100)  # so that halves hold every topic
+    half = np.isin(trace.requests, order[:50])
+    return trace.select(half), trace.select(~half)
+
+
+def test_requests_of_one_topic_stay_on_their_node(topics):
+    planned_on, measured_on = topics
+    placement = plan(planned_on, TWO, "grace", request_placement=True, effort=0.3)
+    dealt, placed = evaluate(placement, measured_on), evaluate(placement, measured_on, first_tokens=8)
+    assert placed.cross_node_copies < 0.8 * dealt.cross_node_copies
+    assert placed.load_max_over_mean < 1.25
+
+
+def test_what_request_placement_needs(topics):
+    planned_on, _ = topics
+    alone = RoutingTrace(topk_ids=planned_on.topk_ids, num_experts=32, layer_ids=(0, 1, 2))
+    with pytest.raises(UsageError, match="request_ids: none, so that requests can't be placed"):
+        plan(alone, TWO, "grace", request_placement=True)
+    unequal = Topology.from_dict({"nodes": [{"devices": [{}, {}]}, {"devices": [{}]}]})
+    with pytest.raises(UsageError, match="request_placement needs nodes that are alike"):
+        plan(planned_on, unequal, "grace", request_placement=True)
+
+
+def test_planning_again_from_a_placement_keeps_its_quality(topics):
+    planned_on, measured_on = topics
+    first = plan(planned_on, TWO, "grace", effort=0.3)
+    again = plan(measured_on, TWO, "grace", start=first)
+    assert evaluate(again, measured_on).cross_node_copies <= 1.02 * evaluate(first, measured_on).cross_node_copies
+    assert again.provenance["start"] == first.provenance
+    assert again == plan(measured_on, TWO, "grace", start=first)
+    with pytest.raises(UsageError, match="method eplb plans from nothing"):
+        plan(planned_on, TWO, "eplb", start=first)
+    with pytest.raises(MismatchError, match="topology: 2x2, but the plan is for 4x1; start from a placement on this topology"):
+        plan(planned_on, Topology.parse("4x1"), "grace", start=first)
+    with pytest.raises(MismatchError, match="10 slots on a device, but the plan allows 8"):
+        plan(planned_on, TWO, "grace", start=first, redundancy=1.0)
+
+
+def test_a_start_with_empty_slots_is_filled(topics):
+    planned_on, _ = topics
+    start = plan(planned_on, TWO, "grace", redundancy=1.0, effort=0.1)
+    more = plan(planned_on, TWO, "grace", start=start, effort=0.1)
+    assert (more.slots_per_device() <= 10).all()
+    assert more.slots_total_over_experts > 1.1
+
+
+def test_compare_plans_for_and_measures_with_placed_requests(topics):
+    trace = concatenate(topics)
+    plain, placed = compare(trace, TWO, methods=("grace", "grace+requests")).rows
+    assert placed.evaluation.cross_node_copies < 0.8 * plain.evaluation.cross_node_copies
+    assert placed.placement.provenance["options"]["request_placement"]
+    with pytest.raises(UsageError, match="policy 'requests' of 'eplb\\+requests' is unknown"):
+        compare(trace, TWO, methods=("eplb+requests",))
