@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 REPLICA_CHOICES = ("tar", "wrr", "joint")
-"""Policies for picking a replica: topology-aware and weighted round robin (docs/method.md), and ours: all of a
+"""Policies for picking a replica: topology-aware and weighted round robin (docs/method.md#online-phase), and ours: all of a
 token's replicas together, so that it visits the fewest nodes."""
 
 MAX_NODE_PRICE = 15.0

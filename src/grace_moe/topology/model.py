@@ -88,7 +88,7 @@ class Topology:
     def rail_peers(self) -> npt.NDArray[np.int64]:
         """`[devices, nodes]` the device of each node that takes in a device's tokens: the one of the same local rank.
 
-        A device is its own peer on its own node; on nodes with fewer devices, local ranks wrap (docs/method.md).
+        A device is its own peer on its own node; on nodes with fewer devices, local ranks wrap (docs/method.md#communication).
         """
         sizes = np.array([len(node.devices) for node in self.nodes])
         starts = np.cumsum(sizes) - sizes

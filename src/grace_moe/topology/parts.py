@@ -44,5 +44,5 @@ PRESETS: dict[str, tuple[Link, Link]] = {
         Link(bandwidth_bytes_per_s=50e9, latency_s=8e-6),
     ),
 }
-"""Intra-node and cross-node link of well-known clusters; the first is the paper's (docs/method.md)."""
+"""Intra-node and cross-node link of well-known clusters; the first is the paper's (docs/method.md#what-the-paper-measured)."""
 DEFAULT_PRESET = "a100-25g"
