@@ -1,6 +1,6 @@
-"""GRACE-MoE to the letter of METHOD.md: hierarchical grouping, dynamic replication, topology-aware replica choice.
+"""GRACE-MoE to the letter (docs/method.md): hierarchical grouping, dynamic replication, topology-aware replica choice.
 
-Source: arXiv 2509.25041.
+The paper is arXiv 2509.25041.
 """
 
 from functools import partial
