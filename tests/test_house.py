@@ -51,7 +51,6 @@ OPEN_FILES = {
         "planning.grace.decode",
         "planning.grace.search.nodes",
         "report.figures",
-        "runtime.dispatch.hierarchical",
     )
 }
 OPEN_FUNCTIONS = {
@@ -61,7 +60,6 @@ OPEN_FUNCTIONS = {
         "planning.grace.search.devices:_swap",
         "planning.grace.grace:_plan",
         "evaluation.replay:evaluate",
-        "cli.run:run",
         "planning.planner:plan",
         "cli.export:export_command",
         "choice.cover:token_cost",
@@ -71,25 +69,19 @@ OPEN_FUNCTIONS = {
     )
 }
 OPEN_LINES = 8
-OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model")}
+OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content")}
 OPEN_IMPORTS = {
     f"grace_moe.{name}"
     for name in (
         "cli.export",
-        "cli.run",
-        "demo.job",
         "engines.vllm",
         "placement.model",
         "placement.validation",
         "planning.grace.grace",
         "report.content",
         "report.page",
-        "runtime",
         "trace.model",
-        "runtime.model.loading",
         "cli.inspect",
-        "cli.record",
-        "cli.demo",
         "cli.import_",
         "cli.model_options",
     )

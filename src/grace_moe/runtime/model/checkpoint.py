@@ -75,7 +75,7 @@ def read_tensors(folder: Path) -> Tensors:
     for file in checkpoint_files(folder):
         with reading(str(file), "weights", _DOWNLOAD):
             handle = safe_open(file, framework="pt")
-            tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118: a handle is no dict
+            tensors |= {name: handle.get_slice(name) for name in list(handle.keys())}
     return tensors
 
 
