@@ -3,7 +3,7 @@
 from grace_moe.planning.groups.affinity import affinity_matrix, layer_loads
 from grace_moe.planning.groups.partition import Groups, utilisation
 from grace_moe.planning.paper.spectral import spectral_groups
-from grace_moe.planning.planner import DEFAULT_METHOD, METHODS, plan
+from grace_moe.planning.planner import DEFAULT_METHOD, METHODS, equal_slots, plan
 from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "PlannedLayers",
     "Progress",
     "affinity_matrix",
+    "equal_slots",
     "layer_loads",
     "plan",
     "spectral_groups",
