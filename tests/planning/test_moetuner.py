@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from grace_moe.errors import UsageError
 from grace_moe.planning import plan
 from grace_moe.planning.baselines import moetuner
-from grace_moe.planning.baselines.linear import even_sizes
 from grace_moe.planning.baselines.moetuner import assign_clusters, balanced_clusters, deviation, greedy_clusters, ilp_clusters
+from grace_moe.planning.groups.contiguous import even_sizes
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
 
