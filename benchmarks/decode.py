@@ -17,7 +17,7 @@ import numpy as np
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
 from grace_moe.evaluation import Evaluation
 from grace_moe.planning.grace.decode import DecodeBounds, with_decode_weights
-from grace_moe.planning.request import PlannedLayers, PlanRequest
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 from grace_moe.trace import order_of_requests
 
 HEADER = ["| method | active experts | between nodes | busiest device | replicas of a layer used |", "|---|---|---|---|---|"]
@@ -26,9 +26,9 @@ HEADER = ["| method | active experts | between nodes | busiest device | replicas
 def in_decode(placement: Placement, trace: RoutingTrace, bounds: DecodeBounds) -> Placement:
     """What `plan(..., decode="experts")` makes of the same layers."""
     planned = PlannedLayers(layers=placement.layers, replica_choice=placement.replica_choice)
-    request = PlanRequest(trace=trace, topology=placement.topology)
+    task = PlanningTask(trace=trace, topology=placement.topology)
     sources = order_of_requests(trace)[0] % placement.topology.num_devices
-    layers = with_decode_weights(planned, request, sources, bounds).layers
+    layers = with_decode_weights(planned, task, sources, bounds).layers
     return Placement(topology=placement.topology, num_experts=placement.num_experts, layers=layers, replica_choice=placement.replica_choice)
 
 

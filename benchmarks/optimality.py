@@ -23,9 +23,9 @@ from grace_moe import RoutingTrace, Topology
 from grace_moe.choice import joint_choice_table
 from grace_moe.choice.visited import visits
 from grace_moe.placement import LayerPlacement, even_weights
-from grace_moe.planning import PlanRequest
-from grace_moe.planning.grace.labels import expert_order, renamed
-from grace_moe.planning.grace.layer import LONG, POLISH_TOKENS, SEARCH_TOKENS, SHORT
+from grace_moe.planning import PlanningTask
+from grace_moe.planning.grace.canonical_names import expert_order, renamed
+from grace_moe.planning.grace.layer_placement import LONG, POLISH_TOKENS, SEARCH_TOKENS, SHORT
 from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
 from grace_moe.planning.grace.uncertainty import load_shares
 
@@ -146,11 +146,11 @@ def main() -> None:
             topology = Topology.parse(shape)
             for layer in np.linspace(0, trace.num_layers - 1, arguments.layers + 2)[1:-1].round().astype(int).tolist():
                 began = time.perf_counter()
-                slots = PlanRequest(trace=trace, topology=topology).equal_slots
+                slots = PlanningTask(trace=trace, topology=topology).equal_slots
                 ours, traffic, best, best_traffic = default_against_long(
                     Problem(trace, layer, topology, slots), arguments.effort, arguments.seeds
                 )
-                tight = PlanRequest(trace=trace, topology=topology, redundancy=1).equal_slots
+                tight = PlanningTask(trace=trace, topology=topology, redundancy=1).equal_slots
                 plain = default_against_kahypar(Problem(trace, layer, topology, tight))
                 cells = [f"{trace.model}, {trace.dataset}", shape, str(trace.layer_ids[layer]), f"{ours:.4f}", f"{best:.4f}"]
                 cells += [f"{ours / best - 1:+.1%}", f"{traffic:.4f}", f"{best_traffic:.4f}"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,11 +94,20 @@ def test_compare_help_names_every_method():
     assert tuple(listed.split(", ")) == METHODS
 
 
-def test_help_imports_no_torch():
-    before = "torch" in sys.modules
-    for name in COMMANDS:
-        CliRunner().invoke(grace_moe, [name, "--help"])
-    assert ("torch" in sys.modules) == before
+def test_help_is_light():
+    """Of the whole program it needs not even NumPy; of a command it compiles nothing and starts no torch."""
+    code = """
+import sys
+from click.testing import CliRunner
+from grace_moe.cli import COMMANDS, grace_moe
+assert CliRunner().invoke(grace_moe, ["--help"]).exit_code == 0
+print("numpy" in sys.modules, end=" ")
+for name in COMMANDS:
+    assert CliRunner().invoke(grace_moe, [name, "--help"]).exit_code == 0
+print([name for name in ("torch", "transformers", "plotly", "numba", "sklearn") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.split("\n")[0] == "False []", result.stderr
 
 
 def test_version():
@@ -358,6 +368,9 @@ FAILURES = [
     (2, "plan TRACE --topology 2x2 --method grace_paper --option r=x", "r 'x' is out of range"),
     (2, "plan TRACE --topology 2x2 --option colour=red", "has no option 'colour'; it has"),
     (2, "plan TRACE --topology 2x2 --option seed=3", "--option: seed is not an option of a method; give --seed"),
+    (2, "plan TRACE --topology 2x2 --option expert_bytes=5", "expert_bytes is not an option of a method; give --expert-bytes"),
+    (2, "plan TRACE --topology 2x2 --option start=x", "--option: start is not an option of a method; give --start"),
+    (2, "plan TRACE --topology 2x2 --option progress=1", "--option: progress is not an option of a method; leave it out"),
     (2, "plan TRACE --topology 2x2 --option topology=2x2", "--option: topology is not an option of a method; give --topology"),
     (
         4,

@@ -1,7 +1,7 @@
 import numpy as np
 
-from grace_moe.planning import affinity_matrix, layer_loads, utilisation
-from grace_moe.planning.groups.partition import membership, size_deviation
+from grace_moe.planning.groups.affinity import affinity_matrix, layer_loads
+from grace_moe.planning.groups.partition import membership, size_deviation, utilisation
 from grace_moe.trace import expert_loads, synthetic_trace
 
 # Four tokens, two choices each; the last token has one choice only.

@@ -6,8 +6,8 @@ from grace_moe.planning import plan
 from grace_moe.planning.baselines.biased import biased_devices
 from grace_moe.planning.baselines.c2r import c2r_groups
 from grace_moe.planning.baselines.cooccurrence import cooccurrence_groups
-from grace_moe.planning.baselines.linear import contiguous_groups
 from grace_moe.planning.baselines.occult import occult_groups
+from grace_moe.planning.groups.contiguous import contiguous_groups
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.errors import UsageError
-from grace_moe.placement import check
 from grace_moe.planning import plan
 from grace_moe.planning.baselines.exflow import crossings, fewest_crossings
 from grace_moe.topology import Topology
@@ -88,7 +87,6 @@ def test_every_expert_once_and_counts_alike_in_every_layer(tokens, layers, exper
     trace = synthetic_trace(tokens=tokens, layers=layers, experts=experts, top_k=min(3, experts))
     topology = Topology.from_dict({"nodes": [{"devices": [{}] * n} for n in sizes]})
     placement = plan(trace, topology, "exflow", view=view, seed=1)
-    check(placement)
     slots = placement.slots_per_device()
     assert slots.max() - slots.min() <= 1
     assert (slots == slots[0]).all()

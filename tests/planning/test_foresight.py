@@ -10,8 +10,8 @@ from grace_moe.choice.visited import host_masks, visits
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
 from grace_moe.planning.grace.foresight import DAYS, peaks_of_days, unit_loads
+from grace_moe.planning.grace.independent_units import independent_units, stream_distance
 from grace_moe.planning.grace.split import demand
-from grace_moe.planning.grace.units import independent_units, stream_distance
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from grace_moe.errors import UsageError
-from grace_moe.placement import slots_within
 from grace_moe.planning import plan
 from grace_moe.planning.paper.grouping import NODES_CUT
 from grace_moe.topology import Topology
@@ -83,7 +82,7 @@ def test_slot_limit_holds_with_replicas_and_is_noted():
     free = plan(SKEWED, TOPOLOGY, "grace_paper", r=0.5)
     limit = int(free.slots_per_device().max()) - 2
     placement = plan(SKEWED, TOPOLOGY, "grace_paper", r=0.5, slots_per_device=limit)
-    assert slots_within(placement, limit)
+    assert placement.slots_per_device().max() <= limit
     assert any("the slot limit" in note and note.startswith("layer") for note in placement.provenance["notes"])
     tight = plan(SKEWED, TOPOLOGY, "grace_paper", slots_per_device=8)
     assert (tight.slots_per_device() == 8).all()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.evaluation import evaluate
-from grace_moe.placement import check, difference
+from grace_moe.placement import difference
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.node_groups import MAX_NODES, groups_of, search_many_nodes
 from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, seed_copies
@@ -69,7 +69,6 @@ def test_less_traffic_than_eplb(halves, shape):
     planned_on, measured_on = halves
     topology = Topology.parse(shape)
     ours, theirs = plan(planned_on, topology, effort=0.2, tolerance=LAYER_TOLERANCE), plan(planned_on, topology, "eplb")
-    check(ours)
     assert ours.provenance["notes"] == []
     assert (ours.slots_per_device() == theirs.slots_per_device()).all()
     found, eplb = evaluate(ours, measured_on), evaluate(theirs, measured_on)

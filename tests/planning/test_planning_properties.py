@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from grace_moe.choice import choice_tables
 from grace_moe.errors import UsageError
-from grace_moe.placement import check, slots_within
 from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Device, Link, Node, Topology
 from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
@@ -46,8 +45,7 @@ def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
             plan(trace, topology, method, slots_per_device=limit)
         return
     placement = plan(trace, topology, method, slots_per_device=limit)
-    check(placement)
-    assert limit is None or slots_within(placement, limit)
+    assert limit is None or placement.slots_per_device().max() <= limit
     assert plan(trace, topology, method, slots_per_device=limit) == placement
     # Every pair is computed once, on a device that holds the expert.
     loads = expert_loads(trace)
@@ -91,4 +89,3 @@ def test_another_seed_is_another_clustering_at_most():
     for seed in range(3):
         placement = plan(trace, Topology.regular(2, 2), seed=seed)
         assert placement.provenance["seed"] == seed
-        check(placement)

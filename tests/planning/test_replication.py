@@ -123,7 +123,7 @@ def test_total_load_is_conserved_and_primaries_stay(data):
     held = np.bincount([d for devices in result.devices_of_expert for d in devices], minlength=num_devices)
     assert held.max() <= limit
     if limit == num_experts and num_devices > 1 and loads.any():
-        # Eq. 4, as METHOD.md prints it.
+        # Eq. 4, as docs/method.md#predict-load prints it.
         before = np.array([loads[list(g)].sum() for g in groups])
         hot = [e for e in range(num_experts) if len(result.devices_of_expert[e]) > 1]
         n = num_replicas(before)

@@ -9,8 +9,8 @@ from grace_moe.evaluation import evaluate
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning import plan
 from grace_moe.planning.baselines.eplb import layer_by_load
+from grace_moe.planning.grace.candidates import Candidate, choose_candidates, excess
 from grace_moe.planning.grace.search.gathering import gather_devices
-from grace_moe.planning.grace.selection import Candidate, choose_candidates, excess
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
 

@@ -1,4 +1,4 @@
-"""Controlled non-uniform grouping, step by step (METHOD.md)."""
+"""Controlled non-uniform grouping, step by step (docs/method.md#group)."""
 
 import numpy as np
 import pytest

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.errors import UsageError
-from grace_moe.planning import spectral_groups
+from grace_moe.planning.paper.spectral import spectral_groups
 
 
 def blocks(*sizes: int, inside: int = 10, outside: int = 1) -> np.ndarray:

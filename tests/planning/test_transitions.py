@@ -1,6 +1,6 @@
 import numpy as np
 
-from grace_moe.planning.groups.transitions import flow_cost, hop_costs, link_costs, transitions
+from grace_moe.planning.groups.transitions import hop_costs, link_costs, transitions
 from grace_moe.topology import Topology
 
 
@@ -17,9 +17,3 @@ def test_costs_of_a_step():
     assert link_costs(Topology.parse("2x1")).tolist() == [[0, slow], [slow, 0]]
     irregular = Topology.from_dict({"nodes": [{"devices": [{}, {}]}], "bandwidth": [[1, 2], [4, 1]]})
     assert link_costs(irregular).tolist() == [[0, 0.5], [0.25, 0]]
-
-
-def test_cost_of_a_flow():
-    """3 tokens 0 -> 0 from device 0 to 1 (1 each), 5 tokens 1 -> 0 from device 2 to 1 (2 each)."""
-    flow = np.array([[3, 0], [5, 0]])
-    assert flow_cost(flow, np.array([0, 2]), np.array([1, 3]), hop_costs(Topology.parse("2x2"))) == 3 + 10

@@ -1,4 +1,4 @@
-"""Which replica computes a (token, expert) pair: WRR and TAR as lookup tables (METHOD.md, Online phase).
+"""Which replica computes a (token, expert) pair: WRR and TAR as lookup tables (docs/method.md#online-phase).
 
 A table gives, for each source device and expert, the candidate devices and integer thresholds on a hash of
 (seed, layer, token, expert). NumPy and torch read the same tables with the same integer arithmetic, so that evaluation

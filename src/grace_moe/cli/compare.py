@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from grace_moe.cli.options import (
     chosen_methods,
@@ -19,17 +20,21 @@ from grace_moe.cli.options import (
     topology_option,
     traces_argument,
 )
+from grace_moe.cli.progress import progress_bar
+from grace_moe.evaluation import compare
+from grace_moe.planning import METHODS
+from grace_moe.report import comparison_table
 
 
 @click.command(
     "compare",
-    epilog="""\b
+    epilog=f"""\b
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
   grace-moe compare wiki.safetensors chat.safetensors --topology 4x4 --methods eplb,grace
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
-Methods: grace, grace_paper, linear, round_robin, eplb, occult, c2r, cooccurrence, biased, moetuner, exflow.
+Methods: {", ".join(METHODS)}.
 METHOD+lplb or METHOD+metro chooses the replicas of a method's placement batch by batch;
 grace+requests plans for, and measures with, requests placed on nodes by their first tokens;
 grace+decode uses fewer replicas in decode, so that fewer distinct experts are active on a device.
@@ -51,12 +56,6 @@ def compare_command(
     """Plan on TRACE with each method and measure traffic, balance and memory on other requests.
 
     Several traces of one model weigh the same."""
-    from rich.console import Console
-
-    from grace_moe.cli.progress import progress_bar
-    from grace_moe.evaluation import compare
-    from grace_moe.report import comparison_table
-
     chosen = chosen_methods(methods)
     trace, topology, measure_on = read_compared(trace_paths, topology_text, eval_path)
     with progress_bar("comparing", total=len(chosen)) as advance:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from grace_moe.errors import UsageError
-
-if TYPE_CHECKING:
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
+from grace_moe.evaluation import parse_method
+from grace_moe.planning import METHODS, plan
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, mixed
 
 traces_argument = click.argument("trace_paths", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 topology_option = click.option("--topology", "topology_text", required=True, metavar="T", help="NxG, NxG:preset, or a topology file.")
@@ -37,8 +38,8 @@ seed_option = click.option("--seed", type=int, default=0, show_default=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-_OWN_OPTIONS = ("trace", "topology", "method", "seed", "redundancy", "slots_per_device", "progress")
-"""Arguments of `plan` that are not a method's."""
+ARGUMENTS_OF_PLAN = tuple(p.name for p in inspect.signature(plan).parameters.values() if p.kind is not p.VAR_KEYWORD)
+"""Arguments that `plan` takes for every method, which are no option of a method."""
 
 
 def shared(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -63,8 +64,9 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise UsageError(f"--option: {pair!r} is not NAME=VALUE; write it like r=0.15")
-        if name in _OWN_OPTIONS:
-            raise UsageError(f"--option: {name} is not an option of a method; give --{name.replace('_', '-')}")
+        if name in ARGUMENTS_OF_PLAN:
+            mend = "leave it out" if name in ("trace", "progress") else f"give --{name.replace('_', '-')}"
+            raise UsageError(f"--option: {name} is not an option of a method; {mend}")
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -77,9 +79,6 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def chosen_methods(text: str | None) -> tuple[str, ...]:
     """The methods that `--methods` names, each once; all without it. Raises UsageError where one is unknown."""
-    from grace_moe.evaluation import parse_method
-    from grace_moe.planning import METHODS
-
     chosen = METHODS if text is None else tuple(dict.fromkeys(m.strip() for m in text.split(",")))
     for method in chosen:
         try:
@@ -91,8 +90,6 @@ def chosen_methods(text: str | None) -> tuple[str, ...]:
 
 def read_traces(paths: Sequence[Path]) -> RoutingTrace:
     """TRACE..., mixed (`trace.mixed`) where there are several. Raises UsageError where one is named twice."""
-    from grace_moe.trace import RoutingTrace, mixed
-
     for index, path in enumerate(paths):
         if path in paths[:index]:
             raise UsageError(f"{path} is named twice; traces weigh the same, so name each once")
@@ -101,9 +98,6 @@ def read_traces(paths: Sequence[Path]) -> RoutingTrace:
 
 def read_compared(paths: Sequence[Path], topology_text: str, eval_path: Path | None) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:
     """TRACE..., `--topology` and `--eval`."""
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
-
     measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
     return read_traces(paths), Topology.parse(topology_text), measure_on
 

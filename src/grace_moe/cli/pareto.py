@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from grace_moe.cli.options import budgets, eval_option, json_option, numbers, read_compared, seed_option, shared, topology_option
+from grace_moe.cli.progress import progress_of
+from grace_moe.evaluation import pareto
+from grace_moe.report import pareto_table
 
 
 @click.command(
@@ -26,12 +30,6 @@ def pareto_command(
     trace_path: Path, topology_text: str, eval_path: Path | None, prices: str, redundancies: str, seed: int, as_json: bool
 ) -> None:
     """The frontier of traffic, balance and memory that method grace reaches on TRACE."""
-    from rich.console import Console
-
-    from grace_moe.cli.progress import progress_of
-    from grace_moe.evaluation import pareto
-    from grace_moe.report import pareto_table
-
     trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path)
     tried = numbers("--prices", prices, 0, 1e6, "from 0 to 1e6"), budgets("--redundancies", redundancies, topology.num_devices)
     with progress_of("planning") as reach:

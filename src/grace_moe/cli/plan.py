@@ -18,6 +18,10 @@ from grace_moe.cli.options import (
     topology_option,
     traces_argument,
 )
+from grace_moe.cli.progress import progress_of
+from grace_moe.placement import Placement
+from grace_moe.planning import DEFAULT_METHOD, plan
+from grace_moe.topology import Topology
 
 
 @click.command(
@@ -53,11 +57,6 @@ def plan_command(
     as_json: bool,
 ) -> None:
     """Plan a placement from TRACE for a topology; several traces of one model weigh the same."""
-    from grace_moe.cli.progress import progress_of
-    from grace_moe.placement import Placement
-    from grace_moe.planning import DEFAULT_METHOD, plan
-    from grace_moe.topology import Topology
-
     options = method_options(pairs)
     trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
     began = time.perf_counter()

@@ -20,6 +20,9 @@ from grace_moe.cli.options import (
     slots_option,
     topology_option,
 )
+from grace_moe.cli.progress import progress_bar
+from grace_moe.evaluation import compare, over_memory
+from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
 """Slots over experts that ours is shown for, where the user names none."""
@@ -52,10 +55,6 @@ def report_command(
     as_json: bool,
 ) -> None:
     """Compare methods on TRACE and show what was gained as one HTML page that works offline. linear and grace are always compared."""
-    from grace_moe.cli.progress import progress_bar
-    from grace_moe.evaluation import compare, over_memory
-    from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
-
     require_report()
     chosen = tuple(dict.fromkeys((AFTER, *chosen_methods(methods), BEFORE)))
     trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path)

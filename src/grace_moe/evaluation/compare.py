@@ -13,7 +13,7 @@ from grace_moe.errors import UsageError
 from grace_moe.evaluation.batches import PREFILL_BATCH
 from grace_moe.evaluation.replay import Evaluation, evaluate
 from grace_moe.placement import Placement, check_same_model
-from grace_moe.planning import DEFAULT_METHOD, METHODS, PlanRequest, plan
+from grace_moe.planning import DEFAULT_METHOD, METHODS, PlanningTask, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -155,7 +155,7 @@ def over_memory(
     trace, topology = comparison.planned_on, comparison.topology
     rows = {int(row.placement.slots_per_device().max()): row for row in comparison.rows if row.method == method}
     for redundancy in redundancies:
-        slots = PlanRequest(trace=trace, topology=topology, seed=seed, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
+        slots = PlanningTask(trace=trace, topology=topology, seed=seed, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
         if slots not in rows:
             placement, seconds = _timed_plan(trace, topology, method, seed, {"redundancy": redundancy, "expert_bytes": expert_bytes})
             evaluation = evaluate(placement, comparison.measured_on, seed=seed)

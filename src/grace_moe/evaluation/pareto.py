@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.replay import Evaluation, evaluate
 from grace_moe.placement import check_same_model
-from grace_moe.planning import PlanRequest, Progress, plan
+from grace_moe.planning import PlanningTask, Progress, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -64,7 +64,7 @@ def pareto(
     check_same_model(planned_on, measured_on)
     budgets: dict[int, float] = {}
     for redundancy in sorted(redundancies):
-        budgets.setdefault(PlanRequest(trace=planned_on, topology=topology, redundancy=redundancy).equal_slots, redundancy)
+        budgets.setdefault(PlanningTask(trace=planned_on, topology=topology, redundancy=redundancy).equal_slots, redundancy)
     tries = [(redundancy, price) for redundancy in budgets.values() for price in sorted(prices)]
     points = []
     for redundancy, price in tries:

@@ -1,9 +1,9 @@
 """Which device holds which expert: the plan, its file and its invariants."""
 
 from grace_moe.placement.difference import PlacementDifference, difference
-from grace_moe.placement.model import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement, Placement, even_weights
+from grace_moe.placement.layer import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement, even_weights
+from grace_moe.placement.model import Placement
 from grace_moe.placement.same_model import check_same_model
-from grace_moe.placement.validation import check, slots_within
 
 __all__ = [
     "MAX_NODE_PRICE",
@@ -11,9 +11,7 @@ __all__ = [
     "LayerPlacement",
     "Placement",
     "PlacementDifference",
-    "check",
     "check_same_model",
     "difference",
     "even_weights",
-    "slots_within",
 ]

@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.placement.layer import LayerPlacement
+from grace_moe.placement.store import read_fields, write_fields
+from grace_moe.placement.validation import check_invariants
 from grace_moe.topology import Topology
-
-REPLICA_CHOICES = ("tar", "wrr", "joint")
-"""Policies for picking a replica: topology-aware and weighted round robin (METHOD.md, Online phase), and ours: all of a
-token's replicas together, so that it visits the fewest nodes."""
-
-MAX_NODE_PRICE = 15.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPlacement:
-    """One MoE layer."""
-
-    layer_id: int
-    """The model's own number of the layer."""
-    devices_of_expert: tuple[tuple[int, ...], ...]
-    """Per expert, the devices that hold it; the first is the primary."""
-    replica_weights: tuple[tuple[float, ...], ...]
-    """Per expert, the polling weight of each of its replicas; they sum to 1."""
-    decode_weights: tuple[tuple[float, ...], ...] = ()
-    """Of the same shape: the polling weights in decode steps. A replica of weight 0 is not used there, wherever the token is. Empty =
-    decode chooses as prefill does."""
-    node_prices: tuple[float, ...] = ()
-    """Per node, how much joint choice avoids it among sets of nodes that serve a token equally well, in spans of the tie's
-    hash; up to `MAX_NODE_PRICE`. Empty = all alike."""
-    source_costs: tuple[tuple[float, ...], ...] = ()
-    """Per expert and node, the copies that a token which chose the expert costs from that node, over the mean over nodes: tells
-    a front-end where to send a request (`planning.request_placement`). Empty = unknown."""
-    replica_choice: str = ""
-    """One of `REPLICA_CHOICES` where this layer's differs from the placement's; empty = the placement's."""
-
-    def in_decode(self) -> LayerPlacement:
-        """The layer as decode steps see it: the replicas that they use, by their weights there."""
-        if not self.decode_weights:
-            return self
-        used = [
-            [(device, weight) for device, weight in zip(devices, weights, strict=True) if weight > 0]
-            for devices, weights in zip(self.devices_of_expert, self.decode_weights, strict=True)
-        ]
-        return replace(
-            self,
-            devices_of_expert=tuple(tuple(device for device, _ in row) for row in used),
-            replica_weights=tuple(tuple(weight for _, weight in row) for row in used),
-            decode_weights=(),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """A plan for every MoE layer of a model on a topology.
+
+    >>> from grace_moe.placement import LayerPlacement, even_weights
+    >>> devices = ((0,), (1,), (0, 1))  # expert 2 has its primary on device 0 and a replica on device 1
+    >>> layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices))
+    >>> placement = Placement(topology=Topology.parse("2x1"), num_experts=3, layers=(layer,))
+    >>> placement.experts_of_device(0)
+    ((0, 2), (1, 2))
 
     Raises:
         PlacementError: on construction, naming the invariant that is broken (see `placement.validation`).
@@ -76,9 +42,9 @@ class Placement:
     """Where it came from, for messages."""
 
     def __post_init__(self) -> None:
-        from grace_moe.placement.validation import check
-
-        check(self)
+        check_invariants(
+            self.layers, num_experts=self.num_experts, topology=self.topology, replica_choice=self.replica_choice, source=self.source
+        )
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
@@ -113,17 +79,8 @@ class Placement:
     @classmethod
     def load(cls, path: str | Path) -> Placement:
         """Read a `grace-moe.placement` file. Raises PlacementError with file, field and mend."""
-        from grace_moe.placement.store import load_placement
-
-        return load_placement(Path(path))
+        return cls(**read_fields(Path(path)))
 
     def save(self, path: str | Path) -> None:
         """Write the placement whole, or nothing."""
-        from grace_moe.placement.store import save_placement
-
-        save_placement(self, Path(path))
-
-
-def even_weights(devices_of_expert: tuple[tuple[int, ...], ...]) -> tuple[tuple[float, ...], ...]:
-    """Equal polling weights."""
-    return tuple(tuple(1.0 / len(devices) for _ in devices) for devices in devices_of_expert)
+        write_fields({f.name: getattr(self, f.name) for f in fields(self)}, Path(path))

@@ -1,97 +1,101 @@
-"""The placement file: JSON, version 1 (DESIGN.md, Files)."""
+"""The placement file: JSON, version 1 (docs/formats.md). Knows fields and layers, not `Placement`."""
 
 from pathlib import Path
 from typing import Any
 
 from grace_moe.errors import PlacementError
 from grace_moe.files import dump_json, read_json, write_atomically
-from grace_moe.placement.model import LayerPlacement, Placement
+from grace_moe.placement.layer import LayerPlacement
 from grace_moe.topology import Topology
 
 FORMAT = "grace-moe.placement"
 VERSION = 1
 MAX_LAYER_ID = 100_000
+_MEND = "write the placement again"
 
 
-def load_placement(path: Path) -> Placement:
-    """Read a placement; types, ids and invariants are checked.
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a `Placement` in a file; formats, types and ids are checked, invariants are the placement's to check.
 
     Raises:
-        PlacementError: missing, not JSON, of another format or a newer version, or an invariant broken.
+        PlacementError: missing, not JSON, of another format or a newer version, or of other types.
         TopologyError: its topology is out of range.
     """
     source = str(path)
-    value = read_json(path, PlacementError)
+    value = _checked_format(source, read_json(path, PlacementError))
+    num_experts, layers = value.get("num_experts"), value.get("layers")
+    if type(num_experts) is not int or not 1 <= num_experts <= 32_767:
+        raise PlacementError(source, "num_experts", f"{num_experts!r} is not in 1..32767", _MEND)
+    if not isinstance(layers, list):
+        raise PlacementError(source, "layers", "missing or not a list", _MEND)
+    topology, provenance = value.get("topology"), value.get("provenance", {})
+    if not isinstance(topology, dict):
+        raise PlacementError(source, "topology", f"{type(topology).__name__} is not an object", _MEND)
+    if not isinstance(provenance, dict):
+        raise PlacementError(source, "provenance", "not an object", _MEND)
+    return {
+        "topology": Topology.from_dict(topology, source=f"{source}: topology"),
+        "num_experts": num_experts,
+        "layers": tuple(_layer(source, index, layer) for index, layer in enumerate(layers)),
+        "model": _text(source, "model", value.get("model", "")),
+        "replica_choice": _text(source, "replica_choice", value.get("replica_choice", "tar")),
+        "provenance": provenance,
+        "source": source,
+    }
+
+
+def write_fields(fields: dict[str, Any], path: Path) -> None:
+    """Write a placement's fields whole, or nothing; the same fields give the same bytes."""
+    value = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": fields["model"],
+        "num_experts": fields["num_experts"],
+        "topology": fields["topology"].to_dict(),
+        "replica_choice": fields["replica_choice"],
+        "provenance": fields["provenance"],
+        "layers": [_value_of_layer(layer) for layer in fields["layers"]],
+    }
+    write_atomically(path, dump_json(value))
+
+
+def _checked_format(source: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise PlacementError(source, "format", f"{found!r} is not {FORMAT!r}", "give a placement that `grace-moe plan` wrote")
     version = value.get("version")
     if type(version) is not int or version < 1:
-        raise PlacementError(source, "version", f"{version!r} is not a version number", "write the placement again")
+        raise PlacementError(source, "version", f"{version!r} is not a version number", _MEND)
     if version > VERSION:
         raise PlacementError(source, "version", f"{version} is newer than {VERSION}", "upgrade grace-moe")
-    num_experts = value.get("num_experts")
-    if type(num_experts) is not int or not 1 <= num_experts <= 32_767:
-        raise PlacementError(source, "num_experts", f"{num_experts!r} is not in 1..32767", "write the placement again")
-    layers = value.get("layers")
-    if not isinstance(layers, list):
-        raise PlacementError(source, "layers", "missing or not a list", "write the placement again")
-    topology = value.get("topology")
-    if not isinstance(topology, dict):
-        raise PlacementError(source, "topology", f"{type(topology).__name__} is not an object", "write the placement again")
-    provenance = value.get("provenance", {})
-    if not isinstance(provenance, dict):
-        raise PlacementError(source, "provenance", "not an object", "write the placement again")
-    return Placement(
-        topology=Topology.from_dict(topology, source=f"{source}: topology"),
-        num_experts=num_experts,
-        layers=tuple(_layer(source, index, layer) for index, layer in enumerate(layers)),
-        model=_text(source, "model", value.get("model", "")),
-        replica_choice=_text(source, "replica_choice", value.get("replica_choice", "tar")),
-        provenance=provenance,
-        source=source,
-    )
+    return value
 
 
-def save_placement(placement: Placement, path: Path) -> None:
-    """Write a placement; the same placement gives the same bytes."""
-    value = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": placement.model,
-        "num_experts": placement.num_experts,
-        "topology": placement.topology.to_dict(),
-        "replica_choice": placement.replica_choice,
-        "provenance": placement.provenance,
-        "layers": [
-            {
-                "layer_id": layer.layer_id,
-                "devices_of_expert": [list(devices) for devices in layer.devices_of_expert],
-                "replica_weights": [list(weights) for weights in layer.replica_weights],
-                **({"decode_weights": [list(weights) for weights in layer.decode_weights]} if layer.decode_weights else {}),
-                **({"node_prices": list(layer.node_prices)} if layer.node_prices else {}),
-                **({"source_costs": [list(row) for row in layer.source_costs]} if layer.source_costs else {}),
-                **({"replica_choice": layer.replica_choice} if layer.replica_choice else {}),
-            }
-            for layer in placement.layers
-        ],
+def _value_of_layer(layer: LayerPlacement) -> dict[str, Any]:
+    return {
+        "layer_id": layer.layer_id,
+        "devices_of_expert": [list(devices) for devices in layer.devices_of_expert],
+        "replica_weights": [list(weights) for weights in layer.replica_weights],
+        **({"decode_weights": [list(weights) for weights in layer.decode_weights]} if layer.decode_weights else {}),
+        **({"node_prices": list(layer.node_prices)} if layer.node_prices else {}),
+        **({"source_costs": [list(row) for row in layer.source_costs]} if layer.source_costs else {}),
+        **({"replica_choice": layer.replica_choice} if layer.replica_choice else {}),
     }
-    write_atomically(path, dump_json(value))
 
 
 def _text(source: str, field: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise PlacementError(source, field, f"{value!r} is not text", "write the placement again")
+        raise PlacementError(source, field, f"{value!r} is not text", _MEND)
     return value
 
 
 def _layer(source: str, index: int, value: Any) -> LayerPlacement:
-    where, mend = f"layers[{index}]", "write the placement again"
+    where = f"layers[{index}]"
     if not isinstance(value, dict):
-        raise PlacementError(source, where, f"{type(value).__name__} is not an object", mend)
+        raise PlacementError(source, where, f"{type(value).__name__} is not an object", _MEND)
     layer_id = value.get("layer_id")
     if type(layer_id) is not int or not 0 <= layer_id < MAX_LAYER_ID:
-        raise PlacementError(source, f"{where}.layer_id", f"{layer_id!r} is not a layer number", mend)
+        raise PlacementError(source, f"{where}.layer_id", f"{layer_id!r} is not a layer number", _MEND)
     devices = _rows(source, f"{where}.devices_of_expert", value.get("devices_of_expert"), (int,), "whole numbers")
     weights = _rows(source, f"{where}.replica_weights", value.get("replica_weights"), (int, float), "numbers")
     in_decode = _rows(source, f"{where}.decode_weights", value.get("decode_weights", []), (int, float), "numbers")
@@ -112,12 +116,12 @@ def _floats(source: str, field: str, row: tuple[int | float, ...]) -> tuple[floa
     try:
         return tuple(float(number) for number in row)
     except OverflowError as error:
-        raise PlacementError(source, field, "a number is out of range", "write the placement again") from error
+        raise PlacementError(source, field, "a number is out of range", _MEND) from error
 
 
 def _rows(source: str, field: str, value: Any, types: tuple[type, ...], called: str) -> tuple[tuple[Any, ...], ...]:
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        raise PlacementError(source, field, "missing, or not a list of lists", "write the placement again")
+        raise PlacementError(source, field, "missing, or not a list of lists", _MEND)
     if any(type(item) not in types for row in value for item in row):
-        raise PlacementError(source, field, f"not all are {called}", "write the placement again")
+        raise PlacementError(source, field, f"not all are {called}", _MEND)
     return tuple(tuple(row) for row in value)

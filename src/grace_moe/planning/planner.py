@@ -12,7 +12,7 @@ import numpy as np
 
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
-from grace_moe.planning.request import PlannedLayers, PlanRequest, Progress
+from grace_moe.planning.task import PlannedLayers, PlanningTask, Progress
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -31,7 +31,7 @@ _PLACES = {
     "moetuner": "grace_moe.planning.baselines.moetuner:moetuner",
     "exflow": "grace_moe.planning.baselines.exflow:exflow",
 }
-"""Method -> module:function. A method takes a PlanRequest and its own options by keyword, and gives PlannedLayers."""
+"""Method -> module:function. A method takes a PlanningTask and its own options by keyword, and gives PlannedLayers."""
 
 _BY_LOAD = ("grace", "linear", "round_robin", "eplb", "biased")
 """Methods that can plan on counts alone."""
@@ -76,7 +76,7 @@ def plan(
     for name in options:
         if name not in allowed:
             raise UsageError(f"method {method} has no option {name!r}; it has {', '.join(allowed) or 'none'}")
-    request = PlanRequest(
+    task = PlanningTask(
         trace=trace,
         topology=topology,
         seed=seed,
@@ -93,7 +93,7 @@ def plan(
             f"{trace.source}: counts only, and method {method} needs to know which experts fire together; "
             f"use one of {', '.join(_BY_LOAD)}, or a trace of tokens"
         )
-    planned = function(request, **options)
+    planned = function(task, **options)
     used = {name: options.get(name, signature.parameters[name].default) for name in allowed}
     limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
     placement = Placement(
@@ -114,7 +114,7 @@ def plan(
         },
         source=f"plan by {method}",
     )
-    if (placement.slots_per_device() > np.array(request.slot_limits)).any():
+    if (placement.slots_per_device() > np.array(task.slot_limits)).any():
         placement.provenance["notes"].append(f"{method} keeps no limit on slots: some device holds more experts than its limit")
     return placement
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,55 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import TopologyError
-from grace_moe.files import dump_json, read_json, write_atomically
+from grace_moe.topology.parts import DEFAULT_PRESET, PRESETS, Device, Link, Node
+from grace_moe.topology.store import LINKS, fields_of, read_file, value_of, write_file
 
 MAX_DEVICES = 4096
 """Tables of devices by devices stay small."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """One kind of link, by the alpha-beta model: `latency_s + bytes / bandwidth_bytes_per_s`."""
-
-    bandwidth_bytes_per_s: float
-    """Each way, per device."""
-    latency_s: float
-    """Fixed cost of one transfer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """One accelerator."""
-
-    name: str
-    memory_bytes: int | None = None
-    """Memory for experts; None = not limited."""
-    relative_speed: float = 1.0
-    """Expert pairs per second relative to the others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """Devices that share the fast links."""
-
-    name: str
-    devices: tuple[Device, ...]
-
-
-PRESETS: dict[str, tuple[Link, Link]] = {
-    "a100-25g": (
-        Link(bandwidth_bytes_per_s=300e9, latency_s=5e-6),
-        Link(bandwidth_bytes_per_s=3.125e9, latency_s=20e-6),
-    ),
-    "h100-400g": (
-        Link(bandwidth_bytes_per_s=450e9, latency_s=3e-6),
-        Link(bandwidth_bytes_per_s=50e9, latency_s=8e-6),
-    ),
-}
-"""Intra-node and cross-node link of well-known clusters; the first is the paper's (METHOD.md, What the paper measured)."""
-DEFAULT_PRESET = "a100-25g"
-_LINKS = ("intra_node", "cross_node")
-_MEND = "see 'Files' in docs/formats.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +41,27 @@ class Topology:
             raise self._error("nodes", "no nodes, or a node without devices", "give each node at least one device")
         if self.num_devices > MAX_DEVICES:
             raise self._error("nodes", f"{self.num_devices} devices are over the limit of {MAX_DEVICES}", "is it the right file?")
-        for name in _LINKS:
+        for name in LINKS:
             link = getattr(self, name)
             if not 0 < link.bandwidth_bytes_per_s < math.inf or not 0 <= link.latency_s < math.inf:
                 raise self._error(f"links.{name}", f"{link} is out of range", "give a positive bandwidth and a latency of 0 or more")
+        self._check_devices()
+        self._check_bandwidth()
+
+    def _check_devices(self) -> None:
         for node in self.nodes:
             for device in node.devices:
                 if not 0 < device.relative_speed < math.inf or (device.memory_bytes is not None and device.memory_bytes <= 0):
-                    raise self._error(
-                        f"nodes.{node.name}.devices.{device.name}",
-                        "speed and memory must be positive",
-                        "correct relative_speed or memory_bytes",
-                    )
-        if self.bandwidth is not None:
-            square = len(self.bandwidth) == self.num_devices and all(len(row) == self.num_devices for row in self.bandwidth)
-            if not square or not all(0 < x < math.inf for row in self.bandwidth for x in row):
-                raise self._error(
-                    "bandwidth", "not a [devices, devices] matrix of positive numbers", "give one row a device, or leave it out"
-                )
+                    where = f"nodes.{node.name}.devices.{device.name}"
+                    raise self._error(where, "speed and memory must be positive", "correct relative_speed or memory_bytes")
+
+    def _check_bandwidth(self) -> None:
+        if self.bandwidth is None:
+            return
+        square = len(self.bandwidth) == self.num_devices and all(len(row) == self.num_devices for row in self.bandwidth)
+        if not square or not all(0 < x < math.inf for row in self.bandwidth for x in row):
+            mend = "give one row a device, or leave it out"
+            raise self._error("bandwidth", "not a [devices, devices] matrix of positive numbers", mend)
 
     def _error(self, field: str, problem: str, mend: str) -> TopologyError:
         return TopologyError(self.source, field, problem, mend)
@@ -130,7 +88,7 @@ class Topology:
     def rail_peers(self) -> npt.NDArray[np.int64]:
         """`[devices, nodes]` the device of each node that takes in a device's tokens: the one of the same local rank.
 
-        A device is its own peer on its own node; on nodes with fewer devices, local ranks wrap (METHOD.md, HSC stage 1).
+        A device is its own peer on its own node; on nodes with fewer devices, local ranks wrap (docs/method.md#communication).
         """
         sizes = np.array([len(node.devices) for node in self.nodes])
         starts = np.cumsum(sizes) - sizes
@@ -173,6 +131,10 @@ class Topology:
     def parse(cls, text: str) -> Topology:
         """A shorthand (`2x4`, `2x4:h100-400g`) or the path of a topology file.
 
+        >>> topology = Topology.parse("2x4")  # 2 nodes of 4 devices, numbered node by node
+        >>> topology.num_devices, list(topology.devices_of_node(1))
+        (8, [4, 5, 6, 7])
+
         Raises:
             TopologyError: neither, or a file that is not a topology.
         """
@@ -181,111 +143,21 @@ class Topology:
             return cls.regular(int(match[1]), int(match[2]), match[3] or DEFAULT_PRESET)
         if not text.endswith(".json"):
             raise TopologyError(text, "topology", "neither NxG nor a .json file", "write 2x4 for 2 nodes of 4 devices, or name a file")
-        return cls.from_dict(read_json(Path(text), TopologyError), source=text)
+        return cls.from_dict(read_file(Path(text)), source=text)
 
     @classmethod
     def from_dict(cls, value: Any, source: str = "topology") -> Topology:
-        """Read what `to_dict` wrote, or a hand-written file of that form (DESIGN.md, Files).
+        """Read what `to_dict` wrote, or a hand-written file of that form (docs/formats.md).
 
         Raises:
             TopologyError: not of that form, or out of range.
         """
-        value = _mapping(source, "topology", value)
-        nodes = tuple(_node(source, f"nodes[{n}]", n, node) for n, node in enumerate(_sequence(source, "nodes", value.get("nodes"))))
-        links = _mapping(source, "links", value.get("links", {}))
-        for name in links:
-            if name not in _LINKS:
-                raise TopologyError(source, f"links.{name}", "unknown link", "name intra_node and cross_node")
-        matrix = value.get("bandwidth")
-        bandwidth = None
-        if matrix is not None:
-            bandwidth = tuple(
-                tuple(_number(source, f"bandwidth[{i}][{j}]", x) for j, x in enumerate(_sequence(source, f"bandwidth[{i}]", row)))
-                for i, row in enumerate(_sequence(source, "bandwidth", matrix))
-            )
-        intra, cross = (_link(source, links, name, preset) for name, preset in zip(_LINKS, PRESETS[DEFAULT_PRESET], strict=True))
-        return cls(nodes=nodes, intra_node=intra, cross_node=cross, bandwidth=bandwidth, source=source)
+        return cls(**fields_of(value, source), source=source)
 
     def to_dict(self) -> dict[str, Any]:
         """The topology file's content."""
-        value: dict[str, Any] = {
-            "nodes": [
-                {
-                    "name": node.name,
-                    "devices": [{"name": d.name, "memory_bytes": d.memory_bytes, "relative_speed": d.relative_speed} for d in node.devices],
-                }
-                for node in self.nodes
-            ],
-            "links": {
-                name: {"bandwidth_bytes_per_s": link.bandwidth_bytes_per_s, "latency_s": link.latency_s}
-                for name, link in (("intra_node", self.intra_node), ("cross_node", self.cross_node))
-            },
-        }
-        if self.bandwidth is not None:
-            value["bandwidth"] = [list(row) for row in self.bandwidth]
-        return value
+        return value_of(self.nodes, self.intra_node, self.cross_node, self.bandwidth)
 
     def save(self, path: str | Path) -> None:
         """Write the topology file whole, or nothing."""
-        write_atomically(Path(path), dump_json(self.to_dict()))
-
-
-def _mapping(source: str, field: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TopologyError(source, field, f"{type(value).__name__} is not an object", _MEND)
-    return value
-
-
-def _sequence(source: str, field: str, value: Any) -> Sequence[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise TopologyError(source, field, "missing" if value is None else f"{type(value).__name__} is not a list", _MEND)
-    return value
-
-
-def _number(source: str, field: str, value: Any) -> float:
-    try:
-        if type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    raise TopologyError(source, field, "missing" if value is None else f"{type(value).__name__} is not a finite number", _MEND)
-
-
-def _whole(source: str, field: str, value: Any) -> int:
-    number = _number(source, field, value)
-    return value if isinstance(value, int) else int(number)
-
-
-def _name(source: str, field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TopologyError(source, field, f"{type(value).__name__} is not text", _MEND)
-    return value
-
-
-def _node(source: str, where: str, number: int, value: Any) -> Node:
-    node = _mapping(source, where, value)
-    devices = _sequence(source, f"{where}.devices", node.get("devices"))
-    return Node(
-        name=_name(source, f"{where}.name", node.get("name", f"node{number}")),
-        devices=tuple(_device(source, f"{where}.devices[{d}]", d, device) for d, device in enumerate(devices)),
-    )
-
-
-def _device(source: str, where: str, number: int, value: Any) -> Device:
-    device = _mapping(source, where, value)
-    memory = device.get("memory_bytes")
-    return Device(
-        name=_name(source, f"{where}.name", device.get("name", f"device{number}")),
-        memory_bytes=None if memory is None else _whole(source, f"{where}.memory_bytes", memory),
-        relative_speed=_number(source, f"{where}.relative_speed", device.get("relative_speed", 1.0)),
-    )
-
-
-def _link(source: str, links: dict[str, Any], name: str, preset: Link) -> Link:
-    if links.get(name) is None:
-        return preset
-    link = _mapping(source, f"links.{name}", links[name])
-    return Link(
-        bandwidth_bytes_per_s=_number(source, f"links.{name}.bandwidth_bytes_per_s", link.get("bandwidth_bytes_per_s")),
-        latency_s=_number(source, f"links.{name}.latency_s", link.get("latency_s")),
-    )
+        write_file(self.to_dict(), Path(path))

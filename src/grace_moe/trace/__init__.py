@@ -1,6 +1,7 @@
 """What a model's router chose: the trace, its file and its statistics."""
 
-from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace, concatenate, mixed
+from grace_moe.trace.joining import concatenate, mixed
+from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace
 from grace_moe.trace.prompts import prompts_from_text
 from grace_moe.trace.requests import order_of_requests
 from grace_moe.trace.statistics import activations, expert_loads, skew

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import TraceError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from grace_moe.trace.store import read_fields, write_fields
 
 PREFILL, DECODE = 0, 1
 
@@ -22,6 +19,13 @@ PREFILL, DECODE = 0, 1
 @dataclass(frozen=True, kw_only=True)
 class RoutingTrace:
     """The router's choices for a stretch of tokens.
+
+    >>> import numpy as np
+    >>> ids = np.array([[[0, 2]], [[2, 3]], [[1, 2]]], dtype=np.int16)  # 3 tokens, 1 layer, 2 experts each
+    >>> trace = RoutingTrace(topk_ids=ids, num_experts=4, layer_ids=(0,), request_ids=np.array([7, 7, 9], dtype=np.int32))
+    >>> planned_on, measured_on = trace.split_requests()
+    >>> planned_on.num_tokens, measured_on.num_tokens
+    (2, 1)
 
     Raises:
         TraceError: on construction, if shapes disagree or an id is out of range.
@@ -147,61 +151,8 @@ class RoutingTrace:
     @classmethod
     def load(cls, path: str | Path) -> RoutingTrace:
         """Read a `grace-moe.trace` file. Raises TraceError with file, field and mend."""
-        from grace_moe.trace.store import load_trace
-
-        return load_trace(Path(path))
+        return cls(**read_fields(Path(path)))
 
     def save(self, path: str | Path) -> None:
         """Write the trace whole, or nothing."""
-        from grace_moe.trace.store import save_trace
-
-        save_trace(self, Path(path))
-
-
-def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-    """One trace of several of the same model; requests stay apart.
-
-    Raises:
-        TraceError: different models, experts, layers or k.
-    """
-    first = traces[0]
-    ids, requests, offset = [], [], 0
-    for trace in traces:
-        for field in ("num_experts", "layer_ids", "top_k", "model"):
-            ours, theirs = getattr(first, field), getattr(trace, field)
-            if ours != theirs and not (field == "model" and "" in (ours, theirs)):
-                raise TraceError(trace.source, field, f"{theirs!r}, but {first.source} has {ours!r}", "join traces of one model")
-        ids.append(trace.topk_ids.astype(np.int32))
-        own = np.unique(trace.requests, return_inverse=True)[1]
-        requests.append(own + offset)
-        offset += int(own.max(initial=-1)) + 1
-    phases = [trace.phase for trace in traces]
-    weights = [trace.topk_weights for trace in traces]
-    return RoutingTrace(
-        topk_ids=np.concatenate(ids).astype(first.topk_ids.dtype),
-        num_experts=first.num_experts,
-        layer_ids=first.layer_ids,
-        model=first.model,
-        dataset=" + ".join(dict.fromkeys(trace.dataset for trace in traces)),
-        request_ids=np.concatenate(requests).astype(np.int32),
-        phase=np.concatenate([p for p in phases if p is not None]) if all(p is not None for p in phases) else None,
-        topk_weights=np.concatenate([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
-        counts_only=any(trace.counts_only for trace in traces),
-        source=" + ".join(dict.fromkeys(trace.source for trace in traces)),
-    )
-
-
-def mixed(traces: Sequence[RoutingTrace]) -> RoutingTrace:
-    """One trace in which several of the same model weigh the same: each is as long as the longest.
-
-    Tokens of a shorter one are repeated, evenly, and stay in their requests: its loads count more, and are no more certain for it, as
-    requests are what is independent. One trace is given back as it is.
-
-    Raises:
-        TraceError: different models, experts, layers or k.
-    """
-    if len(traces) == 1:
-        return traces[0]
-    longest = max(trace.num_tokens for trace in traces)
-    full = [t if t.num_tokens in (0, longest) else t.select(np.arange(longest) * t.num_tokens // longest) for t in traces]
-    return concatenate(full)
+        write_fields({field.name: getattr(self, field.name) for field in fields(self)}, Path(path))

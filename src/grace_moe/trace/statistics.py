@@ -8,7 +8,7 @@ from grace_moe.trace.model import RoutingTrace
 
 
 def expert_loads(trace: RoutingTrace) -> npt.NDArray[np.int64]:
-    """`[layers, experts]` number of tokens that activate each expert (METHOD.md, Profile: w)."""
+    """`[layers, experts]` number of tokens that activate each expert (docs/method.md#profile: w)."""
     loads = np.empty((trace.num_layers, trace.num_experts), dtype=np.int64)
     for layer in range(trace.num_layers):
         ids = trace.topk_ids[:, layer].ravel()

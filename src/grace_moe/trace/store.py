@@ -1,15 +1,16 @@
-"""The trace file: safetensors with string metadata, version 1 (DESIGN.md, Files)."""
+"""The trace file: safetensors with string metadata, version 1 (docs/formats.md). Knows fields, not `RoutingTrace`."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from grace_moe.errors import TraceError
 from grace_moe.files import write_atomically
-from grace_moe.trace.model import RoutingTrace
 
 FORMAT = "grace-moe.trace"
 VERSION = 1
@@ -18,12 +19,44 @@ MAX_LAYER_ID = 100_000
 _DTYPES = {"topk_ids": ("I16", "I32"), "request_ids": ("I32",), "phase": ("U8",), "topk_weights": ("F16",)}
 
 
-def load_trace(path: Path) -> RoutingTrace:
-    """Read a trace; every size and id is checked before use.
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a `RoutingTrace` in a file: its arrays, and what its metadata says; every size is checked before use.
 
     Raises:
         TraceError: missing, truncated, of another format or a newer version, or out of range.
     """
+    source = str(path)
+    tensors, metadata = _read(path)
+    if "topk_ids" not in tensors:
+        raise TraceError(source, "topk_ids", "missing", "record it again")
+    return {
+        **tensors,
+        "num_experts": _integer(source, metadata, "num_experts"),
+        "layer_ids": _layer_ids(source, metadata),
+        "model": metadata.get("model", ""),
+        "dataset": metadata.get("dataset", ""),
+        "counts_only": metadata.get("counts_only") == "true",
+        "source": source,
+    }
+
+
+def write_fields(fields: dict[str, Any], path: Path) -> None:
+    """Write a trace's fields whole, or nothing; the same fields give the same bytes."""
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "num_experts": str(fields["num_experts"]),
+        "model": fields["model"],
+        "dataset": fields["dataset"],
+        "layer_ids": json.dumps(list(fields["layer_ids"])),
+        **({"counts_only": "true"} if fields["counts_only"] else {}),
+    }
+    present = {name: np.ascontiguousarray(fields[name]) for name in _DTYPES if fields[name] is not None}
+    write_atomically(path, _stable(save(present, metadata=metadata)))
+
+
+def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Tensors and metadata of the file."""
     source = str(path)
     try:
         with safe_open(path, framework="numpy") as file:
@@ -31,50 +64,28 @@ def load_trace(path: Path) -> RoutingTrace:
             _check_format(source, metadata)
             tensors = {}
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name not in _DTYPES:
-                    raise TraceError(source, name, "unknown tensor", f"a trace has only {', '.join(_DTYPES)}")
-                view = file.get_slice(name)
-                if view.get_dtype() not in _DTYPES[name]:
-                    raise TraceError(source, name, f"dtype {view.get_dtype()} is not {' or '.join(_DTYPES[name])}", "record it again")
-                shape = view.get_shape()
-                if np.prod(shape, dtype=float) > MAX_ELEMENTS:
-                    raise TraceError(source, name, f"shape {shape} is over the limit", "split the trace")
-                if 0 in shape[1:]:  # else no byte would bound the number of tokens
-                    raise TraceError(source, name, f"shape {shape} has no layers or no choices", "record it again")
+                view = file.get_slice(name) if name in _DTYPES else None
+                _check_tensor(source, name, view)
                 tensors[name] = file.get_tensor(name)
+            return tensors, metadata
     except FileNotFoundError as error:
         raise TraceError(source, "file", "no such file", "check the path") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise TraceError(
-            source, "file", f"not a whole safetensors file ({error})", "it may be truncated: copy or record it again"
-        ) from error
-    if "topk_ids" not in tensors:
-        raise TraceError(source, "topk_ids", "missing", "record it again")
-    return RoutingTrace(
-        **tensors,
-        num_experts=_integer(source, metadata, "num_experts"),
-        layer_ids=_layer_ids(source, metadata),
-        model=metadata.get("model", ""),
-        dataset=metadata.get("dataset", ""),
-        counts_only=metadata.get("counts_only") == "true",
-        source=source,
-    )
+        mend = "it may be truncated: copy or record it again"
+        raise TraceError(source, "file", f"not a whole safetensors file ({error})", mend) from error
 
 
-def save_trace(trace: RoutingTrace, path: Path) -> None:
-    """Write a trace; the same trace gives the same bytes."""
-    tensors = {name: getattr(trace, name) for name in _DTYPES}
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "num_experts": str(trace.num_experts),
-        "model": trace.model,
-        "dataset": trace.dataset,
-        "layer_ids": json.dumps(list(trace.layer_ids)),
-        **({"counts_only": "true"} if trace.counts_only else {}),
-    }
-    present = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array is not None}
-    write_atomically(path, _stable(save(present, metadata=metadata)))
+def _check_tensor(source: str, name: str, view: Any) -> None:
+    """`view`: safetensors' slice of it, which tells dtype and shape without reading; None = not a tensor of a trace."""
+    if view is None:
+        raise TraceError(source, name, "unknown tensor", f"a trace has only {', '.join(_DTYPES)}")
+    if view.get_dtype() not in _DTYPES[name]:
+        raise TraceError(source, name, f"dtype {view.get_dtype()} is not {' or '.join(_DTYPES[name])}", "record it again")
+    shape = view.get_shape()
+    if np.prod(shape, dtype=float) > MAX_ELEMENTS:
+        raise TraceError(source, name, f"shape {shape} is over the limit", "split the trace")
+    if 0 in shape[1:]:  # else no byte would bound the number of tokens
+        raise TraceError(source, name, f"shape {shape} has no layers or no choices", "record it again")
 
 
 def _stable(data: bytes) -> bytes:

@@ -3,12 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.baselines.linear import contiguous_groups
 from grace_moe.planning.groups.affinity import layer_loads
-from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_devices
-
-DEFAULT_REDUNDANCY = 1.25
-"""As in `eplb`, so that the two compare at the same memory."""
+from grace_moe.planning.groups.contiguous import contiguous_groups
+from grace_moe.planning.groups.even_layers import layer_of_devices
+from grace_moe.planning.task import DEFAULT_REDUNDANCY, PlannedLayers, PlanningTask
 
 
 def biased_devices(loads: npt.NDArray[np.int64], num_devices: int, num_hot: int) -> list[tuple[int, ...]]:
@@ -29,25 +27,25 @@ def biased_devices(loads: npt.NDArray[np.int64], num_devices: int, num_hot: int)
     return devices
 
 
-def biased(request: PlanRequest) -> PlannedLayers:
+def biased(task: PlanningTask) -> PlannedLayers:
     """As many of the heaviest experts on every device as `redundancy` (default 1.25) or `slots_per_device` allows."""
-    num_hot = _num_hot(request)
+    num_hot = _num_hot(task)
     notes: tuple[str, ...] = ()
     if not num_hot:
-        notes = (f"no expert is replicated: a copy on all {request.num_devices} devices needs more slots than allowed",)
+        notes = (f"no expert is replicated: a copy on all {task.num_devices} devices needs more slots than allowed",)
     layers = tuple(
-        layer_of_devices(layer_id, biased_devices(layer_loads(ids, request.num_experts), request.num_devices, num_hot))
-        for layer_id, ids in request.layers()
+        layer_of_devices(layer_id, biased_devices(layer_loads(ids, task.num_experts), task.num_devices, num_hot))
+        for layer_id, ids in task.layers()
     )
     return PlannedLayers(layers=layers, replica_choice="tar", notes=notes)
 
 
-def _num_hot(request: PlanRequest) -> int:
-    experts, devices = request.num_experts, request.num_devices
+def _num_hot(task: PlanningTask) -> int:
+    experts, devices = task.num_experts, task.num_devices
     if devices == 1:
         return 0
-    if request.slots_per_device is not None:
-        fits = [hot for hot in range(experts + 1) if hot + -(-(experts - hot) // devices) <= request.slots_per_device]
+    if task.slots_per_device is not None:
+        fits = [hot for hot in range(experts + 1) if hot + -(-(experts - hot) // devices) <= task.slots_per_device]
         return max(fits)
-    redundancy = DEFAULT_REDUNDANCY if request.redundancy is None else request.redundancy
+    redundancy = DEFAULT_REDUNDANCY if task.redundancy is None else task.redundancy
     return int((redundancy - 1) * experts / (devices - 1) + 1e-9)

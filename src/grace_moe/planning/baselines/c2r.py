@@ -7,10 +7,12 @@ placement, so this is rebuilt from the paper's profile: for each expert, the oth
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.baselines.linear import even_sizes
 from grace_moe.planning.groups.affinity import affinity_matrix, layer_loads
+from grace_moe.planning.groups.contiguous import even_sizes
+from grace_moe.planning.groups.even_layers import layer_of_groups
 from grace_moe.planning.groups.partition import Groups, as_groups
-from grace_moe.planning.request import PlannedLayers, PlanRequest, layer_of_groups, no_replicas
+from grace_moe.planning.notes import no_replicas
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 
 def c2r_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], num_devices: int) -> Groups:
@@ -36,11 +38,11 @@ def c2r_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], nu
     return as_groups(groups)
 
 
-def c2r(request: PlanRequest) -> PlannedLayers:
+def c2r(task: PlanningTask) -> PlannedLayers:
     """Uniform greedy grouping by collaboration. `redundancy` has no effect."""
-    experts = request.num_experts
+    experts = task.num_experts
     layers = tuple(
-        layer_of_groups(layer_id, c2r_groups(affinity_matrix(ids, experts), layer_loads(ids, experts), request.num_devices), experts)
-        for layer_id, ids in request.layers()
+        layer_of_groups(layer_id, c2r_groups(affinity_matrix(ids, experts), layer_loads(ids, experts), task.num_devices), experts)
+        for layer_id, ids in task.layers()
     )
-    return PlannedLayers(layers=layers, notes=no_replicas(request, "c2r"))
+    return PlannedLayers(layers=layers, notes=no_replicas(task, "c2r"))

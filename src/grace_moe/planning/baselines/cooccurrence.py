@@ -4,10 +4,13 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import UsageError
-from grace_moe.planning.baselines.linear import even_sizes
 from grace_moe.planning.groups.affinity import affinity_matrix, layer_loads
+from grace_moe.planning.groups.contiguous import even_sizes
+from grace_moe.planning.groups.even_layers import layer_of_groups
 from grace_moe.planning.groups.partition import Groups, as_groups
-from grace_moe.planning.request import PlannedLayers, PlanRequest, is_within, layer_of_groups, no_replicas
+from grace_moe.planning.notes import no_replicas
+from grace_moe.planning.option_values import is_within
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 
 def cooccurrence_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], num_devices: int, *, alpha: float = 0.8) -> Groups:
@@ -47,7 +50,7 @@ def cooccurrence_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.i
     return as_groups(groups)
 
 
-def cooccurrence(request: PlanRequest, *, alpha: float = 0.8) -> PlannedLayers:
+def cooccurrence(task: PlanningTask, *, alpha: float = 0.8) -> PlannedLayers:
     """Co-occurrence up to a share `alpha` of load and slots, balance for the rest. `redundancy` has no effect.
 
     Raises:
@@ -55,13 +58,13 @@ def cooccurrence(request: PlanRequest, *, alpha: float = 0.8) -> PlannedLayers:
     """
     if not is_within(alpha, 0, 1):
         raise UsageError(f"alpha {alpha!r} is out of range; use 0 (load only) to 1 (co-occurrence only)")
-    experts = request.num_experts
+    experts = task.num_experts
     layers = tuple(
         layer_of_groups(
             layer_id,
-            cooccurrence_groups(affinity_matrix(ids, experts), layer_loads(ids, experts), request.num_devices, alpha=alpha),
+            cooccurrence_groups(affinity_matrix(ids, experts), layer_loads(ids, experts), task.num_devices, alpha=alpha),
             experts,
         )
-        for layer_id, ids in request.layers()
+        for layer_id, ids in task.layers()
     )
-    return PlannedLayers(layers=layers, notes=no_replicas(request, "cooccurrence"))
+    return PlannedLayers(layers=layers, notes=no_replicas(task, "cooccurrence"))

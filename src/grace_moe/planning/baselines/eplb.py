@@ -14,13 +14,15 @@ import numpy.typing as npt
 from grace_moe.errors import UsageError
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement
 from grace_moe.planning.groups.affinity import layer_loads
-from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_devices
+from grace_moe.planning.groups.even_layers import layer_of_devices
+from grace_moe.planning.option_values import check_choice
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 from grace_moe.topology import Topology
 
 POLICIES = ("auto", "global", "hierarchical")
 
 
-def pack(weights: npt.NDArray[np.float64], num_packs: int) -> list[list[int]]:
+def balanced_packing(weights: npt.NDArray[np.float64], num_packs: int) -> list[list[int]]:
     """Items in packs of equal count: heaviest first, each to the lightest pack with room. Ties: the lower number.
 
     Args:
@@ -56,7 +58,7 @@ def add_replicas(loads: npt.NDArray[np.float64], num_slots: int) -> tuple[list[i
     return experts, count
 
 
-def balance(loads: npt.NDArray[np.int64], num_slots: int, num_groups: int, num_nodes: int, num_devices: int) -> list[list[int]]:
+def rebalance(loads: npt.NDArray[np.int64], num_slots: int, num_groups: int, num_nodes: int, num_devices: int) -> list[list[int]]:
     """EPLB as published: an expert may be twice on one device.
 
     The global policy is `num_groups = num_nodes = 1`.
@@ -72,13 +74,13 @@ def balance(loads: npt.NDArray[np.int64], num_slots: int, num_groups: int, num_n
     group_size = len(loads) // num_groups
     devices: list[list[int]] = []
     # Step 1: pack groups to nodes.
-    for groups in pack(loads.reshape(num_groups, group_size).sum(axis=1).astype(np.float64), num_nodes):
+    for groups in balanced_packing(loads.reshape(num_groups, group_size).sum(axis=1).astype(np.float64), num_nodes):
         experts = [group * group_size + member for group in groups for member in range(group_size)]
         # Step 2: replicate inside the node.
         own = loads[experts].astype(np.float64)
         in_slot, count = add_replicas(own, num_slots // num_nodes)
         # Step 3: pack slots to the node's devices.
-        packs = pack((own / count)[in_slot], num_devices // num_nodes)
+        packs = balanced_packing((own / count)[in_slot], num_devices // num_nodes)
         devices += [[experts[in_slot[slot]] for slot in slots] for slots in packs]
     return devices
 
@@ -125,7 +127,7 @@ def _flattest(loads: npt.NDArray[np.int64], holds: npt.NDArray[np.bool_], device
     return int(fitting[np.lexsort(keys)[0]])
 
 
-def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None = None, replica_choice: str = "wrr") -> PlannedLayers:
+def eplb(task: PlanningTask, *, policy: str = "auto", num_groups: int | None = None, replica_choice: str = "wrr") -> PlannedLayers:
     """EPLB on the trace's expert loads, with as many slots as `redundancy` (default 1.25) or `slots_per_device` says.
 
     Slots are equal on all devices, so that `redundancy` is rounded up. Our placements hold an expert once a device at
@@ -145,21 +147,21 @@ def eplb(request: PlanRequest, *, policy: str = "auto", num_groups: int | None =
     check_choice("replica_choice", replica_choice, REPLICA_CHOICES)
     if num_groups is not None and type(num_groups) is not int:
         raise UsageError(f"num_groups {num_groups!r} is not a whole number; give the groups of the model's router, or leave it out")
-    groups, nodes = 1 if num_groups is None else num_groups, request.topology.num_nodes
+    groups, nodes = 1 if num_groups is None else num_groups, task.topology.num_nodes
     if policy == "auto":
-        divides = num_groups is not None and groups % nodes == 0 and request.topology.devices_per_node is not None
+        divides = num_groups is not None and groups % nodes == 0 and task.topology.devices_per_node is not None
         policy = "hierarchical" if divides else "global"
     if policy == "hierarchical":
-        _check_hierarchical(request.num_experts, groups, request.topology)
+        _check_hierarchical(task.num_experts, groups, task.topology)
     else:
         groups, nodes = 1, 1
-    node_of_device = request.topology.node_of_device if policy == "hierarchical" else np.zeros(request.num_devices, dtype=np.int64)
-    slots = request.equal_slots
+    node_of_device = task.topology.node_of_device if policy == "hierarchical" else np.zeros(task.num_devices, dtype=np.int64)
+    slots = task.equal_slots
     layers = []
-    for layer_id, topk_ids in request.layers():
-        loads = layer_loads(topk_ids, request.num_experts)
-        held = balance(loads, slots * request.num_devices, groups, nodes, request.num_devices)
-        layers.append(_layer_of_slots(layer_id, resolve_duplicates(loads, held, node_of_device), request.num_experts))
+    for layer_id, topk_ids in task.layers():
+        loads = layer_loads(topk_ids, task.num_experts)
+        held = rebalance(loads, slots * task.num_devices, groups, nodes, task.num_devices)
+        layers.append(_layer_of_slots(layer_id, resolve_duplicates(loads, held, node_of_device), task.num_experts))
     return PlannedLayers(layers=tuple(layers), replica_choice=replica_choice, notes=(f"{policy} policy, {slots} slots a device",))
 
 
@@ -168,7 +170,7 @@ def layer_by_load(
 ) -> LayerPlacement:
     """One layer by the global policy, replicas to be drawn by weight; `slots` of each device."""
     loads = layer_loads(topk_ids, num_experts)
-    held = balance(loads, slots * topology.num_devices, 1, 1, topology.num_devices)
+    held = rebalance(loads, slots * topology.num_devices, 1, 1, topology.num_devices)
     anywhere = np.zeros(topology.num_devices, dtype=np.int64)
     layer = _layer_of_slots(layer_id, resolve_duplicates(loads, held, anywhere), num_experts)
     return replace(layer, replica_choice="wrr")

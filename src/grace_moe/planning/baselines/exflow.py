@@ -15,9 +15,12 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from grace_moe.errors import UsageError
-from grace_moe.planning.baselines.linear import even_sizes
+from grace_moe.planning.groups.contiguous import even_sizes
+from grace_moe.planning.groups.even_layers import layer_of_devices
 from grace_moe.planning.groups.transitions import transitions
-from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, is_within, layer_of_devices, no_replicas
+from grace_moe.planning.notes import no_replicas
+from grace_moe.planning.option_values import check_choice, is_within
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 VIEWS = ("pairs", "top1")
 STARTS = 4
@@ -92,7 +95,7 @@ def _settle(stays: Ints, slots: Ints) -> Ints:
     return np.asarray(slots[linear_sum_assignment(stays[:, slots], maximize=True)[1]], dtype=np.int64)
 
 
-def exflow(request: PlanRequest, *, view: str = "pairs", starts: int = STARTS) -> PlannedLayers:
+def exflow(task: PlanningTask, *, view: str = "pairs", starts: int = STARTS) -> PlannedLayers:
     """ExFlow's placement. `redundancy` has no effect: it makes no replicas.
 
     Args:
@@ -106,25 +109,25 @@ def exflow(request: PlanRequest, *, view: str = "pairs", starts: int = STARTS) -
     check_choice("view", view, VIEWS)
     if not isinstance(starts, int) or not is_within(starts, 1, MAX_STARTS):
         raise UsageError(f"starts {starts!r} is out of range; use a whole number from 1 to {MAX_STARTS}")
-    topology, experts = request.topology, request.num_experts
-    k = request.trace.top_k if view == "pairs" else 1
+    topology, experts = task.topology, task.num_experts
+    k = task.trace.top_k if view == "pairs" else 1
     flows, former = [], None
-    for _, ids in request.layers():
+    for _, ids in task.layers():
         if former is not None:
             flows.append(transitions(former[:, :k], ids[:, :k], experts))
         former = ids
-    sizes = np.array(even_sizes(experts, request.num_devices))
-    generator = np.random.default_rng(request.seed)
+    sizes = np.array(even_sizes(experts, task.num_devices))
+    generator = np.random.default_rng(task.seed)
     # Step 1: nodes.
     devices_of_node = [list(topology.devices_of_node(node)) for node in range(topology.num_nodes)]
     nodes = fewest_crossings(flows, [int(sizes[devices].sum()) for devices in devices_of_node], generator, starts=starts)
     # Step 2: devices inside each node; what crosses nodes costs the same on any of them.
-    placed = np.empty((request.trace.num_layers, experts), dtype=np.int64)
+    placed = np.empty((task.trace.num_layers, experts), dtype=np.int64)
     for node, devices in enumerate(devices_of_node):
         members = [np.flatnonzero(part == node) for part in nodes]
         inside = [flow[np.ix_(a, b)] for flow, a, b in zip(flows, members, members[1:], strict=False)]
         parts = fewest_crossings(inside, sizes[devices].tolist(), generator, starts=starts)
         for layer, part in enumerate(parts):
             placed[layer, members[layer]] = devices[0] + part
-    layers = tuple(layer_of_devices(layer_id, [(d,) for d in row]) for layer_id, row in zip(request.trace.layer_ids, placed, strict=True))
-    return PlannedLayers(layers=layers, notes=no_replicas(request, "exflow"))
+    layers = tuple(layer_of_devices(layer_id, [(d,) for d in row]) for layer_id, row in zip(task.trace.layer_ids, placed, strict=True))
+    return PlannedLayers(layers=layers, notes=no_replicas(task, "exflow"))

@@ -19,10 +19,13 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 
 from grace_moe.errors import UsageError
-from grace_moe.planning.baselines.linear import even_sizes
 from grace_moe.planning.groups.affinity import layer_loads
+from grace_moe.planning.groups.contiguous import even_sizes
+from grace_moe.planning.groups.even_layers import layer_of_devices
 from grace_moe.planning.groups.transitions import hop_costs, link_costs, transitions
-from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, is_within, layer_of_devices, no_replicas
+from grace_moe.planning.notes import by_layer, no_replicas
+from grace_moe.planning.option_values import check_choice, is_within
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 FLOWS = ("sum", "max")
 LINKS = ("hops", "bandwidth")
@@ -163,7 +166,7 @@ def assign_clusters(costs: npt.NDArray[np.float64], *, flow: str = "sum") -> Int
 
 
 def moetuner(
-    request: PlanRequest, *, flow: str = "sum", links: str = "hops", solver: str = "auto", tolerance: float = TOLERANCE
+    task: PlanningTask, *, flow: str = "sum", links: str = "hops", solver: str = "auto", tolerance: float = TOLERANCE
 ) -> PlannedLayers:
     """MoETuner's placement. `redundancy` has no effect: it makes no replicas.
 
@@ -181,18 +184,18 @@ def moetuner(
     check_choice("solver", solver, SOLVERS)
     if not is_within(tolerance, 0, 1):
         raise UsageError(f"tolerance {tolerance!r} is out of range; use 0 (the optimum) to 1")
-    costs = hop_costs(request.topology) if links == "hops" else link_costs(request.topology)
+    costs = hop_costs(task.topology) if links == "hops" else link_costs(task.topology)
     layers, notes = [], []
     former: tuple[npt.NDArray[np.integer[Any]], Ints] | None = None
-    for layer_id, ids in request.layers():
-        cluster, said = balanced_clusters(layer_loads(ids, request.num_experts), request.num_devices, solver=solver, tolerance=tolerance)
+    for layer_id, ids in task.layers():
+        cluster, said = balanced_clusters(layer_loads(ids, task.num_experts), task.num_devices, solver=solver, tolerance=tolerance)
         if former is None:
             device = cluster
         else:
-            into = np.zeros((request.num_devices, request.num_devices))  # former device -> cluster
-            np.add.at(into, (former[1][:, None], cluster[None, :]), transitions(former[0], ids, request.num_experts))
+            into = np.zeros((task.num_devices, task.num_devices))  # former device -> cluster
+            np.add.at(into, (former[1][:, None], cluster[None, :]), transitions(former[0], ids, task.num_experts))
             device = assign_clusters(into.T[:, None, :] * costs.T[None, :, :], flow=flow)[cluster]
         layers.append(layer_of_devices(layer_id, [(d,) for d in device]))
         notes.append((layer_id, said))
         former = ids, device
-    return PlannedLayers(layers=tuple(layers), notes=no_replicas(request, "moetuner") + by_layer(notes))
+    return PlannedLayers(layers=tuple(layers), notes=no_replicas(task, "moetuner") + by_layer(notes))

@@ -7,10 +7,13 @@ choice of each device's first expert is not certain, both readings are here.
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.baselines.linear import even_sizes
 from grace_moe.planning.groups.affinity import affinity_matrix
+from grace_moe.planning.groups.contiguous import even_sizes
+from grace_moe.planning.groups.even_layers import layer_of_groups
 from grace_moe.planning.groups.partition import Groups, as_groups
-from grace_moe.planning.request import PlannedLayers, PlanRequest, check_choice, layer_of_groups, no_replicas
+from grace_moe.planning.notes import no_replicas
+from grace_moe.planning.option_values import check_choice
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 SEED_RULES = ("farthest", "degree")
 
@@ -46,7 +49,7 @@ def occult_groups(affinity: npt.NDArray[np.int64], num_devices: int, *, seed_rul
     return as_groups(groups)
 
 
-def occult(request: PlanRequest, *, seed_rule: str = "farthest") -> PlannedLayers:
+def occult(task: PlanningTask, *, seed_rule: str = "farthest") -> PlannedLayers:
     """Occult's rescheduled placement, without pruning. `redundancy` has no effect.
 
     Args:
@@ -56,9 +59,9 @@ def occult(request: PlanRequest, *, seed_rule: str = "farthest") -> PlannedLayer
         UsageError: another seed rule.
     """
     check_choice("seed_rule", seed_rule, SEED_RULES)
-    experts = request.num_experts
+    experts = task.num_experts
     layers = tuple(
-        layer_of_groups(layer_id, occult_groups(affinity_matrix(ids, experts), request.num_devices, seed_rule=seed_rule), experts)
-        for layer_id, ids in request.layers()
+        layer_of_groups(layer_id, occult_groups(affinity_matrix(ids, experts), task.num_devices, seed_rule=seed_rule), experts)
+        for layer_id, ids in task.layers()
     )
-    return PlannedLayers(layers=layers, notes=no_replicas(request, "occult"))
+    return PlannedLayers(layers=layers, notes=no_replicas(task, "occult"))

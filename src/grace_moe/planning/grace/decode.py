@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from grace_moe.choice.tables import choice_table
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.request import PlannedLayers, PlanRequest
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 from grace_moe.topology import Topology
 from grace_moe.trace import DECODE
 
@@ -188,7 +188,7 @@ class _Change:
     load: Floats
 
 
-def with_decode_weights(planned: PlannedLayers, request: PlanRequest, sources: Ints, bounds: DecodeBounds) -> PlannedLayers:
+def with_decode_weights(planned: PlannedLayers, request: PlanningTask, sources: Ints, bounds: DecodeBounds) -> PlannedLayers:
     """The same plan, its layers with `decode_weights` where fewer replicas serve decode better; deterministic.
 
     Goes by the trace's decode tokens, or by all where it has none.

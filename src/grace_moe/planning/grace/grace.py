@@ -21,12 +21,14 @@ from grace_moe.choice.front_end import place_requests
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import LayerPlacement, Placement, check_same_model
 from grace_moe.planning.baselines.eplb import eplb
-from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, is_within
+from grace_moe.planning.notes import by_layer
+from grace_moe.planning.option_values import check_choice, is_within
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 from grace_moe.trace import order_of_requests
 
 if TYPE_CHECKING:
-    from grace_moe.planning.grace.labels import Labels
-    from grace_moe.planning.grace.layer import LayerProblem
+    from grace_moe.planning.grace.canonical_names import Labels
+    from grace_moe.planning.grace.layer_placement import LayerProblem
 
 MAX_NODES = 64
 """As `joint.many_nodes.MAX_NODES`, which is not imported for a fallback: 8 groups of 8 nodes."""
@@ -43,7 +45,7 @@ BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb
 
 
 def grace(
-    request: PlanRequest,
+    request: PlanningTask,
     *,
     price: float = 4.0,
     tolerance: float = 1.015,
@@ -92,7 +94,7 @@ def grace(
     return with_decode_weights(planned, request, sources, bounds)
 
 
-def _plan(request: PlanRequest, *, price: float, tolerance: float, request_placement: bool, effort: float, threads: int) -> PlannedLayers:
+def _plan(request: PlanningTask, *, price: float, tolerance: float, request_placement: bool, effort: float, threads: int) -> PlannedLayers:
     """Placement and the replica choice of both phases."""
     if not is_within(effort, 1e-6, 1000) or type(threads) is not int or threads < 1:
         raise UsageError(f"effort {effort!r}, threads {threads!r}: use an effort above 0, up to 1000, and at least one thread")
@@ -115,11 +117,11 @@ def _plan(request: PlanRequest, *, price: float, tolerance: float, request_place
         by_load = eplb(request)
         return PlannedLayers(layers=by_load.layers, replica_choice="tar", notes=(*by_load.notes, COUNTS_ONLY))
     from grace_moe.planning.grace.alignment import share_out
-    from grace_moe.planning.grace.labels import Labels, by_speed, device_order, expert_order, renamed
-    from grace_moe.planning.grace.layer import LayerProblem
+    from grace_moe.planning.grace.canonical_names import Labels, by_speed, device_order, expert_order, renamed
+    from grace_moe.planning.grace.independent_units import independent_units
+    from grace_moe.planning.grace.layer_placement import LayerProblem
     from grace_moe.planning.grace.search.nodes import copies_on_nodes
     from grace_moe.planning.grace.tuning import plan_layers
-    from grace_moe.planning.grace.units import independent_units
 
     if request_placement and trace.request_ids is None:
         raise UsageError(
@@ -182,7 +184,7 @@ def _plan(request: PlanRequest, *, price: float, tolerance: float, request_place
     )
 
 
-def _sources(request: PlanRequest, planned: PlannedLayers) -> npt.NDArray[np.int64]:
+def _sources(request: PlanningTask, planned: PlannedLayers) -> npt.NDArray[np.int64]:
     """`[T]` source device of each token where a front-end places the requests; a node's devices take theirs in turn."""
     placement = Placement(
         topology=request.topology, num_experts=request.num_experts, layers=planned.layers, replica_choice=planned.replica_choice
@@ -195,7 +197,7 @@ def _sources(request: PlanRequest, planned: PlannedLayers) -> npt.NDArray[np.int
     return devices[order_of_requests(request.trace)[0]]
 
 
-def _starts(request: PlanRequest, start: Placement, named: Sequence[Labels]) -> list[LayerPlacement]:
+def _starts(request: PlanningTask, start: Placement, named: Sequence[Labels]) -> list[LayerPlacement]:
     """The layers of an existing placement, by canonical names."""
     check_same_model(start, request.trace)
     if start.topology.shape != request.topology.shape:

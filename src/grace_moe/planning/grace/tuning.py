@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.grace.layer import LayerProblem, expect_by_load, gather_by_load, plan_layer
-from grace_moe.planning.grace.selection import Candidate, choose_candidates, excess
+from grace_moe.planning.grace.candidates import Candidate, choose_candidates, excess
+from grace_moe.planning.grace.layer_placement import LayerProblem, expect_by_load, gather_by_load, plan_layer
 
 PRICE_STEPS = (1, 4, 16)
 """Multiples of the first price."""

@@ -1,4 +1,4 @@
-"""Affinity of experts: how many tokens activate both (METHOD.md, Profile: A)."""
+"""Affinity of experts: how many tokens activate both (docs/method.md#profile: A)."""
 
 from typing import Any
 
@@ -21,5 +21,5 @@ def affinity_matrix(topk_ids: npt.NDArray[np.integer[Any]], num_experts: int) ->
 
 
 def layer_loads(topk_ids: npt.NDArray[np.integer[Any]], num_experts: int) -> npt.NDArray[np.int64]:
-    """`[experts]` tokens that activate each expert (METHOD.md, Profile: w); one layer of `trace.expert_loads`."""
+    """`[experts]` tokens that activate each expert (docs/method.md#profile: w); one layer of `trace.expert_loads`."""
     return np.bincount(topk_ids[topk_ids >= 0].ravel(), minlength=num_experts).astype(np.int64)

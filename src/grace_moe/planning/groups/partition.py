@@ -1,4 +1,4 @@
-"""A partition of experts into groups, and the two measures that the choice of r weighs (METHOD.md, Choosing r)."""
+"""A partition of experts into groups, and the two measures that the choice of r weighs (docs/method.md#choosing-r)."""
 
 from collections.abc import Iterable
 from typing import TypeAlias

@@ -43,14 +43,3 @@ def link_costs(topology: Topology) -> npt.NDArray[np.float64]:
         costs = np.where(node[:, None] == node, intra, cross)
     np.fill_diagonal(costs, 0.0)
     return costs
-
-
-def flow_cost(flow: Ints, before: Ints, after: Ints, costs: npt.NDArray[np.float64]) -> float:
-    """What the flow costs in all, where experts are on these devices.
-
-    Args:
-        flow: `[experts, experts]` from `transitions`.
-        before, after: `[experts]` device of each in the two layers.
-        costs: `[devices, devices]`.
-    """
-    return float((flow * costs[before[:, None], after]).sum())

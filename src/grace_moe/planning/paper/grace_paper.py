@@ -1,6 +1,6 @@
-"""GRACE-MoE to the letter of METHOD.md: hierarchical grouping, dynamic replication, topology-aware replica choice.
+"""GRACE-MoE to the letter (docs/method.md): hierarchical grouping, dynamic replication, topology-aware replica choice.
 
-Source: arXiv 2509.25041.
+The paper is arXiv 2509.25041.
 """
 
 from functools import partial
@@ -8,11 +8,13 @@ from functools import partial
 from grace_moe.errors import UsageError
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement
 from grace_moe.planning.groups.affinity import affinity_matrix, layer_loads
+from grace_moe.planning.notes import by_layer
+from grace_moe.planning.option_values import check_choice, is_within
 from grace_moe.planning.paper.grouping import GroupingDraft, flat_draft, hierarchical_draft
 from grace_moe.planning.paper.knee import FALLBACK, knee_ratio
 from grace_moe.planning.paper.replication import polling_weights, predict_loads_as_printed, replicate
 from grace_moe.planning.paper.sizes import SizeRule, controlled_sizes, free_sizes, uniform_sizes
-from grace_moe.planning.request import PlannedLayers, PlanRequest, by_layer, check_choice, is_within
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 GROUPINGS = ("hierarchical", "uniform", "controlled", "fully")
 REPLICATIONS: dict[str, int | None] = {"dynamic": None, "fixed": 1, "none": 0}
@@ -23,7 +25,7 @@ REPLICAS_LIMITED = "the slot limit left out replicas, or moved them to other dev
 
 
 def grace_paper(
-    request: PlanRequest,
+    task: PlanningTask,
     *,
     grouping: str = "hierarchical",
     r: float | str = "knee",
@@ -55,12 +57,12 @@ def grace_paper(
     check_choice("knee", knee, KNEES)
     check_choice("prediction", prediction, PREDICTIONS)
     drafts: list[GroupingDraft] = []
-    for _, topk_ids in request.layers():
-        affinity = affinity_matrix(topk_ids, request.num_experts)
+    for _, topk_ids in task.layers():
+        affinity = affinity_matrix(topk_ids, task.num_experts)
         if grouping == "hierarchical":
-            drafts.append(hierarchical_draft(affinity, request.topology, request.slot_limits, seed=request.seed))
+            drafts.append(hierarchical_draft(affinity, task.topology, task.slot_limits, seed=task.seed))
         else:
-            drafts.append(flat_draft(affinity, request.slot_limits, seed=request.seed))
+            drafts.append(flat_draft(affinity, task.slot_limits, seed=task.seed))
     if knee == "model":
         rule, notes = _size_rule(grouping, r, drafts)
         none: tuple[str, ...] = ()
@@ -68,19 +70,19 @@ def grace_paper(
     else:
         rules, notes = [_size_rule(grouping, r, [draft]) for draft in drafts], ()
     layers, layer_notes = [], []
-    for index, layer_id in enumerate(request.trace.layer_ids):
+    for index, layer_id in enumerate(task.trace.layer_ids):
         rule, rule_notes = rules[index]
         held = drafts[index].hold(rule)
-        loads = layer_loads(request.trace.topk_ids[:, index], request.num_experts)
+        loads = layer_loads(task.trace.topk_ids[:, index], task.num_experts)
         placed = replicate(
             loads,
             held.groups,
             replicas=REPLICATIONS[replication],
-            limits=request.slot_limits,
+            limits=task.slot_limits,
         )
         predicted = placed.predicted_loads
         if prediction == "printed":
-            predicted = predict_loads_as_printed(loads, placed.devices_of_expert, request.num_devices)
+            predicted = predict_loads_as_printed(loads, placed.devices_of_expert, task.num_devices)
         layers.append(
             LayerPlacement(
                 layer_id=layer_id,
@@ -89,8 +91,8 @@ def grace_paper(
             )
         )
         layer_notes.append((layer_id, rule_notes + held.notes + (REPLICAS_LIMITED,) * placed.limited))
-    if request.redundancy is not None:
-        notes += (f"redundancy {request.redundancy} has no effect: grace_paper's replication rule decides the number of replicas",)
+    if task.redundancy is not None:
+        notes += (f"redundancy {task.redundancy} has no effect: grace_paper's replication rule decides the number of replicas",)
     return PlannedLayers(layers=tuple(layers), replica_choice=replica_choice, notes=notes + by_layer(layer_notes))
 
 

@@ -1,4 +1,4 @@
-"""Experts to device groups: flat over devices, or nodes first (METHOD.md, Group)."""
+"""Experts to device groups: flat over devices, or nodes first (docs/method.md#group)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing r: the knee of utilisation over size deviation (METHOD.md, Choosing r)."""
+"""Choosing r: the knee of utilisation over size deviation (docs/method.md#choosing-r)."""
 
 import warnings
 from collections.abc import Sequence

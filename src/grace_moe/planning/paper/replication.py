@@ -1,6 +1,6 @@
 """Replicas for the heaviest device group, the loads they are predicted to leave, and polling weights.
 
-METHOD.md: Replicate (Eq. 3), Predict load (Eq. 4), WRR.
+docs/method.md#replicate (Eq. 3), #predict-load (Eq. 4), #online-phase (WRR).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def replicate(
 def predict_loads(loads: npt.NDArray[np.int64], devices_of_expert: Sequence[Sequence[int]], num_devices: int) -> npt.NDArray[np.float64]:
     """Eq. 4: `[devices]` load where each expert's is shared evenly by its instances.
 
-    With n replicas of every hot expert this is METHOD.md's `W_max - W_r + W_p` and `W_i + W_p`, `W_p = W_r / (n + 1)`.
+    With n replicas of every hot expert this is Eq. 4's `W_max - W_r + W_p` and `W_i + W_p`, `W_p = W_r / (n + 1)`.
     """
     predicted = np.zeros(num_devices)
     for expert, devices in enumerate(devices_of_expert):

@@ -1,4 +1,4 @@
-"""Group sizes: fully non-uniform, controlled non-uniform, uniform, and how they are held (METHOD.md, Group)."""
+"""Group sizes: fully non-uniform, controlled non-uniform, uniform, and how they are held (docs/method.md#group)."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -46,7 +46,7 @@ def within_limits(rule: SizeRule, num_experts: int, limits: Sequence[int]) -> tu
 
 
 def hold_sizes(affinity: npt.NDArray[np.int64], clusters: Groups, lowest: Sequence[int], highest: Sequence[int]) -> Groups:
-    """Bring every cluster's size into its bounds, by the three steps of METHOD.md (Controlled non-uniform).
+    """Bring every cluster's size into its bounds, by the three steps of docs/method.md#group.
 
     Ties go to the smaller group, then to the lower number. "Oversized" in step 3 is a group above the mean size.
 

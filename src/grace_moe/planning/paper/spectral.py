@@ -1,4 +1,4 @@
-"""Dense groups of unequal size: spectral clustering of the affinity graph (METHOD.md, Group)."""
+"""Dense groups of unequal size: spectral clustering of the affinity graph (docs/method.md#group)."""
 
 import warnings
 

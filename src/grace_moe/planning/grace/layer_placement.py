@@ -12,12 +12,12 @@ from grace_moe.choice.visited import visits
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.baselines.eplb import layer_by_load
 from grace_moe.planning.grace.alignment import source_costs
+from grace_moe.planning.grace.candidates import Candidate
 from grace_moe.planning.grace.foresight import peaks_of_days, unit_loads
 from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
 from grace_moe.planning.grace.search.gathering import gather_devices
 from grace_moe.planning.grace.search.node_groups import search_many_nodes
 from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
-from grace_moe.planning.grace.selection import Candidate
 from grace_moe.planning.grace.split import balance, node_prices
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.labels import Labels, by_speed, device_order, expert_order, renamed
+from grace_moe.planning.grace.canonical_names import Labels, by_speed, device_order, expert_order, renamed
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 

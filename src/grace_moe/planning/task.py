@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import UsageError
-from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.planning.groups.partition import Groups
+from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -25,7 +23,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRequest:
+class PlanningTask:
     """One call of `plan`.
 
     Raises:
@@ -126,45 +124,3 @@ class PlannedLayers:
     """One of `placement.REPLICA_CHOICES`."""
     notes: tuple[str, ...] = ()
     """What the user should know: limits that bit, options that had no effect."""
-
-
-def layer_of_groups(layer_id: int, groups: Groups, num_experts: int) -> LayerPlacement:
-    """A layer without replicas: `groups[d]` on device d."""
-    device = [0] * num_experts
-    for index, group in enumerate(groups):
-        for expert in group:
-            device[expert] = index
-    return layer_of_devices(layer_id, [(d,) for d in device])
-
-
-def layer_of_devices(layer_id: int, devices_of_expert: Iterable[Sequence[int]]) -> LayerPlacement:
-    """A layer whose replicas share an expert's tokens evenly."""
-    devices = tuple(tuple(int(device) for device in row) for row in devices_of_expert)
-    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=even_weights(devices))
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise UsageError unless the option's value is one of the allowed."""
-    if value not in allowed:
-        raise UsageError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
-
-
-def is_within(value: Any, low: float, high: float) -> bool:
-    """Whether an option's value is a number from `low` to `high`; what isn't a number is not."""
-    return type(value) is not bool and isinstance(value, Real) and low <= float(value) <= high
-
-
-def no_replicas(request: PlanRequest, method: str) -> tuple[str, ...]:
-    """The note of a method that keeps one copy of each expert, where more were allowed."""
-    if request.redundancy in (None, 1):
-        return ()
-    return (f"redundancy {request.redundancy} has no effect: {method} makes no replicas",)
-
-
-def by_layer(notes_of_layer: Sequence[tuple[int, Sequence[str]]]) -> tuple[str, ...]:
-    """Notes of single layers as one a text: `layers 0, 3: ...`."""
-    layers_of: dict[str, list[int]] = {}
-    for layer_id, notes in notes_of_layer:
-        for note in notes:
-            layers_of.setdefault(note, []).append(layer_id)
-    return tuple(f"layer{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}: {note}" for note, ids in layers_of.items())

@@ -1,0 +1,160 @@
+"""The house itself: how long its files and functions are, and which way imports run (CONTRIBUTING.md, 'The house')."""
+
+import statistics
+
+from tests.house import (
+    cycles,
+    folder_graph,
+    functions,
+    import_graph,
+    inner_imports,
+    modules,
+    sibling_graphs,
+)
+
+MOST_FILE_LINES, MEDIAN_FILE_LINES = 320, 90
+MOST_FUNCTION_LINES, USUAL_FUNCTION_LINES = 70, 30
+MOST_PARAMETERS = 8
+
+SEAMS = {
+    "grace_moe.planning.planner:plan": "the front door: each argument is an option of the command line",
+    "grace_moe.evaluation.compare:compare": "the front door of `compare`: the same options as `plan`",
+    "grace_moe.trace.synthetic:synthetic_trace": "a generator for tests: each argument is a property of the trace",
+    "grace_moe.planning.grace.grace:grace": "a method's options are its keyword arguments",
+}
+"""Functions that may take more than MOST_PARAMETERS, and why. Commands of click may too: a parameter is an option."""
+
+HEAVY = {
+    "torch": "an extra; a second to import",
+    "huggingface_hub": "comes with an extra",
+    "plotly": "an extra",
+    "vllm": "an engine: there only inside of it",
+    "sglang": "an engine: there only inside of it",
+    "sklearn": "a second to import, for one baseline",
+    "threadpoolctl": "goes with sklearn",
+    "kneed": "imports matplotlib's weight of modules, for one method",
+    "rich": "for a terminal only",
+}
+"""Packages that a function may import, so that a start without them is light."""
+
+INNER = {
+    "grace_moe:__getattr__": "names of the package are loaded when they are used",
+}
+"""Other functions that may import, and why."""
+
+
+OPEN_FILES = {
+    f"grace_moe.{name}"
+    for name in (
+        "engines.equaliser",
+        "evaluation.replay",
+        "planning.grace.decode",
+        "planning.grace.search.nodes",
+        "report.figures",
+        "runtime.dispatch.hierarchical",
+    )
+}
+OPEN_FUNCTIONS = {
+    f"grace_moe.{name}"
+    for name in (
+        "planning.grace.search.nodes:_anneal",
+        "planning.grace.search.devices:_swap",
+        "planning.grace.grace:_plan",
+        "evaluation.replay:evaluate",
+        "cli.run:run",
+        "planning.planner:plan",
+        "cli.export:export_command",
+        "choice.cover:token_cost",
+        "choice.cover:_smallest",
+        "planning.grace.foresight:_unit_loads",
+        "engines.vllm_recording:record_with_vllm",
+    )
+}
+OPEN_LINES = 8
+OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model")}
+OPEN_IMPORTS = {
+    f"grace_moe.{name}"
+    for name in (
+        "cli.export",
+        "cli.run",
+        "demo.job",
+        "engines.vllm",
+        "placement.model",
+        "placement.validation",
+        "planning.grace.grace",
+        "report.content",
+        "report.page",
+        "runtime",
+        "trace.model",
+        "runtime.model.loading",
+        "cli.inspect",
+        "cli.record",
+        "cli.demo",
+        "cli.import_",
+        "cli.model_options",
+    )
+}
+
+
+def test_files_are_short_enough_to_read():
+    long = {module for module, path in modules().items() if path.read_text().count("\n") > MOST_FILE_LINES}
+    assert long <= OPEN_FILES
+
+
+def test_most_files_are_short():
+    assert statistics.median(path.read_text().count("\n") for path in modules().values()) <= MEDIAN_FILE_LINES
+
+
+def test_functions_are_short():
+    assert {f.name for f in functions() if f.lines > MOST_FUNCTION_LINES} <= OPEN_FUNCTIONS
+    lengths = sorted(f.lines for f in functions())
+    assert lengths[int(0.95 * len(lengths))] <= USUAL_FUNCTION_LINES + OPEN_LINES
+
+
+def test_functions_take_few_parameters():
+    many = {f.name for f in functions() if len(f.parameters) > MOST_PARAMETERS and not f.decorated_by("click.command")}
+    assert many - OPEN_FUNCTIONS <= set(SEAMS)
+
+
+def test_parameters_have_types():
+    bare = {
+        f.name: [p.arg for p in f.parameters if p.annotation is None]
+        for f in functions()
+        if any(p.annotation is None for p in f.parameters) and not f.decorated_by("njit", "numba.njit")
+    }
+    assert bare == {}
+
+
+def test_no_file_is_in_a_circle_of_imports():
+    assert [c for c in cycles(import_graph()) if not set(c) & OPEN_CIRCLES] == []
+
+
+def test_no_folder_is_in_a_circle_of_imports():
+    found = [*cycles(folder_graph()), *(circle for graph in sibling_graphs().values() for circle in cycles(graph))]
+    assert [c for c in found if not set(c) & OPEN_CIRCLES] == []
+
+
+def test_functions_import_only_what_keeps_the_start_light():
+    others = [
+        (function, name)
+        for function, name in inner_imports()
+        if name.split(".")[0] not in HEAVY and function not in INNER and not _starts_torch(function, name)
+    ]
+    assert {function.partition(":")[0] for function, _ in others} <= OPEN_IMPORTS
+
+
+def _starts_torch(function, name):
+    """The command line and the demo must import without torch, and the runtime can't."""
+    return function.startswith(("grace_moe.cli.", "grace_moe.demo.")) and name.startswith("grace_moe.runtime.")
+
+
+def test_every_exception_is_needed():
+    assert set(INNER) <= {function for function, _ in inner_imports()}
+    assert set(HEAVY) <= {name.split(".")[0] for _, name in inner_imports()}
+
+
+def test_circles_are_found():
+    """The check can fail."""
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"e"}}
+    assert cycles(graph) == [["a", "b", "c"]]
+    assert cycles({"a": {"b"}, "b": {"d"}, "d": set()}) == []
