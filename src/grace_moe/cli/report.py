@@ -22,7 +22,7 @@ from grace_moe.cli.options import (
 )
 from grace_moe.cli.progress import progress_bar
 from grace_moe.evaluation import compare, over_memory
-from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
+from grace_moe.report import AFTER, BEFORE, report_content, report_numbers, require_report, sentence, write_report
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
 """Slots over experts that ours is shown for, where the user names none."""
@@ -76,7 +76,7 @@ def report_command(
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)
     if as_json:
-        click.echo(json.dumps({"report": str(output), **content.to_dict()}, indent=2))
+        click.echo(json.dumps({"report": str(output), **report_numbers(content)}, indent=2))
     else:
         click.echo(sentence(content))
         click.echo(f"{output}: open it in a browser")
