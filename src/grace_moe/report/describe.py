@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from grace_moe.placement import Placement, PlacementDifference
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, skew
@@ -42,7 +44,7 @@ def _describe_trace(trace: RoutingTrace) -> dict[str, Any]:
         "model": trace.model,
         "dataset": trace.dataset,
         "tokens": trace.num_tokens,
-        "requests": len(set(trace.requests.tolist())) if trace.request_ids is not None else "not recorded",
+        "requests": len(np.unique(trace.requests)) if trace.request_ids is not None else "not recorded",
         "decode_tokens": int((trace.phase == 1).sum()) if trace.phase is not None else "not recorded",
         "layers": trace.num_layers,
         "layer_ids": list(trace.layer_ids),
