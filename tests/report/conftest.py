@@ -9,7 +9,7 @@ pytest.importorskip("plotly")
 
 @pytest.fixture(scope="package")
 def comparison():
-    return compared()
+    return compared(stand_in=False)
 
 
 @pytest.fixture(scope="package")

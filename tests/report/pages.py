@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from grace_moe.evaluation import compare, over_memory
+from grace_moe.planning import plan
 from grace_moe.report import report_content
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
@@ -13,9 +14,13 @@ QUICK = ("grace", "linear", "eplb")
 COMMAND = "grace-moe report t --topology 2x2 -o r.html"
 
 
-def compared(topology="2x2", methods=QUICK, **options):
+def compared(topology="2x2", methods=QUICK, *, stand_in=True, **options):
+    """A comparison of methods; EPLB's placement stands in for ours, which takes longer to plan, unless told otherwise."""
     trace = synthetic_trace(**{"tokens": 240, "layers": 2, "experts": 16, "top_k": 4} | options)
-    return compare(trace, Topology.parse(topology), methods=methods)
+    planned_on, measured_on = trace.split_requests()
+    topology = Topology.parse(topology)
+    placements = {"grace": plan(planned_on, topology, "eplb")} if stand_in else None
+    return compare(planned_on, topology, measure_on=measured_on, methods=methods, placements=placements)
 
 
 def content_of(comparison):
@@ -25,13 +30,18 @@ def content_of(comparison):
 
 def scaled(content, *, copies: float, busiest: float, slots: float):
     """The same content with ours at these multiples of contiguous placement's traffic, balance and memory."""
-    before = content.before.evaluation
-    before = replace(before, num_tokens=before.num_tokens * 1000, cross_node=before.cross_node * 1000)  # so that rounding is nothing
-    before = replace(before, cross_node_links=content.before.evaluation.cross_node_links * 1000)
-    links = np.round(before.cross_node_links * copies).astype(np.int64)
-    load = before.device_load.mean(axis=1, keepdims=True) * np.array([busiest] + [(4 - busiest) / 3] * 3)
-    held = np.round(before.slots * slots).astype(np.int64)
-    after = replace(before, cross_node_links=links, cross_node=links.sum(axis=(1, 2)), device_load=load, slots=held)
+    was = content.before.evaluation
+    links = tuple(layer * 1000 for layer in was.cross_node_links)  # so that rounding is nothing
+    many = replace(was.copies, cross_node=was.copies.cross_node * 1000)
+    before = replace(was, num_tokens=was.num_tokens * 1000, cross_node_links=links, copies=many)
+    sent = tuple((layer * copies).rint().astype(np.int64) for layer in links)
+    after = replace(
+        before,
+        cross_node_links=sent,
+        copies=replace(many, cross_node=np.array([layer.sum() for layer in sent])),
+        device_load=before.device_load.mean(axis=1, keepdims=True) * np.array([busiest] + [(4 - busiest) / 3] * 3),
+        slots=np.round(before.slots * slots).astype(np.int64),
+    )
     changed = {"linear": before, "grace": after}
     rows = tuple(replace(row, evaluation=changed.get(row.method, row.evaluation)) for row in content.comparison.rows)
     return replace(content, comparison=replace(content.comparison, rows=rows))

@@ -11,7 +11,7 @@ from grace_moe.errors import GraceError, MissingExtraError
 from grace_moe.report import html_page, report_content, require_report, sentence, write_report
 from grace_moe.report.words import LABELS, cluster, key_numbers
 
-from .pages import compared, content_of
+from .pages import COMMAND, compared
 
 
 class Elements(HTMLParser):
@@ -51,13 +51,13 @@ def test_its_policy_lets_only_its_own_scripts_run(page):
     assert len(re.findall(r"'sha256-[\w+/]+='", policy)) == 2
 
 
-def test_the_same_comparison_gives_the_same_bytes(page):
-    assert html_page(content_of(compared())) == page
+def test_the_same_comparison_gives_the_same_bytes(comparison, content, page):
+    assert html_page(report_content(comparison, memory=content.memory, command=COMMAND)) == page
 
 
 def test_no_text_of_a_file_becomes_markup(comparison):
-    evil = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\ud800'
-    names = {"model": evil, "dataset": evil, "source": evil}
+    evil = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;'
+    names = {"model": evil, "dataset": evil, "source": evil + "\ud800"}
     parts = {name: replace(getattr(comparison, name), **names) for name in ("planned_on", "measured_on")}
     text = html_page(report_content(replace(comparison, **parts), command=evil))
     elements = Elements(text).elements
@@ -67,8 +67,8 @@ def test_no_text_of_a_file_becomes_markup(comparison):
     assert "&lt;script&gt;alert(1)" in text
 
 
-def test_such_text_is_written(comparison, tmp_path):
-    evil = replace(comparison, measured_on=replace(comparison.measured_on, model="\ud800 <b>"))
+def test_a_file_name_that_is_no_text_is_written(comparison, tmp_path):
+    evil = replace(comparison, measured_on=replace(comparison.measured_on, source="\ud800 <b>"))
     write_report(report_content(evil), tmp_path / "r.html")
     assert "? &lt;b&gt;" in (tmp_path / "r.html").read_text(encoding="utf-8")
 

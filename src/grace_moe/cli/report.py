@@ -78,11 +78,7 @@ def report_command(
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)
     if as_json:
-<<<<<<< HEAD
-        click.echo(json.dumps({"report": str(output), **report_numbers(content)}, indent=2))
-=======
         show_json({"report": str(output), **report_numbers(content)})
->>>>>>> main
     else:
         say(sentence(content))
         say(f"{output}: open it in a browser")
