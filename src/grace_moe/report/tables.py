@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -142,7 +143,7 @@ def _describe_trace(trace: RoutingTrace) -> dict[str, Any]:
         "model": trace.model,
         "dataset": trace.dataset,
         "tokens": trace.num_tokens,
-        "requests": len(set(trace.requests.tolist())) if trace.request_ids is not None else "not recorded",
+        "requests": len(np.unique(trace.requests)) if trace.request_ids is not None else "not recorded",
         "decode_tokens": int((trace.phase == 1).sum()) if trace.phase is not None else "not recorded",
         "layers": trace.num_layers,
         "layer_ids": list(trace.layer_ids),
