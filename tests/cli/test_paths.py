@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from grace_moe.cli import COMMANDS, grace_moe
-from grace_moe.cli.output import printable
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.errors import GraceError, UsageError
 from grace_moe.trace import synthetic_trace
@@ -95,8 +94,3 @@ def test_control_characters_of_names_do_not_reach_the_terminal(trace):
     result = invoke("plan", trace, "--topology", "2x2", "--method", "linear", "-o", "p\x1b[31m\u202eq.json")
     assert result.exit_code == 0
     assert result.output.startswith("p?[31m?q.json: linear for 2x2")
-
-
-def test_printable_keeps_words_of_any_language():
-    assert printable("naïve 日本語 \U0001f469\u200d\U0001f4bb\n\t") == "naïve 日本語 \U0001f469\u200d\U0001f4bb\n\t"
-    assert printable("\x00\x07\x9b\x7f\ud800\r") == "??????"

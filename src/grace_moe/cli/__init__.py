@@ -11,8 +11,7 @@ from typing import NoReturn
 
 import click
 
-from grace_moe.cli.output import printable
-from grace_moe.errors import GraceError
+from grace_moe.errors import GraceError, printable
 
 COMMANDS = {
     "demo": "grace_moe.cli.demo:demo",

@@ -107,10 +107,13 @@ def export_command(
 
 def _check_model(path: Path, placement: Placement, shape: ModelShape | None) -> None:
     """Raise MismatchError where the model's config has other layers or experts than the placement."""
-    if shape is not None and (shape.moe_layer_ids != placement.layer_ids or shape.num_experts != placement.num_experts):
+    if shape is None:
+        return
+    layers = shape.moe_layer_ids or tuple(layer for layer in placement.layer_ids if layer < shape.num_hidden_layers)
+    if layers != placement.layer_ids or shape.num_experts != placement.num_experts:
         raise MismatchError(
             f"{path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
-            f"{len(shape.moe_layer_ids)} of {shape.num_experts}, first {list(shape.moe_layer_ids)[:3]}; give the model that was planned for"
+            f"{len(layers)} of {shape.num_experts}, first {list(layers)[:3]}; give the model that was planned for"
         )
 
 

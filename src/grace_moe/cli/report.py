@@ -74,6 +74,7 @@ def report_command(
             seed=seed,
             on_method=lambda _: advance(1),
         )
+        comparison.require(BEFORE, AFTER)
         sweep = over_memory(comparison, tried, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from grace_moe.errors import printable
 from grace_moe.evaluation import Comparison, ParetoPoint
 from grace_moe.topology import Topology
 
@@ -42,7 +43,15 @@ def comparison_table(comparison: Comparison) -> Table:
     measured, planned = comparison.measured_on, comparison.planned_on
     others = "the same requests" if measured.digest == planned.digest else "other requests"
     caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
+    reasons = (f"{refusal.method}: {printable(str(refusal.error))}" for refusal in comparison.refused)
+    table = Table(
+        title=title,
+        caption=Text("\n".join([caption, *reasons])),
+        title_justify="left",
+        caption_justify="left",
+        box=_RULE,
+        padding=(0, 0, 0, 1),
+    )
     table.add_column("method", no_wrap=True)
     by_batch = all(row["batch_load_max_over_mean"] is not None for row in rows)
     more = [column for column in _BATCH_COLUMNS if by_batch and all(row[column[0]] is not None for row in rows)]
@@ -51,6 +60,8 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["method"], *(_cell(row, rows, *column) for column in columns))
+    for refusal in comparison.refused:
+        table.add_row(refusal.method, *("- " for _ in columns))
     return table
 
 
