@@ -13,20 +13,23 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
 from grace_moe.cli.options import json_option
-from grace_moe.errors import UsageError
+from grace_moe.cli.paths import FileCommand, OutputPath
+from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
+from grace_moe.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
+    from grace_moe.engines import ModelShape
     from grace_moe.placement import Placement
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 
-ENGINES = ("vllm", "sglang", "tensorrt-llm", "vllm-ascend")
 CHOICES = {"nearest replica": "tar", "any replica": "wrr"}
 """How an engine may choose among replicas: SGLang's static dispatch and our vLLM plug-in, and the rest."""
 
 
 @click.command(
     "export",
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe export plan.json --engine sglang --model ./DeepSeek-V3 -o location.json
@@ -35,8 +38,8 @@ Examples:
 """,
 )
 @click.argument("placement_path", metavar="PLACEMENT", type=click.Path(path_type=Path))
-@click.option("--engine", required=True, type=click.Choice(ENGINES), help="What will read it.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--engine", required=True, type=click.Choice(list(EXPORTERS)), help="What will read it.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="File to write.")
 @click.option("--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Slots of every device.  [default: the plan's most]")
 @click.option(
     "--trace",
@@ -47,7 +50,7 @@ Examples:
 @model_option
 @hidden_layers_option
 @click.option("--extra-layers", metavar="L", help="Layers with experts but no plan, such as 61 (MTP).  [default: by --model]")
-@click.option("--loads", "loads_path", type=click.Path(path_type=Path), help="Also write TRACE's loads for vLLM's policy (.npy).")
+@click.option("--loads", "loads_path", type=OutputPath(), help="Also write TRACE's loads for vLLM's policy (.npy).")
 @json_option
 def export_command(
     placement_path: Path,
@@ -66,8 +69,6 @@ def export_command(
     Engines want the same number of slots on every device: where the plan differs, spare slots are filled with the replicas that help
     most, and what was changed is said.
     """
-    from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
-    from grace_moe.errors import MismatchError
     from grace_moe.files import write_atomically
     from grace_moe.placement import Placement
     from grace_moe.trace import RoutingTrace, expert_loads
@@ -77,11 +78,7 @@ def export_command(
     placement = Placement.load(placement_path)
     trace = None if trace_path is None else RoutingTrace.load(trace_path)
     hints, shape = read_hints(model, num_hidden_layers=num_hidden_layers)
-    if shape is not None and (shape.moe_layer_ids != placement.layer_ids or shape.num_experts != placement.num_experts):
-        raise MismatchError(
-            f"{placement_path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
-            f"{len(shape.moe_layer_ids)} of {shape.num_experts}, first {list(shape.moe_layer_ids)[:3]}; give the model that was planned for"
-        )
+    _check_model(placement_path, placement, shape)
     equal = equalise(placement, slots_per_device=slots_per_device, trace=trace)
     slots = SlotMap.of(equal.placement)
     exported = EXPORTERS[engine](slots, hints, _extra_layers(engine, extra_layers, shape))
@@ -90,8 +87,6 @@ def export_command(
         write_atomically(loads_path, export_loads(expert_loads(trace)))
     words = {"PLAN": shlex.quote(str(output.absolute())), "MODEL": shlex.quote(str(model or "MODEL"))}
     launch = re.sub(r"\b(PLAN|MODEL)\b", lambda word: words[word[0]], exported.launch)  # not within GRACE_MOE_PLAN
-    predicted = {} if trace is None or trace.counts_only else _predicted(equal.placement, trace)
-    notes = [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)]
     summary = {
         "file": str(output),
         "engine": engine,
@@ -104,24 +99,36 @@ def export_command(
         "experts_moved": equal.moved,
         "experts_swapped": equal.swapped,
         "launch": launch,
-        "predicted": predicted,
-        "notes": notes,
+        "predicted": {} if trace is None or trace.counts_only else _predicted(equal.placement, trace),
+        "notes": [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)],
     }
-    if as_json:
-        click.echo(json.dumps(summary, indent=2))
+    click.echo(json.dumps(summary, indent=2) if as_json else _text(summary, slots))
+
+
+def _check_model(path: Path, placement: Placement, shape: ModelShape | None) -> None:
+    """Raise MismatchError where the model's config has other layers or experts than the placement."""
+    if shape is None:
         return
-    click.echo(
-        f"{output}: {len(slots.layer_ids)} MoE layers of {slots.num_experts} experts for {engine}, {slots.num_ranks} ranks of "
-        f"{slots.slots_per_rank} slots, {slots.num_redundant} redundant"
-    )
-    for rule, numbers in predicted.items():
-        click.echo(
-            f"replayed, {rule}: {numbers['cross_node_copies']:.3f} copies of a token to other nodes, "
-            f"busiest device {numbers['load_max_over_mean']:.2f}x the mean"
+    layers = shape.moe_layer_ids or tuple(layer for layer in placement.layer_ids if layer < shape.num_hidden_layers)
+    if layers != placement.layer_ids or shape.num_experts != placement.num_experts:
+        raise MismatchError(
+            f"{path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
+            f"{len(layers)} of {shape.num_experts}, first {list(layers)[:3]}; give the model that was planned for"
         )
-    for note in notes:
-        click.echo(f"note: {note}")
-    click.echo(f"start it with:\n\n{launch}")
+
+
+def _text(summary: dict[str, Any], slots: SlotMap) -> str:
+    """The summary for people."""
+    of = f"{len(slots.layer_ids)} MoE layers of {slots.num_experts} experts for {summary['engine']}"
+    ranks = f"{slots.num_ranks} ranks of {slots.slots_per_rank} slots, {slots.num_redundant} redundant"
+    lines = [f"{summary['file']}: {of}, {ranks}"]
+    lines += [
+        f"replayed, {rule}: {numbers['cross_node_copies']:.3f} copies of a token to other nodes, "
+        f"busiest device {numbers['load_max_over_mean']:.2f}x the mean"
+        for rule, numbers in summary["predicted"].items()
+    ]
+    lines += [f"note: {note}" for note in summary["notes"]]
+    return "\n".join([*lines, f"start it with:\n\n{summary['launch']}"])
 
 
 def _order_of_ranks(topology: Topology) -> tuple[str, ...]:
@@ -133,7 +140,7 @@ def _order_of_ranks(topology: Topology) -> tuple[str, ...]:
     return (f"{topology.num_nodes} nodes: {where}; add the engine's own flags for several nodes so that it starts them in this order",)
 
 
-def _extra_layers(engine: str, text: str | None, shape: Any) -> tuple[int, ...]:
+def _extra_layers(engine: str, text: str | None, shape: ModelShape | None) -> tuple[int, ...]:
     if engine != "tensorrt-llm":
         if text is not None:
             raise UsageError(f"--extra-layers: {engine} takes none; leave it out")

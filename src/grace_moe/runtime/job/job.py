@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from grace_moe.cost.wire import DISPATCHES
+from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import UsageError
 from grace_moe.files import dump_json, write_atomically
 from grace_moe.runtime.job.generation import GenerationOptions, Request
@@ -20,7 +20,7 @@ class RunSpec:
     placement: str
     """Path of the placement; its topology must have as many devices as there are ranks."""
     dispatch: str
-    """One of `wire.DISPATCHES`."""
+    """One of `cost.transport.DISPATCHES`."""
 
     def __post_init__(self) -> None:
         if self.dispatch not in DISPATCHES:

@@ -88,7 +88,7 @@ def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: 
 def load_model(
     path: str, placement: Placement, groups: RankGroups, *, dispatch: str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> LoadedModel:
-    """Load `path` for expert parallelism: `dispatch` is one of `wire.DISPATCHES`.
+    """Load `path` for expert parallelism: `dispatch` is one of `cost.transport.DISPATCHES`.
 
     Vanilla ignores the placement: Transformers cuts equal contiguous shards.
 

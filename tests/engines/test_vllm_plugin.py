@@ -1,0 +1,223 @@
+"""The plug-in of vLLM against stand-ins of its seams; `make contract` runs it against the package itself."""
+
+import json
+import logging
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from grace_moe.engines import SlotMap, sglang_plugin, vllm_plugin
+from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN, REPLAN, plan_from_environment
+from grace_moe.errors import PlacementError, UsageError
+from tests.engines.plans import EXPERTS, HELD, LAYERS, RANKS, SLOTS, placement
+
+
+class DefaultPolicy:
+    """vLLM's default, by its seam: the contiguous map."""
+
+    @classmethod
+    def rebalance_experts(cls, weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices=None):
+        return torch.arange(num_replicas).repeat(len(weight), 1) % weight.shape[1]
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """Stand-ins of the modules that the plug-in touches."""
+
+    class EplbState:
+        def __init__(self, parallel_config, device=None):
+            self.parallel_config = parallel_config
+
+    def compute_logical_maps(rows, experts):
+        flat = rows.reshape(-1, rows.shape[-1])
+        tables = [[[i for i, e in enumerate(row.tolist()) if e == expert] for expert in range(experts)] for row in flat]
+        width = max(len(slots) for table in tables for slots in table)
+        whole = torch.tensor([[slots + [-1] * (width - len(slots)) for slots in table] for table in tables])
+        counts = torch.tensor([[len(slots) for slots in table] for table in tables])
+        return (whole[0], counts[0]) if rows.dim() == 1 else (whole, counts)
+
+    names = ["vllm", "vllm.distributed", "vllm.distributed.eplb", "vllm.distributed.eplb.eplb_state", "vllm.distributed.eplb.policy"]
+    modules = {name: ModuleType(name) for name in [*names, "vllm.distributed.parallel_state"]}
+    state, policy = modules["vllm.distributed.eplb.eplb_state"], modules["vllm.distributed.eplb.policy"]
+    state.EplbState, state.compute_logical_maps = EplbState, compute_logical_maps
+    policy.EPLB_POLICIES = {"default": DefaultPolicy}
+    modules["vllm.distributed.eplb"].eplb_state = state
+    modules["vllm.distributed.parallel_state"].get_ep_group = lambda: SimpleNamespace(rank_in_group=1)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(vllm_plugin, "_config", [])
+    monkeypatch.setattr(vllm_plugin, "_lately", {})
+    return SimpleNamespace(state=state, policies=policy.EPLB_POLICIES)
+
+
+def config(**changes):
+    values = {
+        "tensor_parallel_size": 1,
+        "data_parallel_size": 4,
+        "use_sequence_parallel_moe": False,
+        "all2all_backend": "deepep_low_latency",
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+def call(policies, weight=None, slots=SLOTS, ranks=RANKS, nodes=2, old=None):
+    weight = torch.zeros(LAYERS, EXPERTS, dtype=torch.int64) if weight is None else weight
+    return policies["default"].rebalance_experts(weight, slots, 1, nodes, ranks, old)
+
+
+def test_without_a_plan_nothing_changes(vllm, monkeypatch):
+    monkeypatch.delenv(PLAN, raising=False)
+    vllm_plugin.register()
+    assert vllm.policies == {"default": DefaultPolicy}
+    sglang_plugin.register()
+
+
+def test_the_policy_gives_the_plan_whatever_the_load_and_is_idempotent(vllm, plan_path):
+    vllm_plugin.register()
+    policy = vllm.policies["default"]
+    vllm_plugin.register()
+    assert vllm.policies["default"] is policy
+    assert issubclass(policy, DefaultPolicy)
+    expected = SlotMap.of(placement()).physical_to_logical
+    for weight in (None, torch.randint(0, 100, (LAYERS, EXPERTS))):
+        table = call(vllm.policies, weight)
+        assert table.dtype == torch.int64
+        assert table.device.type == "cpu"
+        assert (table.numpy() == expected).all()
+        table.numpy()[:] = 0  # vLLM owns what it was given
+
+
+def test_experts_that_stay_keep_their_slots(vllm, plan_path):
+    vllm_plugin.register()
+    old = torch.tensor([[1, 0, 2, 1, 3, 2, 0, 3], [0, 0, 0, 0, 0, 0, 0, -1]])
+    table = call(vllm.policies, old=old)
+    assert table[0].tolist() == [1, 0, 2, 1, 3, 2, 0, 3]
+    assert sorted(table[1][:2].tolist()) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("weight", "arguments", "says"),
+    [
+        (torch.zeros(1, EXPERTS), {}, "2 MoE layers of 4 experts on 4 ranks, but the engine has 1 of 4 on 4"),
+        (torch.zeros(LAYERS, 6), {}, "the engine has 2 of 6 on 4"),
+        (None, {"ranks": 2}, "the engine has 2 of 4 on 2"),
+        (None, {"slots": 9}, "9 slots are not divisible by 4 ranks"),
+        (None, {"slots": 20}, "need 1 to 4 a device"),
+    ],
+)
+def test_where_the_plan_does_not_fit_the_default_decides_and_it_is_said(vllm, plan_path, caplog, weight, arguments, says):
+    vllm_plugin.register()
+    slots = arguments.get("slots", SLOTS)
+    table = call(vllm.policies, weight, **arguments)
+    assert table[0].tolist() == [i % (EXPERTS if weight is None else weight.shape[1]) for i in range(slots)]
+    assert says in caplog.text
+    assert "own balancer decides instead" in caplog.text
+
+
+def test_more_or_fewer_slots_are_filled_and_said(vllm, plan_path, caplog):
+    caplog.set_level(logging.INFO)
+    vllm_plugin.register()
+    table = call(vllm.policies, slots=12).numpy()
+    assert (np.sort(table.reshape(LAYERS, RANKS, 3), axis=2)[:, :, 1:] != np.sort(table.reshape(LAYERS, RANKS, 3), axis=2)[:, :, :-1]).all()
+    assert "3 slots on every device took 8 replicas more" in caplog.text
+
+
+def test_another_number_of_nodes_is_said(vllm, plan_path, caplog):
+    vllm_plugin.register()
+    assert (call(vllm.policies, nodes=1).numpy() == SlotMap.of(placement()).physical_to_logical).all()
+    assert "is for 2x2, and the engine sees 1 nodes" in caplog.text
+
+
+def test_a_map_from_export_is_a_plan_too(vllm, tmp_path, monkeypatch):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(HELD))
+    monkeypatch.setenv(PLAN, str(path))
+    vllm_plugin.register()
+    assert (np.sort(call(vllm.policies).numpy().reshape(2, 4, 2)) == np.sort(np.array(HELD).reshape(2, 4, 2))).all()
+
+
+def test_replanning_follows_the_load_and_is_the_same_on_every_rank(vllm, plan_path, monkeypatch):
+    monkeypatch.setenv(REPLAN, "1")
+    vllm_plugin.register()
+    loads = torch.tensor([[1000, 10, 10, 10], [10, 10, 10, 10]])
+    table = call(vllm.policies, loads)
+    assert (table == call(vllm.policies, loads)).all()
+    assert (table[0] == 0).sum() > 2
+    assert (table[1].numpy() == SlotMap.of(placement()).physical_to_logical[1]).all()
+    assert (call(vllm.policies).numpy() == SlotMap.of(placement()).physical_to_logical).all()  # all-zero: profiling
+
+
+def test_an_old_or_new_vllm_is_left_alone(vllm, plan_path, monkeypatch, caplog):
+    class Other:
+        @classmethod
+        def rebalance_experts(cls, weight, num_gpus):
+            return None
+
+    vllm.policies["default"] = Other
+    vllm_plugin.register()
+    assert vllm.policies["default"] is Other
+    assert "takes other arguments" in caplog.text
+    monkeypatch.setitem(sys.modules, "vllm.distributed.eplb.policy", None)
+    vllm_plugin.register()
+    assert "has no expert balancer" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "value"), [(REPLAN, "yes"), (LOCAL_ROUTING, "2")])
+def test_bad_switches_are_refused(plan_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{name}='{value}': set it to 1 or 0"):
+        plan_from_environment()
+
+
+def test_a_plan_that_cannot_be_read_stops_the_engine(vllm, tmp_path, monkeypatch):
+    monkeypatch.setenv(PLAN, str(tmp_path / "none.json"))
+    with pytest.raises(PlacementError, match="No such file"):
+        vllm_plugin.register()
+    monkeypatch.setenv(PLAN, "")
+    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    with pytest.raises(UsageError, match="is set without GRACE_MOE_PLAN"):
+        vllm_plugin.register()
+
+
+def test_each_rank_gets_its_own_table_where_it_routes_its_own_tokens(vllm, plan_path, monkeypatch):
+    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    plain = vllm.state.compute_logical_maps
+    vllm_plugin.register()
+    vllm.state.EplbState(config())
+    rows = call(vllm.policies)
+    whole, counts = vllm.state.compute_logical_maps(rows, EXPERTS)
+    assert counts.tolist() == [[1, 1, 1, 2], [1, 1, 1, 1]]  # by hand, rank 1: of layer 1 only expert 3 is away, on both devices there
+    assert whole[0, 0].tolist()[0] == 0
+    one, count = vllm.state.compute_logical_maps(rows[0], EXPERTS)
+    assert (one == whole[0]).all()
+    assert (count == counts[0]).all()
+    other = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])  # a map that is not of the plan
+    assert (vllm.state.compute_logical_maps(other, EXPERTS)[0] == plain(other, EXPERTS)[0]).all()
+    mixed = vllm.state.compute_logical_maps(torch.stack([rows[0], other]), EXPERTS)
+    assert mixed[1].tolist() == [[1, 1, 1, 2], [2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"all2all_backend": "allgather_reducescatter"},
+        {"data_parallel_size": 1},
+        {"tensor_parallel_size": 2},
+        {"prefill_context_parallel_size": 2},
+    ],
+)
+def test_where_ranks_must_agree_they_do_and_it_is_said(vllm, plan_path, monkeypatch, caplog, changes):
+    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    plain = vllm.state.compute_logical_maps
+    vllm_plugin.register()
+    vllm.state.EplbState(config(**changes))
+    rows = call(vllm.policies)
+    assert (vllm.state.compute_logical_maps(rows, EXPERTS)[0] == plain(rows, EXPERTS)[0]).all()
+    assert "GRACE_MOE_LOCAL_ROUTING has no effect" in caplog.text
+
+
+def test_sequence_parallel_layers_route_their_own_tokens():
+    assert vllm_plugin.routes_own_tokens(config(tensor_parallel_size=2, use_sequence_parallel_moe=True))
