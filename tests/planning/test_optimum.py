@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from grace_moe.planning.grace.layer_placement import LONG
+from grace_moe.planning.grace.schedule import LONG
 from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
 
 TRAFFIC_ONLY = SearchOptions(proposals=LONG.proposals // 5, price=0.0, doubt=0.0, copy_price=0.0)
