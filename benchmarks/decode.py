@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
-from grace_moe.evaluation import Evaluation
+from grace_moe.evaluation import Evaluation, Serving
 from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.task import PlannedLayers, PlanningTask
@@ -47,9 +47,9 @@ def rows(trace: RoutingTrace, topology: Topology, bounds: list[tuple[float, floa
         placement = in_decode(ours, planned_on, DecodeBounds(copies=copies, load=load, batch=batch))
         name = f"grace, decode=experts, copies +{copies:.0%}, load +{load:.0%}"
         lines.append(row(name, placement, evaluate(placement, measured_on)))
-    lines.append(row("grace+metro", ours, evaluate(ours, measured_on, policy="metro"), choice_of_batch=True))
+    lines.append(row("grace+metro", ours, evaluate(ours, measured_on, serving=Serving(policy="metro")), choice_of_batch=True))
     lines.append(row("eplb", theirs, evaluate(theirs, measured_on)))
-    lines.append(row("eplb+metro", theirs, evaluate(theirs, measured_on, policy="metro"), choice_of_batch=True))
+    lines.append(row("eplb+metro", theirs, evaluate(theirs, measured_on, serving=Serving(policy="metro")), choice_of_batch=True))
     return lines
 
 

@@ -98,7 +98,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
 
     from grace_moe import RoutingTrace, Topology, evaluate, plan
     from grace_moe.choice import place_requests
-    from grace_moe.evaluation.replay import sources
+    from grace_moe.evaluation import Serving
+    from grace_moe.evaluation.serving import sources
 
     topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
     trace = RoutingTrace.load(arguments.trace)
@@ -126,7 +127,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
             taken.append(mine[np.linspace(0, len(mine) - 1, min(arguments.tokens, len(mine))).round().astype(int)])
         np.savez(folder / f"{number}.npz", *[running.topk_ids[tokens] for tokens in taken])
         first_tokens = 8 if options.get("request_placement") else None
-        found = evaluate(placement, running, first_tokens=first_tokens)
+        found = evaluate(placement, running, serving=Serving(first_tokens=first_tokens))
         facts = {
             "copies": found.cross_node_copies,
             "load": found.load_max_over_mean,

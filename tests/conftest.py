@@ -8,5 +8,5 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import settings
 
-settings.register_profile("grace")
+settings.register_profile("grace", deadline=None)
 settings.load_profile("grace")

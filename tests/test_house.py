@@ -71,7 +71,7 @@ OPEN_FUNCTIONS = {
     )
 }
 OPEN_LINES = 8
-OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model")}
+OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model", "engines.equaliser")}
 OPEN_IMPORTS = {
     f"grace_moe.{name}"
     for name in (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from grace_moe.choice import place_requests
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation import compare, evaluate
+from grace_moe.evaluation import Serving, compare, evaluate
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.planning import plan
 from grace_moe.planning.grace.node_names import align_nodes, rename_nodes, share_out
@@ -51,7 +51,7 @@ def test_placed_requests_cost_less_by_hand():
     """Tokens of expert 0 from node 0 cost nothing, from node 1 a copy: dealt in turn over four devices, half of them do."""
     trace = trace_of([0, 1, 0, 1], [0, 1, 2, 3])
     assert evaluate(one_layer(), trace).cross_node_copies == 0.5
-    assert evaluate(one_layer(), trace, first_tokens=1).cross_node_copies == 0.0
+    assert evaluate(one_layer(), trace, serving=Serving(first_tokens=1)).cross_node_copies == 0.0
 
 
 def test_a_placement_without_costs_says_so():
@@ -116,7 +116,7 @@ def topics():
 def test_requests_of_one_topic_stay_on_their_node(topics):
     planned_on, measured_on = topics
     placement = plan(planned_on, TWO, "grace", request_placement=True, effort=0.3)
-    dealt, placed = evaluate(placement, measured_on), evaluate(placement, measured_on, first_tokens=8)
+    dealt, placed = evaluate(placement, measured_on), evaluate(placement, measured_on, serving=Serving(first_tokens=8))
     assert placed.cross_node_copies < 0.8 * dealt.cross_node_copies
     assert placed.load_max_over_mean < 1.25
 

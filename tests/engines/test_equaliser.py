@@ -88,7 +88,7 @@ def test_it_helps_on_routing_it_has_not_seen():
     bare = plan(first, Topology.parse("2x2"), "linear")
     blind = equalise(bare, slots_per_device=12).placement
     equal = equalise(bare, slots_per_device=12, trace=first).placement
-    before, guess, after = (evaluate(p, second, policy=None) for p in (bare, blind, equal))
+    before, guess, after = (evaluate(p, second) for p in (bare, blind, equal))
     assert after.cross_node_copies < before.cross_node_copies
     assert after.load_max_over_mean < before.load_max_over_mean
     assert after.load_max_over_mean < guess.load_max_over_mean

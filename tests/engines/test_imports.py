@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.assembly import COUNT_ROWS, trace_of_counts
+from grace_moe.engines.counts import COUNT_ROWS, trace_of_counts
 from grace_moe.errors import MismatchError, TraceError, UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.planning import METHODS

@@ -154,7 +154,6 @@ def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
     assert fresh.load.tolist() == pytest.approx(state.load.tolist())
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9), batch=st.integers(1, 20), seed=st.integers(0, 99))
 def test_batches_take_requests_in_turn(sizes, batch, seed):
     """No request is in a batch twice while another is not in it at all, and every drawn token is of the trace."""

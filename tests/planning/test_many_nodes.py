@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grace_moe.evaluation import evaluate
+from grace_moe.evaluation import Serving, evaluate
 from grace_moe.placement import difference
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.node_groups import MAX_NODES, groups_of, search_many_nodes
@@ -84,5 +84,5 @@ def test_planning_again_and_request_placement_work_there_too(halves):
     anew = plan(halves[1], topology, **options)
     assert difference(again, first).moved < difference(anew, first).moved
     dealt = evaluate(plan(halves[0], topology), halves[1])
-    sent = evaluate(plan(halves[0], topology, request_placement=True), halves[1], first_tokens=32)
+    sent = evaluate(plan(halves[0], topology, request_placement=True), halves[1], serving=Serving(first_tokens=32))
     assert sent.cross_node_copies < 0.9 * dealt.cross_node_copies

@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_old_page(content, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("grace_moe.files.os.replace", full)
+    monkeypatch.setattr("grace_moe.files.writing.os.replace", full)
     with pytest.raises(GraceError, match=r"r\.html: can't be written: No space left"):
         write_report(content, path)
     assert path.read_text() == "old"

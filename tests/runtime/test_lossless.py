@@ -10,7 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from grace_moe.cost.wire import COUNT_BYTES, FLAT_BYTES, WireFormat
+from grace_moe.cost.transport import FLAT_BYTES
+from grace_moe.cost.wire import COUNT_BYTES, WireFormat
 from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
 from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS_ON_CPU
 from grace_moe.runtime.job.execution import Job, RunSpec

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from grace_moe.cli import main
-from grace_moe.cost.wire import DISPATCHES
+from grace_moe.cost.transport import DISPATCHES
 from grace_moe.embedded import embedded_model
 
 from .conftest import placement_of

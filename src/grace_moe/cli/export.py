@@ -13,14 +13,15 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
 from grace_moe.cli.options import json_option
-from grace_moe.errors import UsageError
+from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
+from grace_moe.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
+    from grace_moe.engines import ModelShape
     from grace_moe.placement import Placement
     from grace_moe.topology import Topology
     from grace_moe.trace import RoutingTrace
 
-ENGINES = ("vllm", "sglang", "tensorrt-llm", "vllm-ascend")
 CHOICES = {"nearest replica": "tar", "any replica": "wrr"}
 """How an engine may choose among replicas: SGLang's static dispatch and our vLLM plug-in, and the rest."""
 
@@ -35,7 +36,7 @@ Examples:
 """,
 )
 @click.argument("placement_path", metavar="PLACEMENT", type=click.Path(path_type=Path))
-@click.option("--engine", required=True, type=click.Choice(ENGINES), help="What will read it.")
+@click.option("--engine", required=True, type=click.Choice(list(EXPORTERS)), help="What will read it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
 @click.option("--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Slots of every device.  [default: the plan's most]")
 @click.option(
@@ -66,8 +67,6 @@ def export_command(
     Engines want the same number of slots on every device: where the plan differs, spare slots are filled with the replicas that help
     most, and what was changed is said.
     """
-    from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
-    from grace_moe.errors import MismatchError
     from grace_moe.files import write_atomically
     from grace_moe.placement import Placement
     from grace_moe.trace import RoutingTrace, expert_loads
@@ -77,11 +76,7 @@ def export_command(
     placement = Placement.load(placement_path)
     trace = None if trace_path is None else RoutingTrace.load(trace_path)
     hints, shape = read_hints(model, num_hidden_layers=num_hidden_layers)
-    if shape is not None and (shape.moe_layer_ids != placement.layer_ids or shape.num_experts != placement.num_experts):
-        raise MismatchError(
-            f"{placement_path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
-            f"{len(shape.moe_layer_ids)} of {shape.num_experts}, first {list(shape.moe_layer_ids)[:3]}; give the model that was planned for"
-        )
+    _check_model(placement_path, placement, shape)
     equal = equalise(placement, slots_per_device=slots_per_device, trace=trace)
     slots = SlotMap.of(equal.placement)
     exported = EXPORTERS[engine](slots, hints, _extra_layers(engine, extra_layers, shape))
@@ -90,8 +85,6 @@ def export_command(
         write_atomically(loads_path, export_loads(expert_loads(trace)))
     words = {"PLAN": shlex.quote(str(output.absolute())), "MODEL": shlex.quote(str(model or "MODEL"))}
     launch = re.sub(r"\b(PLAN|MODEL)\b", lambda word: words[word[0]], exported.launch)  # not within GRACE_MOE_PLAN
-    predicted = {} if trace is None or trace.counts_only else _predicted(equal.placement, trace)
-    notes = [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)]
     summary = {
         "file": str(output),
         "engine": engine,
@@ -104,24 +97,33 @@ def export_command(
         "experts_moved": equal.moved,
         "experts_swapped": equal.swapped,
         "launch": launch,
-        "predicted": predicted,
-        "notes": notes,
+        "predicted": {} if trace is None or trace.counts_only else _predicted(equal.placement, trace),
+        "notes": [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)],
     }
-    if as_json:
-        click.echo(json.dumps(summary, indent=2))
-        return
-    click.echo(
-        f"{output}: {len(slots.layer_ids)} MoE layers of {slots.num_experts} experts for {engine}, {slots.num_ranks} ranks of "
-        f"{slots.slots_per_rank} slots, {slots.num_redundant} redundant"
-    )
-    for rule, numbers in predicted.items():
-        click.echo(
-            f"replayed, {rule}: {numbers['cross_node_copies']:.3f} copies of a token to other nodes, "
-            f"busiest device {numbers['load_max_over_mean']:.2f}x the mean"
+    click.echo(json.dumps(summary, indent=2) if as_json else _text(summary, slots))
+
+
+def _check_model(path: Path, placement: Placement, shape: ModelShape | None) -> None:
+    """Raise MismatchError where the model's config has other layers or experts than the placement."""
+    if shape is not None and (shape.moe_layer_ids != placement.layer_ids or shape.num_experts != placement.num_experts):
+        raise MismatchError(
+            f"{path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
+            f"{len(shape.moe_layer_ids)} of {shape.num_experts}, first {list(shape.moe_layer_ids)[:3]}; give the model that was planned for"
         )
-    for note in notes:
-        click.echo(f"note: {note}")
-    click.echo(f"start it with:\n\n{launch}")
+
+
+def _text(summary: dict[str, Any], slots: SlotMap) -> str:
+    """The summary for people."""
+    of = f"{len(slots.layer_ids)} MoE layers of {slots.num_experts} experts for {summary['engine']}"
+    ranks = f"{slots.num_ranks} ranks of {slots.slots_per_rank} slots, {slots.num_redundant} redundant"
+    lines = [f"{summary['file']}: {of}, {ranks}"]
+    lines += [
+        f"replayed, {rule}: {numbers['cross_node_copies']:.3f} copies of a token to other nodes, "
+        f"busiest device {numbers['load_max_over_mean']:.2f}x the mean"
+        for rule, numbers in summary["predicted"].items()
+    ]
+    lines += [f"note: {note}" for note in summary["notes"]]
+    return "\n".join([*lines, f"start it with:\n\n{summary['launch']}"])
 
 
 def _order_of_ranks(topology: Topology) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ def _order_of_ranks(topology: Topology) -> tuple[str, ...]:
     return (f"{topology.num_nodes} nodes: {where}; add the engine's own flags for several nodes so that it starts them in this order",)
 
 
-def _extra_layers(engine: str, text: str | None, shape: Any) -> tuple[int, ...]:
+def _extra_layers(engine: str, text: str | None, shape: ModelShape | None) -> tuple[int, ...]:
     if engine != "tensorrt-llm":
         if text is not None:
             raise UsageError(f"--extra-layers: {engine} takes none; leave it out")

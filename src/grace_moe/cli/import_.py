@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from grace_moe.cli.model_options import hidden_layers_option, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints
 from grace_moe.errors import UsageError
-
-TRACES = ("vllm", "sglang", "tensorrt-llm", "llama.cpp", "npz")
-MAPS = ("vllm", "sglang", "tensorrt-llm", "vllm-ascend")
 
 
 @click.command(
@@ -25,7 +24,7 @@ Examples:
 """,
 )
 @click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--engine", required=True, type=click.Choice(list(dict.fromkeys(TRACES + MAPS))), help="What wrote it.")
+@click.option("--engine", required=True, type=click.Choice(list(TRACE_IMPORTERS | MAP_IMPORTERS)), help="What wrote it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Trace (.safetensors), or placement (.json).")
 @click.option("--topology", "topology_text", metavar="T", help="DUMP is a slot map: import it as a placement on this topology.")
 @model_option
@@ -54,37 +53,46 @@ def import_command(
 
     Given --topology, import a slot map that an engine runs with instead, as a placement to inspect, evaluate or start from.
     """
-    from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS
-    from grace_moe.topology import Topology
-    from grace_moe.trace import skew
-
     hints, _ = read_hints(
         model, num_experts=num_experts, top_k=top_k, num_hidden_layers=num_hidden_layers, layers=layers, name=name, dataset=dataset
     )
     if topology_text is not None:
-        if engine not in MAPS or len(dumps) != 1:
-            raise UsageError(f"--topology: one slot map of {', '.join(MAPS)}; leave it out to import a trace")
-        topology = Topology.parse(topology_text)
-        slots = MAP_IMPORTERS[engine](dumps[0], topology.num_devices, hints)
-        placement = slots.to_placement(topology, model=hints.model, engine=engine)
-        placement.save(output)
-        facts = {
-            "placement": str(output),
-            "layers": len(slots.layer_ids),
-            "num_experts": slots.num_experts,
-            "slots_per_device": slots.slots_per_rank,
-        }
-        of = f"{len(slots.layer_ids)} MoE layers of {slots.num_experts} experts"
-        text = f"{output}: {of} on {topology.shape}, {slots.slots_per_rank} slots a device"
-        click.echo(json.dumps(facts, indent=2) if as_json else text)
-        return
-    if engine not in TRACES:
+        summary, text = _import_map(engine, dumps, topology_text, hints, output)
+    else:
+        summary, text = _import_trace(engine, dumps, hints, output)
+    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join([text, *(f"note: {note}" for note in summary.get("notes", ()))]))
+
+
+def _import_map(engine: str, dumps: tuple[Path, ...], topology_text: str, hints: Hints, output: Path) -> tuple[dict[str, Any], str]:
+    """Save a slot map as a placement. Returns the facts, and a line that says them."""
+    from grace_moe.topology import Topology
+
+    if engine not in MAP_IMPORTERS or len(dumps) != 1:
+        raise UsageError(f"--topology: one slot map of {', '.join(MAP_IMPORTERS)}; leave it out to import a trace")
+    topology = Topology.parse(topology_text)
+    slots = MAP_IMPORTERS[engine](dumps[0], topology.num_devices, hints)
+    slots.to_placement(topology, model=hints.model, engine=engine).save(output)
+    facts = {
+        "placement": str(output),
+        "layers": len(slots.layer_ids),
+        "num_experts": slots.num_experts,
+        "slots_per_device": slots.slots_per_rank,
+    }
+    of = f"{len(slots.layer_ids)} MoE layers of {slots.num_experts} experts"
+    return facts, f"{output}: {of} on {topology.shape}, {slots.slots_per_rank} slots a device"
+
+
+def _import_trace(engine: str, dumps: tuple[Path, ...], hints: Hints, output: Path) -> tuple[dict[str, Any], str]:
+    """Save what an engine recorded as a trace. Returns the facts, and a line that says them."""
+    from grace_moe.trace import skew
+
+    if engine not in TRACE_IMPORTERS:
         raise UsageError(f"--engine: {engine} records as vllm does: use that; or give --topology to import its slot map")
     imported = TRACE_IMPORTERS[engine](dumps, hints)
     trace = imported.trace
     trace.save(output)
     hottest = round(float(skew(trace).mean()), 3)
-    summary = {
+    facts = {
         "trace": str(output),
         "tokens": None if trace.counts_only else trace.num_tokens,
         "requests": None if trace.request_ids is None else len(set(trace.requests.tolist())),
@@ -95,11 +103,6 @@ def import_command(
         "expert_load_max_over_mean": hottest,
         "notes": list(imported.notes),
     }
-    if as_json:
-        click.echo(json.dumps(summary, indent=2))
-        return
     of = f"{trace.num_layers} MoE layers of {trace.num_experts} experts"
     what = f"counts of {of}" if trace.counts_only else f"{trace.num_tokens:,} tokens, {of}, top-{trace.top_k}"
-    click.echo(f"{output}: {what}; the hottest expert has {hottest}x the mean load")
-    for note in imported.notes:
-        click.echo(f"note: {note}")
+    return facts, f"{output}: {what}; the hottest expert has {hottest}x the mean load"

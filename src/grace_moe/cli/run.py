@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from grace_moe.cli.options import read_text
-from grace_moe.cost.wire import DISPATCHES
+from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import GraceError, MismatchError, UsageError
 from grace_moe.files import write_atomically
 

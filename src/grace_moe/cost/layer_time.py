@@ -13,11 +13,12 @@ Nothing overlaps, and the copies of one link share it without contention in betw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from grace_moe.errors import MismatchError
 from grace_moe.topology import Link, Topology
@@ -28,35 +29,22 @@ ROW_BYTES = 4096
 """A hidden state of 2048 elements in bf16, as OLMoE's."""
 PAIRS_PER_SECOND = 8e6
 """Pairs a device of relative speed 1 computes: 12.6 MFLOP each (OLMoE) at 100 TFLOP/s."""
+_BLOCK_CELLS = 2**20
+"""(device, receiver) cells priced at once; bounds memory."""
 
 
-class Counts(Protocol):
-    """What a replay counted, of which a time is made; `evaluation.Evaluation` is one."""
+@dataclass(frozen=True, kw_only=True)
+class LayerTraffic:
+    """What the MoE layers send under hierarchical dispatch, and compute, for all tokens of a trace."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the trace."""
-        ...
-
-    @property
-    def devices_per_node(self) -> tuple[int, ...]:
-        """Devices of each node."""
-        ...
-
-    @property
-    def cross_node_links(self) -> npt.NDArray[np.int64]:
-        """`[layers, devices, nodes]` copies from each device to each node."""
-        ...
-
-    @property
-    def intra_node_links(self) -> npt.NDArray[np.int64]:
-        """`[layers, devices, local ranks]` copies from each device to each local rank of its node."""
-        ...
-
-    @property
-    def device_load(self) -> npt.NDArray[np.float64]:
-        """`[layers, devices]` pairs computed, over the device's relative speed."""
-        ...
+    num_tokens: int
+    devices_per_node: tuple[int, ...]
+    cross_node_links: tuple[sparse.csr_array, ...]
+    """One `[devices, nodes]` a layer: copies from each device to each node, where its rail peer takes them in."""
+    intra_node_links: tuple[sparse.csr_array, ...]
+    """One `[devices, local ranks]` a layer: copies from each device to each local rank of its own node."""
+    device_load: npt.NDArray[np.float64]
+    """`[layers, devices]` pairs computed, over the device's relative speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +63,7 @@ class LayerTime:
         return self.dispatch + self.compute + self.combine + self.idle
 
     def to_dict(self) -> dict[str, float]:
-        """By DESIGN.md's names."""
+        """By the names of docs/metrics.md."""
         return {
             "modelled_layer_time": self.total,
             "modelled_dispatch_time": self.dispatch,
@@ -86,7 +74,7 @@ class LayerTime:
 
 
 def modelled_layer_time(
-    evaluation: Counts,
+    traffic: LayerTraffic,
     topology: Topology,
     *,
     batch_tokens: int = BATCH_TOKENS,
@@ -96,43 +84,61 @@ def modelled_layer_time(
     """Time of one layer with hierarchical dispatch (module docstring).
 
     Args:
-        topology: of the evaluation's shape; its links are used, its speeds are in the evaluation already.
+        traffic: an `evaluation.Evaluation` is one.
+        topology: of the traffic's shape; its links are used, its speeds are in `device_load` already.
         batch_tokens: tokens over all devices.
         row_bytes: bytes of one copy of a token.
         pairs_per_second: of a device of relative speed 1.
 
     Raises:
-        MismatchError: the evaluation is of another shape.
+        MismatchError: the traffic is of another shape.
     """
-    if evaluation.devices_per_node != tuple(len(node.devices) for node in topology.nodes):
-        sizes = "+".join(map(str, evaluation.devices_per_node))
+    if traffic.devices_per_node != tuple(len(node.devices) for node in topology.nodes):
+        sizes = "+".join(map(str, traffic.devices_per_node))
         raise MismatchError(f"{topology.source}: nodes: {topology.shape}, but the evaluation is of nodes of {sizes}; evaluate again")
-    batches = batch_tokens / max(1, evaluation.num_tokens)
-    size = batches * row_bytes
-    members = [topology.devices_of_node(node) for node in range(topology.num_nodes)]
-    width = evaluation.intra_node_links.shape[2]
-    neighbours = np.array([[members[n][rank % len(members[n])] for rank in range(width)] for n in topology.node_of_device])
-    cross = _stage_time(evaluation.cross_node_links * size, topology.rail_peers, topology.cross_node, topology)
-    intra = _stage_time(evaluation.intra_node_links * size, neighbours, topology.intra_node, topology)
-    load = evaluation.device_load * batches / pairs_per_second
+    batches = batch_tokens / max(1, traffic.num_tokens)
+    copy_bytes = batches * row_bytes
+    cross = _stage_time(traffic.cross_node_links, copy_bytes, topology.rail_peers, topology.cross_node, topology)
+    intra = _stage_time(traffic.intra_node_links, copy_bytes, _neighbours(topology), topology.intra_node, topology)
+    load = traffic.device_load * batches / pairs_per_second
     compute = float(load.mean())
     idle = max(0.0, float(np.mean(load.max(axis=1))) - compute)
     return LayerTime(dispatch=cross + intra, compute=compute, combine=cross + intra, idle=idle)
 
 
-def _stage_time(sent: npt.NDArray[np.floating[Any]], receiver: npt.NDArray[np.int64], link: Link, topology: Topology) -> float:
-    """Mean over layers of one stage's time.
+def _neighbours(topology: Topology) -> npt.NDArray[np.int64]:
+    """`[devices, local ranks]` the devices of each device's own node; on smaller nodes they repeat."""
+    sizes = np.array([len(node.devices) for node in topology.nodes])
+    first = np.cumsum(sizes) - sizes
+    node = topology.node_of_device[:, None]
+    found: npt.NDArray[np.int64] = first[node] + np.arange(sizes.max()) % sizes[node]
+    return found
+
+
+def _stage_time(
+    links: Sequence[sparse.csr_array], copy_bytes: float, receiver: npt.NDArray[np.int64], link: Link, topology: Topology
+) -> float:
+    """Mean over layers of one stage's time, in seconds.
 
     Args:
-        sent: `[layers, devices, j]` bytes from each device to each of its receivers.
+        links: a `[devices, j]` a layer: copies from each device to each of its receivers.
+        copy_bytes: of one copy.
         receiver: `[devices, j]` their device numbers.
     """
-    devices = np.arange(len(receiver))[:, None]
-    bandwidth = link.bandwidth_bytes_per_s if topology.bandwidth is None else np.array(topology.bandwidth)[devices, receiver]
-    seconds = sent / bandwidth
+    bandwidth = None if topology.bandwidth is None else np.array(topology.bandwidth)
+    num_devices, width = receiver.shape
+    block = max(1, _BLOCK_CELLS // width)
     busiest = []
-    for layer in seconds:
-        taken_in = np.bincount(receiver.ravel(), weights=layer.ravel(), minlength=len(receiver))
-        longest = max(layer.sum(axis=1).max(), taken_in.max())
+    for copies in links:
+        sends = np.zeros(num_devices)
+        takes_in = np.zeros(num_devices)
+        for start in range(0, num_devices, block):
+            rows, to = slice(start, start + block), receiver[start : start + block]
+            devices = np.arange(start, start + len(to))[:, None]
+            speed = link.bandwidth_bytes_per_s if bandwidth is None else bandwidth[devices, to]
+            seconds = copies[rows].toarray() * copy_bytes / speed
+            sends[rows] = seconds.sum(axis=1)
+            np.add.at(takes_in, to.ravel(), seconds.ravel())
+        longest = max(sends.max(), takes_in.max())
         busiest.append(longest + link.latency_s if longest else 0.0)
     return float(np.mean(busiest))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from grace_moe.engines.assembly import Hints, Imported
 from grace_moe.engines.equaliser import Equalised, equalise
 from grace_moe.engines.exported import Exported
+from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.llama_cpp import import_csv
 from grace_moe.engines.model_config import ModelShape, read_model_shape
 from grace_moe.engines.npz import import_npz
-from grace_moe.engines.sglang import export_location, import_dump, import_location
-from grace_moe.engines.slots import SlotMap
-from grace_moe.engines.tensorrt_llm import export_yaml, import_statistics, import_yaml
+from grace_moe.engines.sglang_location import export_location, import_location
+from grace_moe.engines.sglang_recording import import_dump
+from grace_moe.engines.slot_map import SlotMap
+from grace_moe.engines.tensorrt_llm_balancer import export_yaml, import_yaml
+from grace_moe.engines.tensorrt_llm_statistics import import_statistics
 from grace_moe.engines.vllm import export_loads, export_map, import_map, import_routed_experts
 from grace_moe.engines.vllm_ascend import export_map as export_ascend_map
 from grace_moe.engines.vllm_ascend import import_map as import_ascend_map

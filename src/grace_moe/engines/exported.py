@@ -14,8 +14,3 @@ class Exported:
     """The exact flags, environment or configuration, with PLAN for the file's path and MODEL for the model's."""
     notes: tuple[str, ...] = ()
     """What the user should know."""
-
-
-def several(number: int, noun: str) -> str:
-    """`1 slot`, `2 slots`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

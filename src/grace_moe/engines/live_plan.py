@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.equaliser import equalise, rebalance
-from grace_moe.engines.maps import matrix, slot_map
-from grace_moe.engines.slots import SlotMap
+from grace_moe.engines.slot_map import SlotMap
+from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import GraceError, PlacementError, UsageError
 from grace_moe.files import read_json
-from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.placement import Placement
 from grace_moe.topology import Topology
 
 PLAN, REPLAN, LOCAL_ROUTING = "GRACE_MOE_PLAN", "GRACE_MOE_REPLAN", "GRACE_MOE_LOCAL_ROUTING"
@@ -112,37 +112,6 @@ def plan_from_environment() -> LivePlan | None:
     planned = matrix(value, text, "map") if isinstance(value, list) else Placement.load(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return LivePlan(path=path, replan=replan, local_routing=local, planned=planned, digest=digest)
-
-
-def choices_of_rank(layer: LayerPlacement, slots: npt.NDArray[np.int32], topology: Topology, rank: int, width: int) -> list[list[int]]:
-    """Per expert, the slots that a rank's tokens take turns in: its own replica, else those on its node, else all; each as often,
-    of at most `width` turns, as its weight says (to the nearest).
-
-    Args:
-        slots: `[slots]` expert in each, rank-major.
-    """
-    node, per_rank = topology.node_of_device, len(slots) // topology.num_devices
-    slot_of: dict[tuple[int, int], int] = {(int(expert), slot // per_rank): slot for slot, expert in reversed(list(enumerate(slots)))}
-    turns = []
-    for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
-        pairs = list(zip(devices, weights, strict=True))
-        near = [p for p in pairs if p[0] == rank] or [p for p in pairs if node[p[0]] == node[rank]] or pairs
-        total = sum(weight for _, weight in near)
-        shares = [weight / total if total > 0 else 1 / len(near) for _, weight in near]
-        counts = [1] if len(near) == 1 else _turns(shares, width)
-        turns.append([slot_of[expert, device] for (device, _), count in zip(near, counts, strict=True) for _ in range(count)])
-    return turns
-
-
-def _turns(shares: list[float], width: int) -> list[int]:
-    """Whole numbers in the ratio of the shares that sum to `width`, fewer where all have a common divisor; 0 only for a share of 0."""
-    ends = np.round(np.cumsum(shares) * width).astype(int)
-    counts = np.diff(ends, prepend=0)
-    counts[(counts == 0) & (np.array(shares) > 0)] = 1
-    if not counts.sum():
-        return [1] * len(shares)
-    divisor = int(np.gcd.reduce(counts))
-    return [int(count) // divisor for count in counts]
 
 
 def _switch(name: str) -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.assembly import Hints, Imported, RoutedRequest, layers_of_counts, trace_of_requests
+from grace_moe.engines.counts import layers_of_counts
 from grace_moe.engines.dumps import read_bytes
-from grace_moe.engines.maps import MAX_LAYERS
+from grace_moe.engines.imported import Hints, Imported
+from grace_moe.engines.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.slot_tables import MAX_LAYERS
 from grace_moe.errors import TraceError
 
 MAX_CSV_BYTES = 2 * 2**30

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from grace_moe.engines.assembly import Hints, Imported, layers_of_counts
+from grace_moe.engines.counts import layers_of_counts
 from grace_moe.engines.dumps import read_npz
+from grace_moe.engines.imported import Hints, Imported
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.trace import RoutingTrace
 

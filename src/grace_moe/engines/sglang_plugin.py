@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
-from grace_moe.engines.slots import SlotMap, filler_row
+from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.errors import GraceError, MismatchError
 from grace_moe.placement import Placement
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.assembly import Hints, Ids, Imported, RoutedRequest, trace_of_requests
 from grace_moe.engines.dumps import base64_bytes, npy_array, read_npy, read_objects
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.maps import matrix, slot_map
-from grace_moe.engines.slots import SlotMap
+from grace_moe.engines.imported import Hints, Imported
+from grace_moe.engines.requests import Ids, RoutedRequest, trace_of_requests
+from grace_moe.engines.slot_map import SlotMap
+from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError, TraceError
 from grace_moe.files import dump_json, read_json
 

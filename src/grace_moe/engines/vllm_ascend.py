@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grace_moe.engines.assembly import Hints
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.maps import matrix, slot_map
-from grace_moe.engines.slots import SlotMap
+from grace_moe.engines.imported import Hints
+from grace_moe.engines.slot_map import SlotMap
+from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import PlacementError
 from grace_moe.files import dump_json, read_json
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grace_moe.engines.live_plan import LiveMap, LivePlan, choices_of_rank, follows, plan_from_environment, told
-from grace_moe.engines.slots import keep_slots
+from grace_moe.engines.live_plan import LiveMap, LivePlan, follows, plan_from_environment, told
+from grace_moe.engines.replica_turns import choices_of_rank
+from grace_moe.engines.slot_map import keep_slots
 from grace_moe.errors import GraceError
 
 if TYPE_CHECKING:

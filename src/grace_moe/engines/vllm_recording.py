@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.assembly import Hints, Ids, RoutedRequest, trace_of_requests
+from grace_moe.engines.imported import Hints
 from grace_moe.engines.model_config import ModelShape, shape_of_config
+from grace_moe.engines.requests import Ids, RoutedRequest, trace_of_requests
 from grace_moe.errors import ModelError, UsageError
 from grace_moe.trace import RoutingTrace, prompts_from_text
 

@@ -1,9 +1,13 @@
 """What a placement costs: traffic, load and memory on a trace."""
 
 from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
-from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare, over_memory, parse_method
+from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare
+from grace_moe.evaluation.memory import over_memory
+from grace_moe.evaluation.methods import parse_method
+from grace_moe.evaluation.metrics import METRICS, Evaluation
 from grace_moe.evaluation.pareto import ParetoPoint, pareto
-from grace_moe.evaluation.replay import METRICS, Evaluation, evaluate
+from grace_moe.evaluation.replay import evaluate
+from grace_moe.evaluation.serving import Serving
 from grace_moe.evaluation.traffic import cross_node_bytes, cross_node_bytes_per_token, passes_of_tokens
 
 __all__ = [
@@ -13,6 +17,7 @@ __all__ = [
     "Evaluation",
     "LayerTime",
     "ParetoPoint",
+    "Serving",
     "compare",
     "cross_node_bytes",
     "cross_node_bytes_per_token",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from grace_moe.errors import UsageError
-from grace_moe.evaluation.replay import Evaluation, evaluate
+from grace_moe.evaluation.metrics import Evaluation
+from grace_moe.evaluation.replay import evaluate
 from grace_moe.placement import check_same_model
-from grace_moe.planning import PlanningTask, Progress, plan
+from grace_moe.planning import equal_slots, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -43,7 +44,7 @@ def pareto(
     prices: Sequence[float] = PRICES,
     redundancies: Sequence[float] = REDUNDANCIES,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ParetoPoint, ...]:
     """Plan with `grace` at every price and redundancy, each with EPLB's balance left aside; measured on other requests.
 
@@ -64,7 +65,7 @@ def pareto(
     check_same_model(planned_on, measured_on)
     budgets: dict[int, float] = {}
     for redundancy in sorted(redundancies):
-        budgets.setdefault(PlanningTask(trace=planned_on, topology=topology, redundancy=redundancy).equal_slots, redundancy)
+        budgets.setdefault(equal_slots(planned_on, topology, redundancy=redundancy), redundancy)
     tries = [(redundancy, price) for redundancy in budgets.values() for price in sorted(prices)]
     points = []
     for redundancy, price in tries:

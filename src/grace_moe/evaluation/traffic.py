@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.cost.wire import COUNT_BYTES, DISPATCHES, WireFormat, goes_flat
+from grace_moe.cost.transport import counts_between_nodes, goes_flat
+from grace_moe.cost.wire import COUNT_BYTES, WireFormat
 from grace_moe.errors import UsageError
-from grace_moe.evaluation.replay import Evaluation, decode_steps
+from grace_moe.evaluation.metrics import Evaluation
+from grace_moe.evaluation.serving import decode_steps
 from grace_moe.trace import RoutingTrace, order_of_requests
 
 
@@ -34,13 +36,12 @@ def passes_of_tokens(trace: RoutingTrace, first_pass: Sequence[int]) -> npt.NDAr
 def cross_node_bytes(
     evaluation: Evaluation, wire: WireFormat, dispatch: str, *, steps: int, pass_rows: Sequence[int] | None = None
 ) -> float:
-    """Bytes between nodes for the whole trace, dispatch and combine, all layers.
+    """Bytes between nodes for the whole trace, dispatch and combine, all layers: rows, and the row counts told before them.
 
-    - hierarchical: a dispatched row and a combined row per (token, other node), and to each device on
-      another node a count for each device there, one for the node and one of all tokens;
-    - flat: the same per (token, device on another node), and a count per pair of devices on different nodes;
-    - vanilla: a hidden state each way per (token, expert) pair on another node, and counts per expert;
-    - auto: hierarchical's counts, and the rows of flat or hierarchical, pass by pass (`wire.goes_flat`).
+    - hierarchical: a dispatched row and a combined row per (token, other node);
+    - flat: the same per (token, device on another node);
+    - vanilla: a hidden state each way per (token, expert) pair on another node;
+    - auto: the rows of flat or hierarchical, pass by pass (`transport.goes_flat`).
 
     Args:
         steps: forward passes that the trace's tokens took.
@@ -50,29 +51,25 @@ def cross_node_bytes(
     Raises:
         UsageError: unknown dispatch, or `auto` without its passes.
     """
-    devices_per_node = evaluation.devices_per_node
-    num_devices = sum(devices_per_node)
-    layers = len(evaluation.cross_node)
-    far_pairs = num_devices**2 - sum(n * n for n in devices_per_node)
-    rows = wire.dispatch_row_bytes + wire.hidden_bytes
-    if dispatch in ("hierarchical", "auto"):
-        counts = sum(n * (num_devices - n) * (n + 2) for n in devices_per_node)
-        if dispatch == "auto":
-            return float(_auto_copies(evaluation, wire, steps, pass_rows) * rows + layers * steps * counts * COUNT_BYTES)
-        return float(evaluation.cross_node.sum() * rows + layers * steps * counts * COUNT_BYTES)
-    if dispatch == "flat":
-        return float(evaluation.flat_cross_node.sum() * rows + layers * steps * far_pairs * COUNT_BYTES)
+    counts = counts_between_nodes(dispatch, evaluation.devices_per_node, evaluation.num_experts)
+    row_bytes = wire.dispatch_row_bytes + wire.hidden_bytes
     if dispatch == "vanilla":
-        counts = far_pairs * (evaluation.num_experts // num_devices)
-        return float(evaluation.pairs_cross_node.sum() * 2 * wire.hidden_bytes + layers * steps * counts * COUNT_BYTES)
-    raise UsageError(f"dispatch {dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
+        copies, row_bytes = int(evaluation.copies.pairs_cross_node.sum()), 2 * wire.hidden_bytes
+    elif dispatch == "flat":
+        copies = int(evaluation.copies.flat_cross_node.sum())
+    elif dispatch == "hierarchical":
+        copies = int(evaluation.copies.cross_node.sum())
+    else:
+        copies = _auto_copies(evaluation, wire, steps, pass_rows)
+    layers = len(evaluation.device_load)
+    return float(copies * row_bytes + layers * steps * counts * COUNT_BYTES)
 
 
 def _auto_copies(evaluation: Evaluation, wire: WireFormat, steps: int, pass_rows: Sequence[int] | None) -> int:
     """Copies between nodes in all layers, each pass flat or hierarchical by its rows."""
-    hierarchical, flat = evaluation.pass_cross_node, evaluation.pass_flat_cross_node
-    if pass_rows is None or hierarchical is None or flat is None:
+    if pass_rows is None or evaluation.by_pass is None:
         raise UsageError("dispatch auto goes by the rows of each forward pass; evaluate with passes, and give pass_rows")
+    hierarchical, flat = evaluation.by_pass.cross_node, evaluation.by_pass.flat_cross_node
     counted = hierarchical.shape[1]
     if len(pass_rows) != steps or counted > steps:
         raise UsageError(f"pass_rows: {len(pass_rows)} for {steps} steps and {counted} passes counted; give each pass its rows")

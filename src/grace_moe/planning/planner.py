@@ -119,6 +119,15 @@ def plan(
     return placement
 
 
+def equal_slots(trace: RoutingTrace, topology: Topology, *, redundancy: float, expert_bytes: int | None = None) -> int:
+    """Slots of each device in a layer that methods with equal slots get from this redundancy.
+
+    Raises:
+        UsageError: a redundancy out of range, or a device too small for an equal share of the experts.
+    """
+    return PlanningTask(trace=trace, topology=topology, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
+
+
 def _function(method: str) -> Callable[..., PlannedLayers]:
     if method not in _PLACES:
         raise UsageError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")

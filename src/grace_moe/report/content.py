@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from grace_moe.evaluation import Comparison, ComparisonRow, Evaluation
 from grace_moe.placement import Placement
@@ -130,11 +133,16 @@ def device_traffic(evaluation: Evaluation, topology: Topology) -> Floats:
     copies = np.zeros((topology.num_devices, topology.num_devices))
     sizes = [len(node.devices) for node in topology.nodes]
     first = np.cumsum([0, *sizes[:-1]])
-    cross, intra = evaluation.cross_node_links.mean(axis=0), evaluation.intra_node_links.mean(axis=0)
+    cross, intra = _mean_over_layers(evaluation.cross_node_links), _mean_over_layers(evaluation.intra_node_links)
     for device, node in enumerate(topology.node_of_device):
         np.add.at(copies[device], topology.rail_peers[device], cross[device])
         copies[device, first[node] : first[node] + sizes[node]] += intra[device, : sizes[node]]
     return copies / max(1, evaluation.num_tokens)
+
+
+def _mean_over_layers(links: Sequence[sparse.csr_array]) -> Floats:
+    mean: Floats = reduce(operator.add, links).toarray() / len(links)
+    return mean
 
 
 def node_traffic(copies: Floats, topology: Topology) -> Floats:
@@ -154,7 +162,7 @@ def _typical_layer(comparison: Comparison, before: ComparisonRow, after: Compari
     """The layer whose gain is the median of the layers': one that neither flatters nor belittles."""
     trace, topology = comparison.measured_on, comparison.topology
     name = "cross_node" if topology.num_nodes > 1 else "intra_node"
-    gain: Ints = getattr(before.evaluation, name) - getattr(after.evaluation, name)
+    gain: Ints = getattr(before.evaluation.copies, name) - getattr(after.evaluation.copies, name)
     layer = int(np.argsort(gain, kind="stable")[len(gain) // 2])
     counts = affinity_matrix(trace.topk_ids[:, layer], trace.num_experts)
     sides = [_side(row.placement, layer, topology) for row in (before, after)]

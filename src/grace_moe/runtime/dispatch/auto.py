@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from grace_moe.cost.wire import FLAT_BYTES, goes_flat
+from grace_moe.cost.transport import FLAT_BYTES, goes_flat
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.flat import FlatDispatcher, FlatState
 from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher, HierarchicalState, Splits

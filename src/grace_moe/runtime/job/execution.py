@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save
 
-from grace_moe.cost.wire import DISPATCHES
+from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import UsageError
 from grace_moe.files import dump_json, write_atomically
 from grace_moe.placement import Placement

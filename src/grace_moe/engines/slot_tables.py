@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.slots import MAX_SLOTS, IntMatrix, SlotMap
+from grace_moe.engines.slot_map import MAX_SLOTS, IntMatrix, SlotMap
 from grace_moe.errors import PlacementError
 
 _MEND = "give the map as the engine reads it"

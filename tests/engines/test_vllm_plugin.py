@@ -1,4 +1,4 @@
-"""The plug-ins of vLLM and SGLang against stand-ins of their seams; `make contract` runs them against the packages themselves."""
+"""The plug-in of vLLM against stand-ins of its seams; `make contract` runs it against the package itself."""
 
 import json
 import logging
@@ -8,36 +8,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from grace_moe.engines import SlotMap, equalise, sglang_plugin, vllm_plugin
-from grace_moe.engines.equaliser import rebalance
-from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN, REPLAN, LivePlan, choices_of_rank, plan_from_environment
-from grace_moe.engines.slots import keep_slots
+from grace_moe.engines import SlotMap, sglang_plugin, vllm_plugin
+from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN, REPLAN, plan_from_environment
 from grace_moe.errors import PlacementError, UsageError
-from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.topology import Topology
-from tests.engines.samples import placements
-
-LAYERS, EXPERTS, SLOTS, RANKS = 2, 4, 8, 4
-HELD = [[0, 1, 1, 2, 2, 3, 3, 0], [3, 2, 1, 0, 0, 1, 2, 3]]
-
-
-def placement(layer_ids=(1, 3), weights=None, shape="2x2"):
-    layers = []
-    for layer_id, row in zip(layer_ids, HELD, strict=True):
-        devices = tuple(tuple(slot // 2 for slot in range(SLOTS) if row[slot] == expert) for expert in range(EXPERTS))
-        layers.append(LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=weights or even_weights(devices)))
-    return Placement(topology=Topology.parse(shape), num_experts=EXPERTS, layers=tuple(layers))
-
-
-@pytest.fixture
-def plan_path(tmp_path, monkeypatch):
-    path = tmp_path / "plan.json"
-    placement().save(path)
-    monkeypatch.setenv(PLAN, str(path))
-    return path
+from tests.engines.plans import EXPERTS, HELD, LAYERS, RANKS, SLOTS, placement
 
 
 class DefaultPolicy:
@@ -207,36 +182,6 @@ def test_a_plan_that_cannot_be_read_stops_the_engine(vllm, tmp_path, monkeypatch
         vllm_plugin.register()
 
 
-# Near replicas
-
-
-def test_near_replicas_by_hand():
-    """Layer 1: expert 0 is on devices 0 (node 0) and 3 (node 1); expert 3 on 2 and 3, with weights 3/4 and 1/4."""
-    even = even_weights(placement().layers[0].devices_of_expert)
-    layer = placement(weights=(*even[:3], (0.75, 0.25))).layers[0]
-    row, topology = np.array(HELD[0], dtype=np.int32), Topology.parse("2x2")
-    assert choices_of_rank(layer, row, topology, 0, 64) == [[0], [1], [3], [5, 5, 5, 6]]  # 2 is on 1 and 2, 1 is near; 3 is away
-    assert choices_of_rank(layer, row, topology, 1, 64) == [[0], [2], [3], [5, 5, 5, 6]]
-    assert choices_of_rank(layer, row, topology, 2, 64) == [[7], [1, 2], [4], [5]]
-    assert choices_of_rank(layer, row, topology, 3, 64) == [[7], [1, 2], [4], [6]]
-
-
-@given(placements(), st.integers(1, 64))
-def test_every_choice_is_a_slot_of_the_expert_and_the_nearest(placed, width):
-    placed = equalise(placed).placement
-    slots, topology = SlotMap.of(placed), placed.topology
-    for index, layer in enumerate(placed.layers):
-        row = slots.physical_to_logical[index]
-        for rank in range(topology.num_devices):
-            for expert, turns in enumerate(choices_of_rank(layer, row, topology, rank, width)):
-                assert 1 <= len(turns) <= width + len(layer.devices_of_expert[expert])
-                devices = {slot // slots.slots_per_rank for slot in turns}
-                assert all(row[slot] == expert for slot in turns)
-                held = layer.devices_of_expert[expert]
-                near = [d for d in held if topology.node_of_device[d] == topology.node_of_device[rank]]
-                assert devices == ({rank} if rank in held else set(near or held))
-
-
 def test_each_rank_gets_its_own_table_where_it_routes_its_own_tokens(vllm, plan_path, monkeypatch):
     monkeypatch.setenv(LOCAL_ROUTING, "1")
     plain = vllm.state.compute_logical_maps
@@ -276,101 +221,3 @@ def test_where_ranks_must_agree_they_do_and_it_is_said(vllm, plan_path, monkeypa
 
 def test_sequence_parallel_layers_route_their_own_tokens():
     assert vllm_plugin.routes_own_tokens(config(tensor_parallel_size=2, use_sequence_parallel_moe=True))
-
-
-# Slots that stay
-
-
-@given(placements(), st.randoms(use_true_random=False))
-def test_kept_slots_hold_the_same_experts_on_every_rank(placed, random):
-    slots = SlotMap.of(equalise(placed).placement)
-    old = slots.physical_to_logical.copy()
-    for row in old:
-        random.shuffle(row)
-    kept = keep_slots(slots.physical_to_logical, old, slots.num_ranks)
-    shape = (len(kept), slots.num_ranks, -1)
-    assert (np.sort(kept.reshape(shape)) == np.sort(slots.physical_to_logical.reshape(shape))).all()
-    for now, before in zip(kept.reshape(-1, slots.slots_per_rank), old.reshape(-1, slots.slots_per_rank), strict=True):
-        assert all(now[i] == before[i] for i in range(len(now)) if before[i] in now and list(before[:i]).count(before[i]) == 0)
-    assert (keep_slots(kept, old[:, :0], slots.num_ranks) == kept).all()
-
-
-# Re-planning
-
-
-@given(placements(), st.data())
-def test_rebalancing_keeps_slots_and_experts(placed, data):
-    equal = equalise(placed).placement
-    loads = np.array(
-        [data.draw(st.lists(st.integers(0, 99), min_size=placed.num_experts, max_size=placed.num_experts)) for _ in placed.layers]
-    )
-    again = rebalance(equal, loads)
-    assert (again.slots_per_device() == equal.slots_per_device()).all()
-    assert rebalance(equal, loads) == again
-
-
-def test_rebalancing_by_hand():
-    """1x2, three slots each: both hold 0 and 1, and 2 has 80 of 100. Devices compute 85.5 and 14.5. By hand: 2 in the slot of 0 on device 1 makes
-    50.5 and 49.5, in that of 1 it makes 45.5 and 54.5."""
-    devices = ((0, 1), (0, 1), (0,), (1,))
-    layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices))
-    before = Placement(topology=Topology.parse("1x2"), num_experts=4, layers=(layer,))
-    after = rebalance(before, np.array([[10, 1, 80, 9]])).layers[0].devices_of_expert
-    assert after == ((0,), (0, 1), (0, 1), (1,))
-
-
-# SGLang
-
-
-def original(tokens, slots, local, groups, nodes, algorithm):
-    return "theirs"
-
-
-def test_sglang_gets_all_decoder_layers(plan_path):
-    hook = sglang_plugin.planned_rebalance(plan_from_environment())
-    physical, logical, count = hook(original, torch.zeros(3, 5, EXPERTS, dtype=torch.int32), SLOTS, 2, None, 2, "auto")
-    assert physical.shape == (5, SLOTS)
-    assert (physical[[1, 3]].numpy() == SlotMap.of(placement()).physical_to_logical).all()
-    assert physical[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert count.sum(dim=1).tolist() == [SLOTS] * 5
-    for layer in range(5):
-        for expert in range(EXPERTS):
-            slots = [s for s in logical[layer, expert].tolist() if s >= 0]
-            assert len(slots) == count[layer, expert]
-            assert (physical[layer, slots] == expert).all()
-
-
-def test_sglang_falls_back_and_says_so(plan_path, caplog, tmp_path, monkeypatch):
-    hook = sglang_plugin.planned_rebalance(plan_from_environment())
-    assert hook(original, torch.zeros(1, 3, EXPERTS), SLOTS, 2, None, 2, "auto") == "theirs"
-    assert "SGLang has decoder layers 0..2" in caplog.text
-    assert hook(original, torch.zeros(1, 5, EXPERTS), SLOTS, 4, None, 2, "auto") == "theirs"
-    live = LivePlan(path=plan_path, replan=False, local_routing=False, planned=np.array(HELD, dtype=np.int32))
-    assert sglang_plugin.planned_rebalance(live)(original, torch.zeros(1, 5, EXPERTS), SLOTS, 2, None, 2, "auto") == "theirs"
-    assert "without layer numbers" in caplog.text
-
-
-def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    hooks = []
-    registry = ModuleType("sglang.srt.plugins.hook_registry")
-    registry.HookType = SimpleNamespace(AROUND="around")
-    registry.HookRegistry = SimpleNamespace(register=lambda *arguments: hooks.append(arguments))
-    for name in ("sglang", "sglang.srt", "sglang.srt.plugins"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", None)
-    sglang_plugin.register()
-    assert "has no hook registry" in caplog.text
-    monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", registry)
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
-    sglang_plugin.register()
-    assert [(target, kind) for target, _, kind in hooks] == [("sglang.srt.eplb.eplb_algorithms.rebalance_experts", "around")]
-    assert "is vLLM's" in caplog.text
-
-
-def test_both_are_entry_points():
-    from importlib.metadata import entry_points
-
-    for group, module in (("vllm.general_plugins", vllm_plugin), ("sglang.srt.plugins", sglang_plugin)):
-        (point,) = (p for p in entry_points(group=group) if p.name == "grace_moe")
-        assert point.load() is module.register

@@ -1,0 +1,66 @@
+"""The plug-in of SGLang against stand-ins of its seams; `make contract` runs it against the package itself."""
+
+import logging
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import torch
+
+from grace_moe.engines import SlotMap, sglang_plugin, vllm_plugin
+from grace_moe.engines.live_plan import LOCAL_ROUTING, LivePlan, plan_from_environment
+from tests.engines.plans import EXPERTS, HELD, SLOTS, placement
+
+
+def original(tokens, slots, local, groups, nodes, algorithm):
+    return "theirs"
+
+
+def test_sglang_gets_all_decoder_layers(plan_path):
+    hook = sglang_plugin.planned_rebalance(plan_from_environment())
+    physical, logical, count = hook(original, torch.zeros(3, 5, EXPERTS, dtype=torch.int32), SLOTS, 2, None, 2, "auto")
+    assert physical.shape == (5, SLOTS)
+    assert (physical[[1, 3]].numpy() == SlotMap.of(placement()).physical_to_logical).all()
+    assert physical[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert count.sum(dim=1).tolist() == [SLOTS] * 5
+    for layer in range(5):
+        for expert in range(EXPERTS):
+            slots = [s for s in logical[layer, expert].tolist() if s >= 0]
+            assert len(slots) == count[layer, expert]
+            assert (physical[layer, slots] == expert).all()
+
+
+def test_sglang_falls_back_and_says_so(plan_path, caplog, tmp_path, monkeypatch):
+    hook = sglang_plugin.planned_rebalance(plan_from_environment())
+    assert hook(original, torch.zeros(1, 3, EXPERTS), SLOTS, 2, None, 2, "auto") == "theirs"
+    assert "SGLang has decoder layers 0..2" in caplog.text
+    assert hook(original, torch.zeros(1, 5, EXPERTS), SLOTS, 4, None, 2, "auto") == "theirs"
+    live = LivePlan(path=plan_path, replan=False, local_routing=False, planned=np.array(HELD, dtype=np.int32))
+    assert sglang_plugin.planned_rebalance(live)(original, torch.zeros(1, 5, EXPERTS), SLOTS, 2, None, 2, "auto") == "theirs"
+    assert "without layer numbers" in caplog.text
+
+
+def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    hooks = []
+    registry = ModuleType("sglang.srt.plugins.hook_registry")
+    registry.HookType = SimpleNamespace(AROUND="around")
+    registry.HookRegistry = SimpleNamespace(register=lambda *arguments: hooks.append(arguments))
+    for name in ("sglang", "sglang.srt", "sglang.srt.plugins"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", None)
+    sglang_plugin.register()
+    assert "has no hook registry" in caplog.text
+    monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", registry)
+    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    sglang_plugin.register()
+    assert [(target, kind) for target, _, kind in hooks] == [("sglang.srt.eplb.eplb_algorithms.rebalance_experts", "around")]
+    assert "is vLLM's" in caplog.text
+
+
+def test_both_are_entry_points():
+    from importlib.metadata import entry_points
+
+    for group, module in (("vllm.general_plugins", vllm_plugin), ("sglang.srt.plugins", sglang_plugin)):
+        (point,) = (p for p in entry_points(group=group) if p.name == "grace_moe")
+        assert point.load() is module.register

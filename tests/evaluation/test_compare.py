@@ -1,0 +1,81 @@
+"""Methods side by side."""
+
+import importlib
+import json
+
+import pytest
+
+from grace_moe import compare, evaluate
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.evaluation import METRICS
+from grace_moe.topology import Topology
+from grace_moe.trace import synthetic_trace
+
+compare_module = importlib.import_module("grace_moe.evaluation.compare")  # the package's own `compare` is the function
+TRACE = synthetic_trace(tokens=400, layers=2, experts=16, top_k=4)
+TOPOLOGY = Topology.parse("2x2")
+
+
+def test_compare_has_a_row_a_method_in_order():
+    told = []
+    comparison = compare(TRACE, TOPOLOGY, methods=("eplb", "linear"), on_method=told.append)
+    assert [row.method for row in comparison.rows] == told == ["eplb", "linear"]
+    assert [row.placement.provenance["method"] for row in comparison.rows] == told
+    for row in comparison.rows:
+        assert row.evaluation.to_dict() == evaluate(row.placement, comparison.measured_on).to_dict()
+
+
+def test_compare_measures_requests_that_were_not_planned_on():
+    comparison = compare(TRACE, TOPOLOGY, methods=("linear",))
+    planned, measured = comparison.planned_on, comparison.measured_on
+    assert not set(planned.requests.tolist()) & set(measured.requests.tolist())
+    assert planned.num_tokens + measured.num_tokens == TRACE.num_tokens
+    assert comparison.rows[0].placement.provenance["trace_digest"] == planned.digest
+    assert comparison.rows[0].evaluation.num_tokens == measured.num_tokens
+
+
+def test_a_second_trace_is_measured_whole_and_the_first_planned_on_whole():
+    other = synthetic_trace(tokens=100, layers=2, experts=16, top_k=4, seed=1)
+    comparison = compare(TRACE, TOPOLOGY, measure_on=other, methods=("linear",))
+    assert comparison.planned_on is TRACE
+    assert comparison.measured_on is other
+
+
+def test_comparison_json_is_designs():
+    value = json.loads(json.dumps(compare(TRACE, TOPOLOGY, methods=("linear",)).to_dict(), allow_nan=False))
+    assert set(value) == {"rows", "topology", "trace", "eval"}
+    assert value["topology"] == "2x2"
+    assert value["trace"]["digest"] != value["eval"]["digest"]
+    (row,) = value["rows"]
+    assert list(row)[:2] == ["method", "plan_seconds"]
+    assert set(METRICS) | {"modelled_layer_time"} <= set(row)
+    assert {"cross_node_copies", "intra_node_copies", "flat_copies", "flat_cross_node_copies", "pair_copies"} <= set(METRICS)
+    assert {"load_max_over_mean", "load_std_over_mean", "idle_fraction", "active_experts_max"} <= set(METRICS)
+    assert {"slots_total_over_experts", "slots_max_per_device"} <= set(METRICS)
+
+
+def test_a_trace_of_another_model_is_refused():
+    with pytest.raises(MismatchError, match="num_experts: 16, but synthetic trace has 8; use a trace of the model that was planned for"):
+        compare(TRACE, TOPOLOGY, measure_on=synthetic_trace(tokens=10, layers=2, experts=8, top_k=4))
+
+
+def test_it_is_refused_before_anything_is_planned(monkeypatch):
+    monkeypatch.setattr(compare_module, "plan", None)
+    with pytest.raises(MismatchError, match=r"layers: 2 with ids \[0, 1\]..., but synthetic trace has 1 with ids \[0\]"):
+        compare(TRACE, TOPOLOGY, measure_on=synthetic_trace(tokens=10, layers=1, experts=16, top_k=4))
+
+
+def test_limits_reach_every_plan():
+    """A device of 1,000 bytes holds 5 experts of 100 bytes in each of two layers: four of them hold 20, not 1.25 x 16."""
+    small = Topology.from_dict({"nodes": [{"devices": [{"memory_bytes": 1000}] * 2}] * 2})
+    methods = ("linear", "eplb", "grace_paper")
+    for row in compare(TRACE, small, methods=methods, expert_bytes=100).rows:
+        assert row.placement.provenance["options"]["expert_bytes"] == 100
+        assert row.evaluation.slots_max_per_device <= 5
+    with pytest.raises(UsageError, match="memory_bytes: room for 12 experts a layer"):
+        compare(TRACE, small, methods=methods, expert_bytes=150)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UsageError, match="method 'best' is unknown; use one of grace, "):
+        compare(TRACE, TOPOLOGY, methods=("best",))
