@@ -18,7 +18,6 @@ MOST_PARAMETERS = 8
 
 SEAMS = {
     "grace_moe.planning.planner:plan": "the front door: each argument is an option of the command line",
-    "grace_moe.evaluation.compare:compare": "the front door of `compare`: the same options as `plan`",
     "grace_moe.trace.synthetic:synthetic_trace": "a generator for tests: each argument is a property of the trace",
     "grace_moe.planning.grace.grace:grace": "a method's options are its keyword arguments",
 }
@@ -47,10 +46,8 @@ OPEN_FILES = {
     f"grace_moe.{name}"
     for name in (
         "engines.equaliser",
-        "evaluation.replay",
         "planning.grace.decode",
         "planning.grace.search.nodes",
-        "report.figures",
         "runtime.dispatch.hierarchical",
     )
 }
@@ -60,7 +57,6 @@ OPEN_FUNCTIONS = {
         "planning.grace.search.nodes:_anneal",
         "planning.grace.search.devices:_swap",
         "planning.grace.grace:_plan",
-        "evaluation.replay:evaluate",
         "cli.run:run",
         "planning.planner:plan",
         "cli.export:export_command",
@@ -71,7 +67,7 @@ OPEN_FUNCTIONS = {
     )
 }
 OPEN_LINES = 8
-OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model", "engines.equaliser")}
+OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "runtime.model", "engines.equaliser")}
 OPEN_IMPORTS = {
     f"grace_moe.{name}"
     for name in (
@@ -82,8 +78,6 @@ OPEN_IMPORTS = {
         "placement.model",
         "placement.validation",
         "planning.grace.grace",
-        "report.content",
-        "report.page",
         "runtime",
         "trace.model",
         "runtime.model.loading",

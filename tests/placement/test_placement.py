@@ -204,6 +204,8 @@ BAD = [
     ((*L0, "node_prices"), "free", "layers[0].node_prices: missing, or not a list of lists"),
     ((*L0, "replica_choice"), "best", "layer 0: replica_choice: 'best' is unknown; use one of tar, wrr, joint"),
     ((*L0, "replica_choice"), 3, "layers[0].replica_choice: 3 is not text"),
+    ((*L0, "replica_wieghts"), [[1.0]] * 4, "layers[0].replica_wieghts: unknown key; it may have layer_id, devices_of_expert"),
+    (("layer",), [], "layer: unknown key; it may have format, version, model"),
 ]
 
 
@@ -221,6 +223,7 @@ def test_what_is_wrong_is_named(tmp_path, where, new, text):
     [
         (("topology", "nodes"), [], "topology: nodes: no nodes"),
         (("topology", "nodes", 0), 3, "topology: nodes[0]: int is not an object"),
+        (("topology", "bandwith"), [], "topology: topology.bandwith: unknown key"),
         (("topology", "links", "cross_node", "latency_s"), None, "topology: links.cross_node.latency_s: missing"),
     ],
 )
@@ -228,6 +231,31 @@ def test_its_topology_is_checked_too(tmp_path, where, new, text):
     path, value = saved(tmp_path)
     path.write_text(json.dumps(put(value, where, new)))
     assert refused(path, TopologyError).startswith(text)
+
+
+def test_many_layers_on_many_devices_are_refused_before_they_are_counted(tmp_path):
+    """10,000 layers of one expert on 4,096 devices: a table of them takes 312 MiB, and the file has 0.9 MB."""
+    path, value = saved(tmp_path)
+    layer = {"devices_of_expert": [[0]], "replica_weights": [[1]]}
+    value |= {
+        "num_experts": 1,
+        "topology": {"nodes": [{"devices": [{}] * 4096}]},
+        "layers": [{"layer_id": i, **layer} for i in range(10_000)],
+    }
+    path.write_text(json.dumps(value))
+    assert refused(path).startswith("layers x devices: asks for 312 MiB of memory, and a file of ")
+    few = {"nodes": [{"devices": [{}]}]}
+    path.write_text(json.dumps(value | {"topology": few}))
+    assert len(Placement.load(path).layers) == 10_000
+    path.write_text(json.dumps(value | {"topology": few, "layers": [{"layer_id": i, **layer} for i in range(10_001)]}))
+    assert refused(path) == "layers: 10001 are over the limit of 10000; is it the right file?"
+
+
+@pytest.mark.parametrize("layer_id", [-1, 100_000])
+def test_layer_numbers_that_the_loader_refuses_are_refused_in_python_too(layer_id):
+    layer = LayerPlacement(layer_id=layer_id, devices_of_expert=((0,),), replica_weights=((1.0,),))
+    with pytest.raises(PlacementError, match=r"its number is not in 0\.\.99999; give the model's own number of the layer"):
+        Placement(topology=Topology.parse("1x1"), num_experts=1, layers=(layer,))
 
 
 def test_a_smaller_topology_leaves_devices_missing(tmp_path):

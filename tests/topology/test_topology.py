@@ -114,6 +114,11 @@ BAD = [
     (device(relative_speed=math.nan), "nodes[0].devices[0].relative_speed: float is not a finite number"),
     (device(relative_speed=None), "nodes[0].devices[0].relative_speed: missing"),
     (device(relative_speed=-1), "nodes.node0.devices.device0: speed and memory must be positive"),
+    (device(memory_bytes=8.5), "nodes[0].devices[0].memory_bytes: 8.5 is not a whole number"),
+    (device(memroy_bytes=8), "nodes[0].devices[0].memroy_bytes: unknown key; it may have name, memory_bytes, relative_speed"),
+    (good(node=[]), "topology.node: unknown key; it may have nodes, links, bandwidth"),
+    (good(nodes=[{"device": [{}]}]), "nodes[0].device: unknown key; it may have name, devices"),
+    (link(latency=1), "links.cross_node.latency: unknown key; it may have bandwidth_bytes_per_s, latency_s"),
     (good(links=[]), "links: list is not an object"),
     (good(links=None), "links: NoneType is not an object"),
     (good(links={"cross_nodes": {}}), "links.cross_nodes: unknown link; name intra_node and cross_node"),
@@ -141,6 +146,13 @@ def test_what_is_wrong_is_named(value, text):
     assert str(error.value).startswith(f"cluster.json: {text}")
     assert len(str(error.value).splitlines()) == 1
     assert "; " in str(error.value)
+
+
+def test_a_key_twice_is_refused(tmp_path):
+    path = tmp_path / "cluster.json"
+    path.write_text('{"nodes": [{"devices": [{"memory_bytes": 8, "memory_bytes": 9}]}]}')
+    with pytest.raises(TopologyError, match="the key 'memory_bytes' is there twice"):
+        Topology.parse(str(path))
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])

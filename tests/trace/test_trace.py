@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grace_moe.errors import TraceError
-from grace_moe.trace import DECODE, RoutingTrace, activations, concatenate, expert_loads, mixed, skew, synthetic_trace
+from grace_moe.trace import (
+    DECODE,
+    RoutingTrace,
+    activations,
+    concatenate,
+    expert_loads,
+    mixed,
+    request_numbers,
+    skew,
+    synthetic_trace,
+    without_unrecorded,
+)
 
 
 def trace_of(ids, *, experts=8, layer_ids=None, dtype=np.int16, **rest) -> RoutingTrace:
@@ -58,6 +69,11 @@ def test_without_request_ids_each_token_is_its_own_request():
         ({"num_experts": 0}, "here: num_experts: 0 is not in 1..32767"),
         ({"num_experts": 40_000}, "here: num_experts: 40000 is not in 1..32767"),
         ({"layer_ids": ()}, "here: layer_ids: 0 numbers for 1 layers; name each layer once"),
+        ({"layer_ids": (-5,)}, "here: layer_ids: -5 is not in 0..99999; give the model's own numbers of its layers"),
+        ({"layer_ids": (2**40,)}, "here: layer_ids: 1099511627776 is not in 0..99999"),
+        ({"layer_ids": (True,)}, "here: layer_ids: True is not in 0..99999"),
+        ({"model": "a\udcff"}, "here: model: 'a\\udcff' has bytes that are no text; give it another name"),
+        ({"dataset": "\ud800"}, "here: dataset: '\\ud800' has bytes that are no text"),
         ({"request_ids": np.zeros(3, np.int32)}, "here: request_ids: int32 (3,) is not int32 (2,); record it again"),
         ({"request_ids": np.zeros(2, np.int64)}, "here: request_ids: int64 (2,) is not int32 (2,); record it again"),
         ({"phase": np.zeros(2, np.int8)}, "here: phase: int8 (2,) is not uint8 (2,); record it again"),
@@ -86,6 +102,29 @@ def test_an_expert_twice_is_found_beyond_the_first_block():
     ids[69_999] = 5
     with pytest.raises(TraceError, match="token 69999 names an expert twice"):
         trace_of(ids, dtype=np.int32)
+
+
+def test_rows_without_a_choice_are_left_out_and_counted():
+    """Of five rows two chose nothing in any layer; one that chose in a single layer stays."""
+    none = [[-1, -1], [-1, -1]]
+    trace = trace_of([none, HAND[0], none, HAND[2], HAND[1]], phase=np.array([0, 0, 1, 1, 1], np.uint8))
+    rest, left_out = without_unrecorded(trace)
+    assert left_out == 2
+    assert rest.topk_ids.tolist() == [HAND[0], HAND[2], HAND[1]]
+    assert rest.requests.tolist() == [1, 3, 4]
+    assert rest.phase.tolist() == [0, 1, 1]
+    assert without_unrecorded(rest) == (rest, 0)
+    assert without_unrecorded(trace_of([none]))[0].num_tokens == 0
+
+
+@given(names=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3)))
+def test_different_requests_stay_different(names):
+    numbers = request_numbers(np.array(names, np.int64))
+    assert numbers.dtype == np.int32
+    assert len(set(numbers.tolist())) == len(set(names))
+    assert len(set(zip(names, numbers.tolist(), strict=True))) == len(set(names))
+    if all(abs(name) < 2**31 for name in names):
+        assert numbers.tolist() == names
 
 
 def test_layers_named_twice():

@@ -1,6 +1,7 @@
 """The trace file: round trips, stable bytes, and every kind of bad file."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from grace_moe.errors import GraceError, TraceError
-from grace_moe.trace import RoutingTrace, synthetic_trace
+from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
 
 TRACE = synthetic_trace(tokens=40, layers=2, experts=8, top_k=3)
 METADATA = {"format": "grace-moe.trace", "version": "1", "num_experts": "8", "model": "m", "dataset": "d", "layer_ids": "[0, 4]"}
@@ -141,6 +142,32 @@ def test_bad_metadata_is_named(tmp_path, field, value, text):
     metadata = {name: old for name, old in (METADATA | {field: value}).items() if old is not None}
     path.write_bytes(save({"topk_ids": IDS}, metadata=metadata))
     assert refused(path).startswith(text)
+
+
+def test_a_small_file_of_many_layers_and_experts_is_refused_before_anything_is_counted(tmp_path):
+    """A token of 10,000 layers and 32,767 experts: their loads would take 2.4 GiB."""
+    path = tmp_path / "t.safetensors"
+    metadata = METADATA | {"num_experts": "32767", "layer_ids": json.dumps(list(range(10_000)))}
+    path.write_bytes(save({"topk_ids": np.zeros((1, 10_000, 1), np.int16)}, metadata=metadata))
+    assert refused(path).startswith("num_experts x layers: asks for 2,499 MiB of memory")
+    path.write_bytes(save({"topk_ids": np.zeros((1, 10_001, 1), np.int16)}, metadata=metadata | {"layer_ids": str(list(range(10_001)))}))
+    assert refused(path) == "layer_ids: over the limit of 10000 layers; is it the right file?"
+
+
+def test_a_long_trace_is_loaded_and_looked_through_in_little_more_memory_than_its_own(tmp_path):
+    path = tmp_path / "t.safetensors"
+    ids = np.tile(np.arange(8, dtype=np.int16), (300_000, 4, 1))
+    RoutingTrace(topk_ids=ids, num_experts=64, layer_ids=(0, 1, 2, 3), request_ids=np.arange(300_000, dtype=np.int32)).save(path)
+    del ids
+    tracemalloc.start()
+    try:
+        trace = RoutingTrace.load(path)
+        assert expert_loads(trace).sum() == trace.topk_ids.size
+        assert len(trace.digest) == 16
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * path.stat().st_size + 2**25
 
 
 def test_model_and_dataset_may_be_missing_or_long(tmp_path):

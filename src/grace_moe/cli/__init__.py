@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from grace_moe.errors import GraceError
+from grace_moe.errors import GraceError, printable
 
 COMMANDS = {
     "demo": "grace_moe.cli.demo:demo",
@@ -95,5 +95,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(text: str, exit_code: int) -> NoReturn:
-    click.echo(f"error: {text}", err=True)
+    click.echo(f"error: {printable(text)}", err=True)
     sys.exit(exit_code)

@@ -1,6 +1,5 @@
 """`grace-moe compare`: methods side by side, measured on requests that were not planned on."""
 
-import json
 from pathlib import Path
 
 import click
@@ -20,6 +19,7 @@ from grace_moe.cli.options import (
     topology_option,
     traces_argument,
 )
+from grace_moe.cli.output import show_json
 from grace_moe.cli.progress import progress_bar
 from grace_moe.evaluation import compare
 from grace_moe.planning import METHODS
@@ -71,6 +71,6 @@ def compare_command(
             on_method=lambda _: advance(1),
         )
     if as_json:
-        click.echo(json.dumps(comparison.to_dict(), indent=2))
+        show_json(comparison.to_dict())
     else:
         Console().print(comparison_table(comparison))

@@ -13,6 +13,7 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
 from grace_moe.errors import MismatchError, UsageError
 
@@ -28,6 +29,7 @@ CHOICES = {"nearest replica": "tar", "any replica": "wrr"}
 
 @click.command(
     "export",
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe export plan.json --engine sglang --model ./DeepSeek-V3 -o location.json
@@ -37,7 +39,7 @@ Examples:
 )
 @click.argument("placement_path", metavar="PLACEMENT", type=click.Path(path_type=Path))
 @click.option("--engine", required=True, type=click.Choice(list(EXPORTERS)), help="What will read it.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="File to write.")
 @click.option("--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Slots of every device.  [default: the plan's most]")
 @click.option(
     "--trace",
@@ -48,7 +50,7 @@ Examples:
 @model_option
 @hidden_layers_option
 @click.option("--extra-layers", metavar="L", help="Layers with experts but no plan, such as 61 (MTP).  [default: by --model]")
-@click.option("--loads", "loads_path", type=click.Path(path_type=Path), help="Also write TRACE's loads for vLLM's policy (.npy).")
+@click.option("--loads", "loads_path", type=OutputPath(), help="Also write TRACE's loads for vLLM's policy (.npy).")
 @json_option
 def export_command(
     placement_path: Path,
@@ -105,10 +107,13 @@ def export_command(
 
 def _check_model(path: Path, placement: Placement, shape: ModelShape | None) -> None:
     """Raise MismatchError where the model's config has other layers or experts than the placement."""
-    if shape is not None and (shape.moe_layer_ids != placement.layer_ids or shape.num_experts != placement.num_experts):
+    if shape is None:
+        return
+    layers = shape.moe_layer_ids or tuple(layer for layer in placement.layer_ids if layer < shape.num_hidden_layers)
+    if layers != placement.layer_ids or shape.num_experts != placement.num_experts:
         raise MismatchError(
             f"{path}: {len(placement.layers)} layers of {placement.num_experts} experts, but {shape.source} has "
-            f"{len(shape.moe_layer_ids)} of {shape.num_experts}, first {list(shape.moe_layer_ids)[:3]}; give the model that was planned for"
+            f"{len(layers)} of {shape.num_experts}, first {list(layers)[:3]}; give the model that was planned for"
         )
 
 

@@ -8,12 +8,14 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints
 from grace_moe.errors import UsageError
 
 
 @click.command(
     "import",
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe import --engine vllm responses.jsonl --model ./Qwen3-30B-A3B -o qwen.safetensors
@@ -25,8 +27,10 @@ Examples:
 )
 @click.argument("dumps", metavar="DUMP...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--engine", required=True, type=click.Choice(list(TRACE_IMPORTERS | MAP_IMPORTERS)), help="What wrote it.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Trace (.safetensors), or placement (.json).")
-@click.option("--topology", "topology_text", metavar="T", help="DUMP is a slot map: import it as a placement on this topology.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="Trace (.safetensors), or placement (.json).")
+@click.option(
+    "--topology", "topology_text", type=click.Path(), metavar="T", help="DUMP is a slot map: import it as a placement on this topology."
+)
 @model_option
 @click.option("--num-experts", type=click.IntRange(1, 32_767), metavar="N", help="Experts of a layer.")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Experts that a token chooses.")

@@ -19,7 +19,9 @@ from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, mixed
 
 traces_argument = click.argument("trace_paths", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-topology_option = click.option("--topology", "topology_text", required=True, metavar="T", help="NxG, NxG:preset, or a topology file.")
+topology_option = click.option(
+    "--topology", "topology_text", type=click.Path(), required=True, metavar="T", help="NxG, NxG:preset, or a topology file."
+)
 redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
 slots_option = click.option(
     "--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer."

@@ -1,12 +1,12 @@
 """`grace-moe pareto`: what traffic, balance and memory there are to choose from."""
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from grace_moe.cli.options import budgets, eval_option, json_option, numbers, read_compared, seed_option, shared, topology_option
+from grace_moe.cli.output import show_json
 from grace_moe.cli.progress import progress_of
 from grace_moe.evaluation import pareto
 from grace_moe.report import pareto_table
@@ -36,6 +36,6 @@ def pareto_command(
         points = pareto(trace, topology, measure_on=measure_on, prices=tried[0], redundancies=tried[1], seed=seed, progress=reach)
     if as_json:
         rows = [{"price": p.price, "redundancy": p.redundancy, "best": p.best, **p.evaluation.to_dict()} for p in points]
-        click.echo(json.dumps({"topology": topology.shape, "rows": rows}, indent=2))
+        show_json({"topology": topology.shape, "rows": rows})
     else:
         Console().print(pareto_table(points, topology))

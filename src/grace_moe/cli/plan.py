@@ -1,6 +1,5 @@
 """`grace-moe plan`: which device holds which expert."""
 
-import json
 import time
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from grace_moe.cli.options import (
     topology_option,
     traces_argument,
 )
+from grace_moe.cli.output import say, show_json
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_of
 from grace_moe.placement import Placement
 from grace_moe.planning import DEFAULT_METHOD, plan
@@ -26,6 +27,7 @@ from grace_moe.topology import Topology
 
 @click.command(
     "plan",
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe plan olmoe.safetensors --topology 2x4 -o plan.json
@@ -41,7 +43,7 @@ Examples:
 @shared(redundancy_option, slots_option, expert_bytes_option, seed_option)
 @click.option("--start", type=click.Path(path_type=Path), help="Placement to improve on, in a fraction of the time (method grace).")
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeat for several.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Placement to write (.json).")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="Placement to write (.json).")
 @json_option
 def plan_command(
     trace_paths: tuple[Path, ...],
@@ -86,11 +88,10 @@ def plan_command(
         "notes": placement.provenance["notes"],
     }
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        show_json(summary)
         return
-    click.echo(
+    say(
         f"{output}: {summary['method']} for {topology.shape}, {len(placement.layers)} layers in {seconds:.1f} s, "
-        f"{placement.slots_total_over_experts:.2f}x expert memory, {int(slots.min())} to {int(slots.max())} experts a device"
+        f"{placement.slots_total_over_experts:.2f}x expert memory, {int(slots.min())} to {int(slots.max())} experts a device",
+        summary["notes"],
     )
-    for note in placement.provenance["notes"]:
-        click.echo(f"note: {note}")

@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.paths import FileCommand, OutputPath
 
 if TYPE_CHECKING:
     from grace_moe.trace import RoutingTrace
 
 
 @click.command(
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe record ./OLMoE-1B-7B --text wiki.txt --text code.py -o olmoe.safetensors
   grace-moe record ./OLMoE-1B-7B --text chat.txt --requests 200 --new-tokens 64 -o chat.safetensors
   grace-moe record ./Qwen3-30B-A3B --engine vllm --dtype bfloat16 --text wiki.txt -o qwen.safetensors
-"""
+""",
 )
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option(
     "--text", "texts", type=click.Path(path_type=Path), multiple=True, required=True, help="Text to run; repeat for several files."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Trace to write (.safetensors).")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="Trace to write (.safetensors).")
 @click.option("--requests", type=click.IntRange(min=1), default=256, show_default=True, help="Requests to make of the text, at most.")
 @click.option("--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of each request's prompt.")
 @click.option("--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each request.")

@@ -1,6 +1,5 @@
 """`grace-moe report`: a comparison as one HTML page."""
 
-import json
 from pathlib import Path
 
 import click
@@ -20,9 +19,11 @@ from grace_moe.cli.options import (
     slots_option,
     topology_option,
 )
+from grace_moe.cli.output import say, show_json
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.evaluation import compare, over_memory
-from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
+from grace_moe.report import AFTER, BEFORE, report_content, report_numbers, require_report, sentence, write_report
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
 """Slots over experts that ours is shown for, where the user names none."""
@@ -30,6 +31,7 @@ MEMORY = (1.0, 1.1, 1.25, 1.5)
 
 @click.command(
     "report",
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe report olmoe.safetensors --topology 2x4 -o report.html
@@ -39,7 +41,7 @@ Examples:
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
 @shared(topology_option, eval_option, methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option)
 @click.option("--memory", metavar="X,Y,...", help="Redundancies to show grace with.  [default: 1.0,1.1,1.25,1.5]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="HTML file to write.")
+@click.option("-o", "--output", type=OutputPath(), required=True, help="HTML file to write.")
 @shared(json_option)
 def report_command(
     trace_path: Path,
@@ -72,11 +74,12 @@ def report_command(
             seed=seed,
             on_method=lambda _: advance(1),
         )
+        comparison.require(BEFORE, AFTER)
         sweep = over_memory(comparison, tried, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)
     if as_json:
-        click.echo(json.dumps({"report": str(output), **content.to_dict()}, indent=2))
+        show_json({"report": str(output), **report_numbers(content)})
     else:
-        click.echo(sentence(content))
-        click.echo(f"{output}: open it in a browser")
+        say(sentence(content))
+        say(f"{output}: open it in a browser")

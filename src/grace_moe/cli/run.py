@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import GraceError, MismatchError, UsageError
 from grace_moe.files import write_atomically
@@ -22,14 +23,15 @@ FLOAT32_BYTES = 4
 
 
 @click.command(
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompt "The experts"
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --dispatch flat --dispatch auto --predict
   torchrun --nproc-per-node 8 -m grace_moe run ./OLMoE-1B-7B --placement plan.json --text wiki.txt
-"""
+""",
 )
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option("--placement", "placement_path", type=click.Path(path_type=Path), required=True, help="Plan to run by.")
 @click.option("--local", metavar="NxG", help="Start N x G ranks on this machine; without it, join torchrun's.")
 @click.option("--prompt", "prompts", multiple=True, help="A prompt to complete; repeat for several.")
@@ -49,7 +51,7 @@ Examples:
 )
 @click.option(
     "--profile",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputPath(),
     help="Time the phases of every MoE layer; print the breakdown and write a Chrome trace here.",
 )
 @click.option("--predict", is_flag=True, help="Replay the run's own routing and print the bytes between nodes that it predicts.")

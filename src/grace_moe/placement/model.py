@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Placement:
 
     def slots_per_device(self) -> npt.NDArray[np.int64]:
         """`[layers, devices]` experts that each device holds."""
-        return np.array([[len(e) for e in self.experts_of_device(i)] for i in range(len(self.layers))], dtype=np.int64)
+        devices = self.topology.num_devices
+        return np.stack([np.bincount(list(chain.from_iterable(layer.devices_of_expert)), minlength=devices) for layer in self.layers])
 
     @property
     def slots_total_over_experts(self) -> float:

@@ -4,13 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from grace_moe.errors import PlacementError
-from grace_moe.files import dump_json, read_json, write_atomically
+from grace_moe.files import (
+    MAX_EXPERTS,
+    MAX_JSON_BYTES,
+    MAX_LAYER_ID,
+    check_budget,
+    dump_json,
+    parse_json,
+    read_bytes,
+    write_atomically,
+)
 from grace_moe.placement.layer import LayerPlacement
 from grace_moe.topology import Topology
 
 FORMAT = "grace-moe.placement"
 VERSION = 1
-MAX_LAYER_ID = 100_000
+_KEYS = ("format", "version", "model", "num_experts", "topology", "replica_choice", "provenance", "layers")
+_LAYER_KEYS = ("layer_id", "devices_of_expert", "replica_weights", "decode_weights", "node_prices", "source_costs", "replica_choice")
 _MEND = "write the placement again"
 
 
@@ -22,10 +32,11 @@ def read_fields(path: Path) -> dict[str, Any]:
         TopologyError: its topology is out of range.
     """
     source = str(path)
-    value = _checked_format(source, read_json(path, PlacementError))
+    data = read_bytes(path, PlacementError, MAX_JSON_BYTES)
+    value = _checked_format(source, parse_json(data, PlacementError, source))
     num_experts, layers = value.get("num_experts"), value.get("layers")
-    if type(num_experts) is not int or not 1 <= num_experts <= 32_767:
-        raise PlacementError(source, "num_experts", f"{num_experts!r} is not in 1..32767", _MEND)
+    if type(num_experts) is not int or not 1 <= num_experts <= MAX_EXPERTS:
+        raise PlacementError(source, "num_experts", f"{num_experts!r} is not in 1..{MAX_EXPERTS}", _MEND)
     if not isinstance(layers, list):
         raise PlacementError(source, "layers", "missing or not a list", _MEND)
     topology, provenance = value.get("topology"), value.get("provenance", {})
@@ -33,8 +44,10 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise PlacementError(source, "topology", f"{type(topology).__name__} is not an object", _MEND)
     if not isinstance(provenance, dict):
         raise PlacementError(source, "provenance", "not an object", _MEND)
+    cluster = Topology.from_dict(topology, source=f"{source}: topology")
+    check_budget(8 * len(layers) * cluster.num_devices, len(data), kind=PlacementError, source=source, field="layers x devices")
     return {
-        "topology": Topology.from_dict(topology, source=f"{source}: topology"),
+        "topology": cluster,
         "num_experts": num_experts,
         "layers": tuple(_layer(source, index, layer) for index, layer in enumerate(layers)),
         "model": _text(source, "model", value.get("model", "")),
@@ -68,7 +81,14 @@ def _checked_format(source: str, value: Any) -> dict[str, Any]:
         raise PlacementError(source, "version", f"{version!r} is not a version number", _MEND)
     if version > VERSION:
         raise PlacementError(source, "version", f"{version} is newer than {VERSION}", "upgrade grace-moe")
+    _check_keys(source, "", value, _KEYS)
     return value
+
+
+def _check_keys(source: str, where: str, value: dict[str, Any], keys: tuple[str, ...]) -> None:
+    for key in value:
+        if key not in keys:
+            raise PlacementError(source, f"{where}{key}", "unknown key", f"it may have {', '.join(keys)}")
 
 
 def _value_of_layer(layer: LayerPlacement) -> dict[str, Any]:
@@ -93,8 +113,9 @@ def _layer(source: str, index: int, value: Any) -> LayerPlacement:
     where = f"layers[{index}]"
     if not isinstance(value, dict):
         raise PlacementError(source, where, f"{type(value).__name__} is not an object", _MEND)
+    _check_keys(source, f"{where}.", value, _LAYER_KEYS)
     layer_id = value.get("layer_id")
-    if type(layer_id) is not int or not 0 <= layer_id < MAX_LAYER_ID:
+    if type(layer_id) is not int or not 0 <= layer_id <= MAX_LAYER_ID:
         raise PlacementError(source, f"{where}.layer_id", f"{layer_id!r} is not a layer number", _MEND)
     devices = _rows(source, f"{where}.devices_of_expert", value.get("devices_of_expert"), (int,), "whole numbers")
     weights = _rows(source, f"{where}.replica_weights", value.get("replica_weights"), (int, float), "numbers")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from grace_moe.errors import PlacementError
+from grace_moe.files import MAX_LAYER_ID, MAX_LAYERS
 from grace_moe.placement.layer import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement
 from grace_moe.topology import Topology
 
@@ -24,8 +25,12 @@ def check_invariants(layers: Sequence[LayerPlacement], *, num_experts: int, topo
     _check_choice(source, "replica_choice", replica_choice)
     if not layers or len({layer.layer_id for layer in layers}) != len(layers):
         raise PlacementError(source, "layers", "none, or a layer_id twice", "give each MoE layer once")
+    if len(layers) > MAX_LAYERS:
+        raise PlacementError(source, "layers", f"{len(layers)} are over the limit of {MAX_LAYERS}", "is it the right file?")
     for layer in layers:
         where = f"layer {layer.layer_id}"
+        if not 0 <= layer.layer_id <= MAX_LAYER_ID:
+            raise PlacementError(source, where, f"its number is not in 0..{MAX_LAYER_ID}", "give the model's own number of the layer")
         if layer.replica_choice:
             _check_choice(source, f"{where}: replica_choice", layer.replica_choice)
         _check_sizes(source, where, layer, num_experts, topology.num_nodes)

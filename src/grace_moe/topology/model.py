@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import TopologyError
+from grace_moe.files import MAX_DEVICES
 from grace_moe.topology.parts import DEFAULT_PRESET, PRESETS, Device, Link, Node
 from grace_moe.topology.store import LINKS, fields_of, read_file, value_of, write_file
-
-MAX_DEVICES = 4096
-"""Tables of devices by devices stay small."""
 
 
 @dataclass(frozen=True, kw_only=True)

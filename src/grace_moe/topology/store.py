@@ -31,12 +31,9 @@ def fields_of(value: Any, source: str) -> dict[str, Any]:
     Raises:
         TopologyError: a part is missing, or of another type.
     """
-    value = _mapping(source, "topology", value)
+    value = _mapping(source, "topology", value, ("nodes", "links", "bandwidth"))
     nodes = tuple(_node(source, f"nodes[{n}]", n, node) for n, node in enumerate(_sequence(source, "nodes", value.get("nodes"))))
-    links = _mapping(source, "links", value.get("links", {}))
-    for name in links:
-        if name not in LINKS:
-            raise TopologyError(source, f"links.{name}", "unknown link", "name intra_node and cross_node")
+    links = _mapping(source, "links", value.get("links", {}), LINKS)
     intra, cross = (_link(source, links, name, preset) for name, preset in zip(LINKS, PRESETS[DEFAULT_PRESET], strict=True))
     return {"nodes": nodes, "intra_node": intra, "cross_node": cross, "bandwidth": _matrix(source, value.get("bandwidth"))}
 
@@ -67,12 +64,21 @@ def _matrix(source: str, value: Any) -> tuple[tuple[float, ...], ...] | None:
     if value is None:
         return None
     rows = [_sequence(source, f"bandwidth[{i}]", row) for i, row in enumerate(_sequence(source, "bandwidth", value))]
-    return tuple(tuple(_number(source, f"bandwidth[{i}][{j}]", x) for j, x in enumerate(row)) for i, row in enumerate(rows))
+    for i, row in enumerate(rows):
+        if not all(type(x) is float for x in row):  # the names of a number's place cost more than the number
+            rows[i] = [_number(source, f"bandwidth[{i}][{j}]", x) for j, x in enumerate(row)]
+    return tuple(map(tuple, rows))
 
 
-def _mapping(source: str, field: str, value: Any) -> dict[str, Any]:
+def _mapping(source: str, field: str, value: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """An object of these keys and no others: one that is misspelt would be a limit that is not kept."""
     if not isinstance(value, dict):
         raise TopologyError(source, field, f"{type(value).__name__} is not an object", _MEND)
+    for key in value:
+        if key not in keys:
+            what = "link" if keys is LINKS else "key"
+            mend = f"name {' and '.join(keys)}" if keys is LINKS else f"it may have {', '.join(keys)}"
+            raise TopologyError(source, f"{field}.{key}", f"unknown {what}", mend)
     return value
 
 
@@ -93,6 +99,8 @@ def _number(source: str, field: str, value: Any) -> float:
 
 def _whole(source: str, field: str, value: Any) -> int:
     number = _number(source, field, value)
+    if number != int(number):
+        raise TopologyError(source, field, f"{value} is not a whole number", _MEND)
     return value if isinstance(value, int) else int(number)
 
 
@@ -103,7 +111,7 @@ def _name(source: str, field: str, value: Any) -> str:
 
 
 def _node(source: str, where: str, number: int, value: Any) -> Node:
-    node = _mapping(source, where, value)
+    node = _mapping(source, where, value, ("name", "devices"))
     devices = _sequence(source, f"{where}.devices", node.get("devices"))
     return Node(
         name=_name(source, f"{where}.name", node.get("name", f"node{number}")),
@@ -112,7 +120,7 @@ def _node(source: str, where: str, number: int, value: Any) -> Node:
 
 
 def _device(source: str, where: str, number: int, value: Any) -> Device:
-    device = _mapping(source, where, value)
+    device = _mapping(source, where, value, ("name", "memory_bytes", "relative_speed"))
     memory = device.get("memory_bytes")
     return Device(
         name=_name(source, f"{where}.name", device.get("name", f"device{number}")),
@@ -124,7 +132,7 @@ def _device(source: str, where: str, number: int, value: Any) -> Device:
 def _link(source: str, links: dict[str, Any], name: str, preset: Link) -> Link:
     if links.get(name) is None:
         return preset
-    link = _mapping(source, f"links.{name}", links[name])
+    link = _mapping(source, f"links.{name}", links[name], ("bandwidth_bytes_per_s", "latency_s"))
     return Link(
         bandwidth_bytes_per_s=_number(source, f"links.{name}.bandwidth_bytes_per_s", link.get("bandwidth_bytes_per_s")),
         latency_s=_number(source, f"links.{name}.latency_s", link.get("latency_s")),

@@ -3,7 +3,8 @@
 from grace_moe.trace.joining import concatenate, mixed
 from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace
 from grace_moe.trace.prompts import prompts_from_text
-from grace_moe.trace.requests import order_of_requests
+from grace_moe.trace.recorded import without_unrecorded
+from grace_moe.trace.requests import order_of_requests, request_numbers
 from grace_moe.trace.statistics import activations, expert_loads, skew
 from grace_moe.trace.synthetic import synthetic_trace
 
@@ -17,6 +18,8 @@ __all__ = [
     "mixed",
     "order_of_requests",
     "prompts_from_text",
+    "request_numbers",
     "skew",
     "synthetic_trace",
+    "without_unrecorded",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import TraceError
+from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, MAX_TOKENS
 from grace_moe.trace.store import read_fields, write_fields
 
 PREFILL, DECODE = 0, 1
+BLOCK = 2**20
+"""Choices that are looked at together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +57,55 @@ class RoutingTrace:
     """Where it came from, for messages."""
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_names()
+        self._check_distinct()
+        self._check_columns()
+
+    def _check_choices(self) -> None:
         ids = self.topk_ids
         if ids.ndim != 3 or ids.dtype not in (np.int16, np.int32):
             raise self._error("topk_ids", f"{ids.dtype} {ids.shape} is not int16 or int32 [tokens, layers, k]", "record it again")
-        if not 1 <= self.num_experts <= 32_767:
-            raise self._error("num_experts", f"{self.num_experts} is not in 1..32767", "record it again")
+        if len(ids) > MAX_TOKENS:
+            raise self._error("topk_ids", f"{len(ids)} tokens are over the limit of {MAX_TOKENS}", "split the trace")
+        if not 1 <= self.num_experts <= MAX_EXPERTS:
+            raise self._error("num_experts", f"{self.num_experts} is not in 1..{MAX_EXPERTS}", "record it again")
         if ids.shape[2] < 1 or ids.shape[2] > self.num_experts:
             raise self._error("topk_ids", f"k = {ids.shape[2]} is not in 1..{self.num_experts}", "check num_experts")
         if self.counts_only and ids.shape[2] != 1:
             raise self._error("counts_only", f"k = {ids.shape[2]}, and counts have one expert a row", "import them again")
-        if len(self.layer_ids) != ids.shape[1] or len(set(self.layer_ids)) != len(self.layer_ids):
-            raise self._error("layer_ids", f"{len(self.layer_ids)} numbers for {ids.shape[1]} layers", "name each layer once")
         if ids.size and (ids.min() < -1 or ids.max() >= self.num_experts):
             bad = int(ids.max()) if ids.max() >= self.num_experts else int(ids.min())
             raise self._error("topk_ids", f"expert id {bad} is not in -1..{self.num_experts - 1}", "check num_experts")
-        self._check_distinct()
-        tokens = ids.shape[:1]
-        for name, dtype, want in (("request_ids", "int32", tokens), ("phase", "uint8", tokens), ("topk_weights", "float16", ids.shape)):
+
+    def _check_names(self) -> None:
+        layers = self.topk_ids.shape[1]
+        if len(self.layer_ids) != layers or len(set(self.layer_ids)) != len(self.layer_ids):
+            raise self._error("layer_ids", f"{len(self.layer_ids)} numbers for {layers} layers", "name each layer once")
+        if layers > MAX_LAYERS:
+            raise self._error("layer_ids", f"{layers} layers are over the limit of {MAX_LAYERS}", "is it the right file?")
+        for layer in self.layer_ids:
+            if type(layer) is not int or not 0 <= layer <= MAX_LAYER_ID:
+                raise self._error("layer_ids", f"{layer!r} is not in 0..{MAX_LAYER_ID}", "give the model's own numbers of its layers")
+        for name in ("model", "dataset"):
+            if getattr(self, name).encode(errors="replace").decode() != getattr(self, name):
+                raise self._error(name, f"{getattr(self, name)!r} has bytes that are no text", "give it another name")
+
+    def _check_distinct(self) -> None:
+        for block in self._blocks():
+            ids = np.sort(self.topk_ids[block], axis=2)
+            twice = ((ids[:, :, 1:] == ids[:, :, :-1]) & (ids[:, :, 1:] >= 0)).any(axis=2)
+            if twice.any():
+                token, layer = np.argwhere(twice)[0]
+                raise self._error(
+                    "topk_ids",
+                    f"token {block.start + token} names an expert twice in layer {self.layer_ids[layer]}",
+                    "a router chooses distinct experts: record it again",
+                )
+
+    def _check_columns(self) -> None:
+        shape = self.topk_ids.shape
+        for name, dtype, want in (("request_ids", "int32", shape[:1]), ("phase", "uint8", shape[:1]), ("topk_weights", "float16", shape)):
             array = getattr(self, name)
             if array is not None and (array.shape != want or array.dtype != dtype):
                 raise self._error(name, f"{array.dtype} {array.shape} is not {dtype} {want}", "record it again")
@@ -78,17 +114,10 @@ class RoutingTrace:
         if self.topk_weights is not None and not np.isfinite(self.topk_weights).all():
             raise self._error("topk_weights", "not all are finite numbers", "record it again")
 
-    def _check_distinct(self) -> None:
-        for start in range(0, self.num_tokens, 65_536):
-            ids = np.sort(self.topk_ids[start : start + 65_536], axis=2)
-            twice = ((ids[:, :, 1:] == ids[:, :, :-1]) & (ids[:, :, 1:] >= 0)).any(axis=2)
-            if twice.any():
-                token, layer = np.argwhere(twice)[0]
-                raise self._error(
-                    "topk_ids",
-                    f"token {start + token} names an expert twice in layer {self.layer_ids[layer]}",
-                    "a router chooses distinct experts: record it again",
-                )
+    def _blocks(self) -> Iterator[slice]:
+        """Slices of tokens, each of about `BLOCK` choices: what works on them takes little memory beside the trace."""
+        tokens = max(1, BLOCK // max(1, self.num_layers * self.top_k))
+        return (slice(start, start + tokens) for start in range(0, self.num_tokens, tokens))
 
     def _error(self, field: str, problem: str, mend: str) -> TraceError:
         return TraceError(self.source, field, problem, mend)
@@ -117,8 +146,10 @@ class RoutingTrace:
         """First 16 hex digits of a SHA-256 over the choices and their requests: names the trace in a provenance."""
         sha = hashlib.sha256()
         sha.update(f"{self.num_experts}|{self.topk_ids.shape}|{list(self.layer_ids)}".encode())
-        sha.update(np.ascontiguousarray(self.topk_ids, dtype=np.int32).tobytes())
-        sha.update(self.requests.tobytes())
+        for block in self._blocks():
+            sha.update(np.ascontiguousarray(self.topk_ids[block], dtype=np.int32).tobytes())
+        for block in self._blocks():
+            sha.update(self.requests[block].tobytes())
         return sha.hexdigest()[:16]
 
     def select(self, tokens: npt.NDArray[np.bool_ | np.int64]) -> RoutingTrace:

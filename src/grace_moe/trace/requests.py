@@ -1,11 +1,23 @@
-"""Which request a token belongs to, by order of appearance."""
+"""Which request a token belongs to: by number, and by order of appearance."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.trace.model import RoutingTrace
+
+
+def request_numbers(names: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """`[T]` request ids as a trace holds them, of whatever whole numbers name requests: as they are where they fit 32 bits, else
+    numbered in ascending order, so that different requests stay different.
+    """
+    limits = np.iinfo(np.int32)
+    if names.size and (int(names.min()) < limits.min or int(names.max()) > limits.max):
+        names = np.unique(names, return_inverse=True)[1]
+    return names.astype(np.int32)
 
 
 def order_of_requests(trace: RoutingTrace) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

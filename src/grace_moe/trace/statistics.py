@@ -6,13 +6,17 @@ from scipy import sparse
 
 from grace_moe.trace.model import RoutingTrace
 
+_BLOCK = 65_536
+"""Tokens that are counted together, so that counting takes little memory beside the trace."""
+
 
 def expert_loads(trace: RoutingTrace) -> npt.NDArray[np.int64]:
     """`[layers, experts]` number of tokens that activate each expert (docs/method.md#profile: w)."""
-    loads = np.empty((trace.num_layers, trace.num_experts), dtype=np.int64)
-    for layer in range(trace.num_layers):
-        ids = trace.topk_ids[:, layer].ravel()
-        loads[layer] = np.bincount(ids[ids >= 0], minlength=trace.num_experts)
+    loads = np.zeros((trace.num_layers, trace.num_experts), dtype=np.int64)
+    for start in range(0, trace.num_tokens, _BLOCK):
+        for layer in range(trace.num_layers):
+            ids = trace.topk_ids[start : start + _BLOCK, layer].ravel()
+            loads[layer] += np.bincount(ids[ids >= 0], minlength=trace.num_experts)
     return loads
 
 

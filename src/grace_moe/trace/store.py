@@ -10,12 +10,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from grace_moe.errors import TraceError
-from grace_moe.files import write_atomically
+from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, check_budget, check_regular, write_atomically
 
 FORMAT = "grace-moe.trace"
 VERSION = 1
 MAX_ELEMENTS = 2**33
-MAX_LAYER_ID = 100_000
 _DTYPES = {"topk_ids": ("I16", "I32"), "request_ids": ("I32",), "phase": ("U8",), "topk_weights": ("F16",)}
 
 
@@ -26,13 +25,18 @@ def read_fields(path: Path) -> dict[str, Any]:
         TraceError: missing, truncated, of another format or a newer version, or out of range.
     """
     source = str(path)
+    if not path.exists():
+        raise TraceError(source, "file", "no such file", "check the path")
+    size = check_regular(path, TraceError)
     tensors, metadata = _read(path)
     if "topk_ids" not in tensors:
         raise TraceError(source, "topk_ids", "missing", "record it again")
+    num_experts, layer_ids = _integer(source, metadata, "num_experts"), _layer_ids(source, metadata)
+    check_budget(8 * min(num_experts, MAX_EXPERTS) * len(layer_ids), size, kind=TraceError, source=source, field="num_experts x layers")
     return {
         **tensors,
-        "num_experts": _integer(source, metadata, "num_experts"),
-        "layer_ids": _layer_ids(source, metadata),
+        "num_experts": num_experts,
+        "layer_ids": layer_ids,
         "model": metadata.get("model", ""),
         "dataset": metadata.get("dataset", ""),
         "counts_only": metadata.get("counts_only") == "true",
@@ -68,8 +72,6 @@ def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
                 _check_tensor(source, name, view)
                 tensors[name] = file.get_tensor(name)
             return tensors, metadata
-    except FileNotFoundError as error:
-        raise TraceError(source, "file", "no such file", "check the path") from error
     except (SafetensorError, OSError, ValueError) as error:
         mend = "it may be truncated: copy or record it again"
         raise TraceError(source, "file", f"not a whole safetensors file ({error})", mend) from error
@@ -116,10 +118,13 @@ def _integer(source: str, metadata: dict[str, str], field: str) -> int:
 
 
 def _layer_ids(source: str, metadata: dict[str, str]) -> tuple[int, ...]:
+    text = metadata.get("layer_ids", "")
+    if text.count(",") >= MAX_LAYERS:
+        raise TraceError(source, "layer_ids", f"over the limit of {MAX_LAYERS} layers", "is it the right file?")
     try:
-        ids = json.loads(metadata["layer_ids"])
-    except (KeyError, ValueError, RecursionError) as error:
+        ids = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TraceError(source, "layer_ids", "missing or not a JSON list", "record it again") from error
-    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < MAX_LAYER_ID for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i <= MAX_LAYER_ID for i in ids):
         raise TraceError(source, "layer_ids", "not a list of layer numbers", "record it again")
     return tuple(ids)
