@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.dumps import base64_bytes, npy_array, read_npy, read_objects
+from grace_moe.engines.dumps import npy_array, read_npy
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.requests import Ids, RoutedRequest, trace_of_requests
+from grace_moe.engines.responses import base64_bytes, read_objects
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError, TraceError
