@@ -46,8 +46,6 @@ INNER = {
 OPEN_FILES = {
     f"grace_moe.{name}"
     for name in (
-        "engines.equaliser",
-        "evaluation.replay",
         "planning.grace.decode",
         "planning.grace.search.nodes",
         "report.figures",
@@ -60,10 +58,8 @@ OPEN_FUNCTIONS = {
         "planning.grace.search.nodes:_anneal",
         "planning.grace.search.devices:_swap",
         "planning.grace.grace:_plan",
-        "evaluation.replay:evaluate",
         "cli.run:run",
         "planning.planner:plan",
-        "cli.export:export_command",
         "choice.cover:token_cost",
         "choice.cover:_smallest",
         "planning.grace.foresight:_unit_loads",
@@ -71,27 +67,19 @@ OPEN_FUNCTIONS = {
     )
 }
 OPEN_LINES = 8
-OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model", "engines.equaliser")}
+OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("report.content", "runtime.model")}
 OPEN_IMPORTS = {
     f"grace_moe.{name}"
     for name in (
-        "cli.export",
         "cli.run",
         "demo.job",
-        "engines.vllm",
-        "placement.model",
-        "placement.validation",
         "planning.grace.grace",
         "report.content",
         "report.page",
         "runtime",
-        "trace.model",
         "runtime.model.loading",
-        "cli.inspect",
         "cli.record",
         "cli.demo",
-        "cli.import_",
-        "cli.model_options",
     )
 }
 

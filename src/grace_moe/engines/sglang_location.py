@@ -8,6 +8,7 @@ import numpy as np
 
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints
+from grace_moe.engines.notes import several
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError
@@ -36,8 +37,7 @@ def export_location(slots: SlotMap, num_hidden_layers: int | None = None) -> Exp
     for layer_id, row in zip(slots.layer_ids, slots.physical_to_logical, strict=True):
         rows[layer_id] = row.tolist()
     ranks = slots.num_ranks
-    assumed = f"{layers} decoder layer{'' if layers == 1 else 's'} assumed, up to the last planned: --model says"
-    notes = [] if num_hidden_layers is not None else [assumed]
+    notes = [] if num_hidden_layers is not None else [f"{several(layers, 'decoder layer')} assumed, up to the last planned: --model says"]
     return Exported(
         data=dump_json({FIELD: rows}),
         launch=(
