@@ -1,6 +1,5 @@
 """`grace-moe run`: generate with experts placed by a plan, on local ranks or under torchrun."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cost.transport import DISPATCHES
-from grace_moe.errors import GraceError, MismatchError, UsageError
+from grace_moe.errors import GraceError, MismatchError, UsageError, printable
 from grace_moe.files import write_atomically
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def run(
         with joined() as member:
             results = execute(job, member)
     except GraceError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         leave(error.exit_code)
     if results:  # rank 0 alone has them
         show(results)
@@ -167,29 +167,28 @@ def _show(
 
     events = None if profile is None else chrome_trace({result.name: result.spans for result in results}).encode()
     if as_json:
-        click.echo(json.dumps({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]}, indent=2))
+        show_json({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]})
         if profile is not None and events is not None:
             write_atomically(profile, events)  # last: a full disk must not cost what was generated
         return
     for completion, request in zip(results[0].completions, job.requests, strict=True):
         if with_text:
-            click.echo(f"{tokenizer.decode(request.prompt)}{click.style(tokenizer.decode(completion.tokens), bold=True)}\n")
+            prompt, completed = (printable(tokenizer.decode(ids)) for ids in (request.prompt, completion.tokens))
+            click.echo(f"{prompt}{click.style(completed, bold=True)}\n")
     for result in results:
         sent = f"{result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes"
         if result.name in predicted:
             sent += f" ({predicted[result.name] / 1024:.2f} predicted)"
-        click.echo(
+        say(
             f"{result.dispatch}: {result.tokens:,} tokens, {sent}, "
             f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
             f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
         )
         for time in phase_times(result.spans) if result.spans else ():
-            click.echo(
-                f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms"
-            )
+            say(f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms")
     if profile is not None and events is not None:
         write_atomically(profile, events)
-        click.echo(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
+        say(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
 
 
 def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
