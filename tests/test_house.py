@@ -18,7 +18,6 @@ MOST_PARAMETERS = 8
 
 SEAMS = {
     "grace_moe.planning.planner:plan": "the front door: each argument is an option of the command line",
-    "grace_moe.evaluation.compare:compare": "the front door of `compare`: the same options as `plan`",
     "grace_moe.trace.synthetic:synthetic_trace": "a generator for tests: each argument is a property of the trace",
     "grace_moe.planning.grace.grace:grace": "a method's options are its keyword arguments",
 }
@@ -47,11 +46,8 @@ OPEN_FILES = {
     f"grace_moe.{name}"
     for name in (
         "engines.equaliser",
-        "evaluation.replay",
         "planning.grace.decode",
         "planning.grace.search.nodes",
-        "report.figures",
-        "runtime.dispatch.hierarchical",
     )
 }
 OPEN_FUNCTIONS = {
@@ -60,8 +56,6 @@ OPEN_FUNCTIONS = {
         "planning.grace.search.nodes:_anneal",
         "planning.grace.search.devices:_swap",
         "planning.grace.grace:_plan",
-        "evaluation.replay:evaluate",
-        "cli.run:run",
         "planning.planner:plan",
         "cli.export:export_command",
         "choice.cover:token_cost",
@@ -71,25 +65,17 @@ OPEN_FUNCTIONS = {
     )
 }
 OPEN_LINES = 8
-OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "report.content", "runtime.model", "engines.equaliser")}
+OPEN_CIRCLES = {f"grace_moe.{name}" for name in ("placement.model", "trace.model", "engines.equaliser")}
 OPEN_IMPORTS = {
     f"grace_moe.{name}"
     for name in (
         "cli.export",
-        "cli.run",
-        "demo.job",
         "engines.vllm",
         "placement.model",
         "placement.validation",
         "planning.grace.grace",
-        "report.content",
-        "report.page",
-        "runtime",
         "trace.model",
-        "runtime.model.loading",
         "cli.inspect",
-        "cli.record",
-        "cli.demo",
         "cli.import_",
         "cli.model_options",
     )

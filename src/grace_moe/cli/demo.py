@@ -6,6 +6,9 @@ import click
 
 from grace_moe.cli.options import command_line
 from grace_moe.cli.output import say, show_json
+from grace_moe.cli.progress import status_line
+from grace_moe.demo import DemoOptions, run_demo
+from grace_moe.demo.show import print_demo, write_demo_report
 from grace_moe.errors import GraceError, MissingExtraError
 
 
@@ -23,10 +26,6 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(topology: str, requests: int, seed: int, report: str, as_json: bool) -> None:
     """Record, plan, run on local ranks and verify: a real model, plain expert parallelism against GRACE."""
-    from grace_moe.cli.progress import status_line
-    from grace_moe.demo import DemoOptions, run_demo
-    from grace_moe.demo.show import print_demo, write_demo_report
-
     written, unwritten, command = None, None, command_line()
     with status_line() as tell:
         result = run_demo(DemoOptions(topology=topology, requests=requests, seed=seed), on_status=tell)
