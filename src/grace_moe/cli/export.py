@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import replace
@@ -13,6 +12,7 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.engines import EXPORTERS, ModelShape, SlotMap, equalise, export_loads
 from grace_moe.errors import MismatchError, UsageError
@@ -97,7 +97,7 @@ def export_command(
         "predicted": {} if trace is None or trace.counts_only else _predicted(equal.placement, trace),
         "notes": [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)],
     }
-    click.echo(json.dumps(summary, indent=2) if as_json else _text(summary, slots))
+    show_json(summary) if as_json else say(_text(summary, slots))
 
 
 def _check_model(path: Path, placement: Placement, shape: ModelShape | None) -> None:

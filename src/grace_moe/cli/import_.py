@@ -1,6 +1,5 @@
 """`grace-moe import`: what an engine recorded, as a trace; or the map it runs with, as a placement."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints
 from grace_moe.errors import UsageError
@@ -66,7 +66,7 @@ def import_command(
         summary, text = _import_map(engine, dumps, topology_text, hints, output)
     else:
         summary, text = _import_trace(engine, dumps, hints, output)
-    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join([text, *(f"note: {note}" for note in summary.get("notes", ()))]))
+    show_json(summary) if as_json else say(text, summary.get("notes", ()))
 
 
 def _import_map(engine: str, dumps: tuple[Path, ...], topology_text: str, hints: Hints, output: Path) -> tuple[dict[str, Any], str]:

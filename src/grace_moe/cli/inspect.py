@@ -1,12 +1,12 @@
 """`grace-moe inspect`: what is in a file of ours."""
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from grace_moe.cli.options import expert_bytes_option, json_option, shared
+from grace_moe.cli.output import show_json
 from grace_moe.errors import InputFileError, UsageError
 from grace_moe.files import read_json
 from grace_moe.placement import Placement, difference
@@ -37,7 +37,7 @@ def inspect_file(file: str, against: Path | None, expert_bytes: int | None, as_j
     else:
         facts = describe_difference(difference(Placement.load(file), Placement.load(against)), expert_bytes)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        show_json(facts)
     else:
         Console().print(facts_table(facts))
 
@@ -59,8 +59,6 @@ def _load(file: str) -> RoutingTrace | Topology | Placement:
 
 
 def _starts_like_json(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(1) in (b"{", b"")  # a safetensors file starts with a multiple of 8, its header's size
-    except OSError:
-        return True  # whoever reads it says why not
+    from grace_moe.files import starts_with
+
+    return starts_with(path, 1, InputFileError) in (b"{", b"")  # a safetensors file starts with a multiple of 8, its header's size
