@@ -12,7 +12,9 @@ from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation import Serving, compare, evaluate
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.alignment import align_nodes, costs_of_experts, rename_nodes, share_out, source_costs
+from grace_moe.planning.grace.node_names import align_nodes, rename_nodes, share_out
+from grace_moe.planning.grace.predicted_choice import predict_choice
+from grace_moe.planning.grace.source_costs import costs_of_experts
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, order_of_requests, synthetic_trace
 
@@ -82,7 +84,7 @@ def test_renaming_nodes_moves_every_copy_and_changes_no_cost():
     assert renamed.devices_of_expert == ((2, 0), (3,), (1,))
     assert renamed.node_prices == (1.0, 0.0)
     ids = np.array([[0, 1], [1, 2], [0, -1]])
-    assert source_costs(renamed, TWO, ids, 0).tolist() == source_costs(layer, TWO, ids, 0)[:, ::-1].tolist()
+    assert predict_choice(renamed, TWO, ids, 0).copies.tolist() == predict_choice(layer, TWO, ids, 0).copies[:, ::-1].tolist()
 
 
 def test_costs_of_experts_by_hand():
@@ -90,7 +92,7 @@ def test_costs_of_experts_by_hand():
     devices = ((0, 2), (1,))
     layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices))
     ids = np.array([[0, 1], [0, -1]])
-    costs = source_costs(layer, TWO, ids, 0)
+    costs = predict_choice(layer, TWO, ids, 0).copies
     assert costs.tolist() == [[0, 1], [0, 0]]
     assert costs_of_experts(costs, ids, 2) == ((-0.25, 0.25), (-0.5, 0.5))
 

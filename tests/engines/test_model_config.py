@@ -18,7 +18,7 @@ def shape_of(tmp_path, config):
 @pytest.mark.parametrize(
     ("config", "layers"),
     [
-        ({}, (0, 1, 2, 3, 4, 5)),
+        ({"model_type": "mixtral"}, (0, 1, 2, 3, 4, 5)),
         ({"first_k_dense_replace": 2}, (2, 3, 4, 5)),
         ({"first_k_dense_replace": 1, "moe_layer_freq": 2}, (2, 4)),
         ({"moe_layer_freq": [0, 1, 1, 0, 1, 1]}, (1, 2, 4, 5)),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.canonical_names import Labels, by_speed, device_order, expert_order, renamed
+from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, device_order, expert_order, renamed
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
@@ -41,11 +41,11 @@ def test_a_layer_there_and_back():
     devices = ((0, 3), (1,), (2, 0, 1))
     costs = ((0.0, 1.0), (1.0, 0.0), (0.5, 0.5))
     layer = LayerPlacement(layer_id=7, devices_of_expert=devices, replica_weights=even_weights(devices), source_costs=costs)
-    labels = Labels(experts=np.array([2, 0, 1]), devices=np.array([1, 0, 2, 3]))
+    labels = CanonicalNames(experts=np.array([2, 0, 1]), devices=np.array([1, 0, 2, 3]))
     canonical = labels.canonical(layer)
     assert canonical.devices_of_expert == ((0, 1, 2), (1, 3), (0,))
     assert canonical.source_costs == (costs[2], costs[0], costs[1])
-    back = labels.own(canonical)
+    back = labels.original(canonical)
     assert [sorted(d) for d in back.devices_of_expert] == [sorted(d) for d in devices]
     assert back.source_costs == costs
 

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grace_moe.engines.layer_rules import SWITCHES, depth, moe_layers
 from grace_moe.errors import InputFileError
-from grace_moe.files import read_json
+from grace_moe.files import MAX_EXPERTS, MAX_LAYERS, read_json
 
-_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_routed_experts", "n_experts")
+_TOP_K = (
+    *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts"),
+    *("num_selected_experts", "router_topk"),
+)
 _DRAFT = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
-MAX_LAYERS = 10_000
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+_TEXT = ("thinker_config", "text_config", "language_config", "llm_config")
+"""Where the text model's own config is, in models that also see or hear; one may be in another."""
+_PART = "ffn_config"
+"""Where DBRX has its experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +31,8 @@ class ModelShape:
     top_k: int
     num_hidden_layers: int
     """All decoder layers, dense ones too."""
-    moe_layer_ids: tuple[int, ...]
-    """Those with experts, ascending."""
+    moe_layer_ids: tuple[int, ...] | None
+    """Those with experts, ascending; None = the config doesn't tell."""
     num_draft_layers: int = 0
     """Layers that predict further tokens (MTP); engines number them from `num_hidden_layers` on."""
     source: str = "model"
@@ -37,7 +45,7 @@ def read_model_shape(path: Path) -> ModelShape:
         InputFileError: missing, not JSON, or without the numbers of layers and experts.
     """
     file = path / "config.json" if path.is_dir() else path
-    value = read_json(file, InputFileError)
+    value = read_json(file, InputFileError, finite=False)  # Mamba's configs have an Infinity
     if not isinstance(value, dict):
         raise InputFileError(str(file), "file", "not an object", "give a model's config.json")
     return shape_of_config(value, str(file))
@@ -45,51 +53,43 @@ def read_model_shape(path: Path) -> ModelShape:
 
 def shape_of_config(value: dict[str, Any], file: str) -> ModelShape:
     """The shape in a config that has been read. `file` names it in messages. Raises InputFileError."""
-    text = value.get("text_config")  # of models that also see or hear
-    config: dict[str, Any] = {**value, **text} if isinstance(text, dict) else value
-    layers = _integer(file, config, ("num_hidden_layers",), 1, MAX_LAYERS)
+    config = _text_model(value)
+    if config.get("is_encoder_decoder") is True:
+        raise InputFileError(file, "is_encoder_decoder", "an encoder and a decoder with layers of the same numbers", "give a decoder model")
+    if any(config.get(switch) is False for switch in SWITCHES):
+        raise InputFileError(file, " or ".join(SWITCHES), "false", "is it the config of a Mixture-of-Experts model?")
+    layers = depth(config) or _integer(file, config, _layer_fields(config), 1, MAX_LAYERS)
     return ModelShape(
-        num_experts=_integer(file, config, _EXPERTS, 1, 32_767),
-        top_k=_integer(file, config, _TOP_K, 1, 32_767),
+        num_experts=_integer(file, config, _EXPERTS, 1, MAX_EXPERTS),
+        top_k=_integer(file, config, _TOP_K, 1, MAX_EXPERTS),
         num_hidden_layers=layers,
-        moe_layer_ids=tuple(i for i in range(layers) if _has_experts(file, config, i)),
+        moe_layer_ids=moe_layers(config, layers, file),
         num_draft_layers=_integer(file, config, _DRAFT, 0, MAX_LAYERS, default=0),
         source=file,
     )
 
 
-def _has_experts(file: str, config: dict[str, Any], layer: int) -> bool:
-    """Whether a layer has experts, by whichever of the rules of Transformers' models the config follows."""
+def _text_model(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the text model, over those of the whole."""
+    config = dict(value)
+    for field in (*_TEXT, _PART):
+        part = config.get(field)
+        if isinstance(part, dict):
+            config |= {name: item for name, item in part.items() if field != _PART or name != "model_type"}
+    return config
 
-    def number(name: str, low: int, default: int) -> int:
-        return _integer(file, config, (name,), low, MAX_LAYERS, default=default)
 
-    types, dense, sparse, frequency = (config.get(name) for name in ("mlp_layer_types", "mlp_only_layers", "moe_layers", "moe_layer_freq"))
-    if isinstance(types, list):
-        return layer < len(types) and types[layer] == "sparse"
-    if isinstance(sparse, list):
-        return layer in sparse
-    if isinstance(dense, list) and layer in dense:
-        return False
-    if isinstance(frequency, list):  # a 0 or 1 for each layer
-        return layer < len(frequency) and bool(frequency[layer])
-    if "moe_layer_interval" in config:
-        first, last = number("moe_layer_start_index", 0, 0), config.get("moe_layer_end_index")
-        inside = first <= layer and (type(last) is not int or last < 0 or layer <= last)
-        return inside and (layer + 1) % number("moe_layer_interval", 1, 1) == 0
-    if "expert_layer_period" in config:
-        return layer % number("expert_layer_period", 1, 1) == number("expert_layer_offset", 0, 0)
-    if layer < number("first_k_dense_replace", 0, 0):
-        return False
-    if frequency is not None:
-        return layer % number("moe_layer_freq", 1, 1) == 0
-    return (layer + 1) % number("decoder_sparse_step", 1, 1) == 0
+def _layer_fields(config: dict[str, Any]) -> tuple[str, ...]:
+    """LongCat's `num_hidden_layers` counts its attentions, two a layer."""
+    return ("num_layers", *_LAYERS) if str(config.get("model_type")).startswith("longcat_flash") else _LAYERS
 
 
 def _integer(file: str, config: dict[str, Any], names: tuple[str, ...], low: int, high: int, *, default: int | None = None) -> int:
-    """The first of these fields that is there."""
+    """The first of these fields that is there; of a list with one number for each layer, that number."""
     for name in names:
         value = config.get(name)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            value = value[0]
         if value is None:
             continue
         if type(value) is not int or not low <= value <= high:

@@ -89,22 +89,20 @@ def _returned(
 def _captured(
     llm: Any, prompts: list[tuple[int, ...]], sampling: Any, shape: ModelShape, progress: Callable[[int], None] | None
 ) -> list[RoutedRequest]:
-    rows: dict[int, list[Ids]] = {layer: [] for layer in shape.moe_layer_ids}
+    rows: dict[int, list[Ids]] = {}
 
-    def capture(model: Any) -> int:
+    def capture(model: Any) -> None:
         """Ask every router of the model."""
-        found = 0
         for module in model.modules():
             router: Any = getattr(module, "router", None)
             layer = getattr(module, "layer_id", None)
-            if hasattr(router, "set_capture_fn") and layer in rows:
+            if hasattr(router, "set_capture_fn") and type(layer) is int and (shape.moe_layer_ids is None or layer in shape.moe_layer_ids):
+                rows[layer] = []
                 router.set_capture_fn(lambda ids, at=rows[layer]: at.append(ids.detach().cpu().numpy().copy()))
-                found += 1
-        return found
 
-    (found,) = llm.apply_model(capture)
-    if found != len(rows):
-        raise ModelError(f"{found} of {len(rows)} MoE layers have a router that vLLM lets us ask; record with Transformers instead")
+    llm.apply_model(capture)
+    if not rows or (shape.moe_layer_ids is not None and len(rows) != len(shape.moe_layer_ids)):
+        raise ModelError(f"{len(rows)} MoE layers have a router that vLLM lets us ask, not all; record with Transformers instead")
     routed = []
     for prompt in prompts:
         for seen in rows.values():

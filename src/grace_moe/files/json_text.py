@@ -17,17 +17,17 @@ _LIST_BYTES, _OBJECT_BYTES, _KEY_BYTES = 96, 240, 200
 """What Python takes for a short list, an object and a key of it, as measured on 64 bits."""
 
 
-def read_json(path: Path, kind: type[InputFileError]) -> Any:
-    """Parse a JSON file of at most `MAX_JSON_BYTES`.
+def read_json(path: Path, kind: type[InputFileError], *, finite: bool = True) -> Any:
+    """Parse a JSON file of at most `MAX_JSON_BYTES`. Without `finite`, it may have Python's NaN and Infinity.
 
     Raises:
         InputFileError: (of the given kind) missing, too large, or not such JSON.
     """
-    return parse_json(read_bytes(path, kind, MAX_JSON_BYTES), kind, str(path))
+    return parse_json(read_bytes(path, kind, MAX_JSON_BYTES), kind, str(path), finite=finite)
 
 
-def parse_json(data: bytes, kind: type[InputFileError], source: str, field: str = "file") -> Any:
-    """The value of a JSON text.
+def parse_json(data: bytes, kind: type[InputFileError], source: str, field: str = "file", *, finite: bool = True) -> Any:
+    """The value of a JSON text. Without `finite`, it may have Python's NaN and Infinity.
 
     Raises:
         InputFileError: (of the given kind) not JSON, a number out of range, half a character, or a key twice in an object.
@@ -35,7 +35,7 @@ def parse_json(data: bytes, kind: type[InputFileError], source: str, field: str 
     wanted = _LIST_BYTES * data.count(b"[") + _OBJECT_BYTES * data.count(b"{") + _KEY_BYTES * data.count(b":")
     check_budget(wanted, len(data), kind=kind, source=source, field=field)
     try:
-        value = json.loads(data, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
+        value = json.loads(data, parse_constant=_refuse if finite else float, parse_float=_finite, object_pairs_hook=_once)
         if b"\\ud" in data.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can't be written again
     except (ValueError, RecursionError) as error:  # ValueError: also of bytes that are not UTF-8, and integers of 4,300 digits
