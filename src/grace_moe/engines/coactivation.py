@@ -63,7 +63,9 @@ def import_coactivation(path: Path, hints: Hints) -> Imported | None:
         raise TraceError(source, "k", f"{k} is not in 2..{experts}", "give the experts that a token chooses")
     check_budget(8 * TOKENS * experts, path.stat().st_size, kind=TraceError, source=source, field="experts")
     recorded = np.array([bool(layer.loads.any()) for layer in counted])
-    rows, kept, notes = choose_layers(numbers_of_rows(len(layers), hints, source, _ids(layers)), recorded, hints, source)
+    own = _ids(layers)
+    numbers = numbers_of_rows(len(layers), hints, source, own)
+    rows, kept, notes = choose_layers(numbers, recorded, hints, source, own=own is not None)
     drawn = _draw([counted[row] for row in rows], int(k or 0))
     trace = RoutingTrace(
         topk_ids=np.stack([layer.topk_ids for layer in drawn], axis=1).astype(np.int16),
@@ -114,7 +116,9 @@ def _layer(value: dict[str, Any], index: int, where: str) -> PairCounts:
     if ids.size and index and ids.min() >= first and ids.max() < first + len(loads):
         ids = ids - first
     if ids.size and (ids.min() < 0 or ids.max() >= len(loads) or (ids[:, 0] == ids[:, 1]).any()):
-        raise TraceError(where, "pairs", f"ids {ids.min()}..{ids.max()} are not two of {len(loads)} experts", "number experts by layer, or in all")
+        raise TraceError(
+            where, "pairs", f"ids {ids.min()}..{ids.max()} are not two of {len(loads)} experts", "number experts by layer, or in all"
+        )
     return PairCounts(loads=loads, pairs=ids, together=rows[:, 2])
 
 

@@ -21,10 +21,13 @@ MAX_CELLS = 2**23
 """Rows times layers: of models with over 128 layers rows are fewer."""
 COUNTS_NOTE = "counts only: they tell how often each expert fires, not which fire together, so plans on them are by load alone"
 
-Counts = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]
+Counts = npt.NDArray[Any]
+"""`[layers, experts]` whole numbers or floats."""
 
 
-def trace_of_counts(counts: Counts, hints: Hints, source: str, *, field: str = "counts", layer_ids: Sequence[int] | None = None) -> Imported:
+def trace_of_counts(
+    counts: Counts, hints: Hints, source: str, *, field: str = "counts", layer_ids: Sequence[int] | None = None
+) -> Imported:
     """A trace of `[layers, experts]` counts or mean loads: each row one expert a layer, as often as it was counted.
 
     Whole numbers of up to `COUNT_ROWS` a layer stay exactly as they are; others are scaled to that, each layer by itself, to the nearest,
@@ -44,7 +47,7 @@ def trace_of_counts(counts: Counts, hints: Hints, source: str, *, field: str = "
     if hints.num_experts is not None and hints.num_experts != loads.shape[1]:
         raise TraceError(source, field, f"{loads.shape[1]} counts a layer for {hints.num_experts} experts", "check the number of experts")
     numbers = numbers_of_rows(len(loads), hints, source, layer_ids)
-    rows, kept, notes = choose_layers(numbers, loads.any(axis=1), hints, source)
+    rows, kept, notes = choose_layers(numbers, np.asarray(loads.any(axis=1)), hints, source, own=layer_ids is not None)
     whole, scaled = _rows_of_experts(loads[rows])
     trace = RoutingTrace(
         topk_ids=_ids(whole),

@@ -55,7 +55,11 @@ def read_npy(path: Path) -> npt.NDArray[np.integer[Any]]:
 
 
 def read_npz(path: Path, kinds: str = "iu") -> dict[str, npt.NDArray[Any]]:
-    """The arrays of whole numbers (`kinds`: see `npy_array`) in a `.npz` file. Raises TraceError: not one, damaged, or unpacking to more than its size warrants."""
+    """The arrays of whole numbers (`kinds`: see `npy_array`) in a `.npz` file.
+
+    Raises:
+        TraceError: not one, damaged, or unpacking to more than its size warrants.
+    """
     arrays = {}
     with open_regular(path, TraceError) as (file, size):
         try:
@@ -63,7 +67,9 @@ def read_npz(path: Path, kinds: str = "iu") -> dict[str, npt.NDArray[Any]]:
                 check_archive(path, archive, size)
                 for entry in archive.infolist():
                     if entry.filename.endswith(".npy"):
-                        arrays[entry.filename.removesuffix(".npy")] = npy_array(_unpacked(archive, entry), f"{path}: {entry.filename}", kinds)
+                        arrays[entry.filename.removesuffix(".npy")] = npy_array(
+                            _unpacked(archive, entry), f"{path}: {entry.filename}", kinds
+                        )
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise TraceError(str(path), "file", f"not a whole .npz ({error})", _AGAIN) from error  # RuntimeError: of a password
     return arrays

@@ -37,13 +37,14 @@ def numbers_of_rows(rows: int, hints: Hints, source: str, own: Sequence[int] | N
 
 
 def choose_layers(
-    numbers: Sequence[int], recorded: npt.NDArray[np.bool_], hints: Hints, source: str
+    numbers: Sequence[int], recorded: npt.NDArray[np.bool_], hints: Hints, source: str, *, own: bool = False
 ) -> tuple[list[int], tuple[int, ...], tuple[str, ...]]:
     """The rows of a dump that are layers with experts and have anything recorded.
 
     Args:
         numbers: the model's number of each row.
         recorded: `[rows]` whether a row has a choice or a count.
+        own: whether the dump gave the numbers: layers that it leaves out then recorded nothing.
 
     Returns:
         Their rows, their numbers, and what was left out or assumed.
@@ -54,20 +55,22 @@ def choose_layers(
     """
     row_of = {number: row for row, number in enumerate(numbers)}
     wanted = tuple(numbers) if hints.layer_ids is None else hints.layer_ids
-    if not wanted or any(number not in row_of for number in wanted):
+    absent = [number for number in wanted if number not in row_of]
+    if not wanted or (absent and (not own or not set(numbers) <= set(wanted))):
         raise UsageError(
             f"{source}: it has {_named(numbers)}, and the layers with experts are given as {_brief(wanted)}; check them (--layers)"
         )
-    kept = tuple(number for number in wanted if recorded[row_of[number]])
+    kept = tuple(number for number in wanted if number in row_of and recorded[row_of[number]])
     if not kept:
         raise TraceError(source, "layers", "none has a token that chose an expert", "record a Mixture-of-Experts model")
-    silent = [number for number in wanted if not recorded[row_of[number]]]
+    silent = [number for number in wanted if number not in kept]
     if not silent:
         return [row_of[number] for number in kept], kept, ()
     if hints.layer_ids is None:
         note = f"layers {_brief(silent)} never chose: taken as dense (--layers says otherwise)"
     else:
-        note = f"{several(len(silent), 'layer')} with experts recorded nothing and {counted(len(silent), 'is', 'are')} left out: {_brief(silent)}"
+        left_out = f"{counted(len(silent), 'is', 'are')} left out: {_brief(silent)}"
+        note = f"{several(len(silent), 'layer')} with experts recorded nothing and {left_out}"
     return [row_of[number] for number in kept], kept, (note,)
 
 

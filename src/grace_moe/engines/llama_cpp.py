@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def _runs(path: Path, num_experts: int, batch: int) -> tuple[list[Run], int]:
     layer, expert = rows.table[:, 0].astype(np.int64), rows.table[:, 1].astype(np.int32)
     edges = np.union1d(np.flatnonzero(np.diff(layer, prepend=-1)), [*rows.starts, len(layer)]).astype(int).tolist()
     runs: list[Run] = []
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in pairwise(edges):
         if runs and (layer[begin] <= runs[-1].layer or begin in rows.starts):
             batch += 1
         runs.append(Run(layer=int(layer[begin]), batch=batch, experts=expert[begin:end], where=f"{path}: row {begin}"))

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from grace_moe.engines.coactivation import import_coactivation
 from grace_moe.engines.counts import Counts, trace_of_counts
-from grace_moe.engines.load_arrays import read_arrays
 from grace_moe.engines.imported import Hints, Imported
+from grace_moe.engines.load_arrays import read_arrays
 from grace_moe.engines.load_tables import read_load_csv
 from grace_moe.engines.responses import read_objects
 from grace_moe.errors import TraceError
@@ -136,7 +135,9 @@ def _pieces(path: Path, hints: Hints) -> Iterator[Loads]:
         arrays = read_arrays(path)
         field = next((name for name in FIELDS if name in arrays), "")
         if not field:
-            raise TraceError(str(path), "loads", f"it has only {', '.join(sorted(arrays))[:80]}", f"name the array {' or '.join(FIELDS[:3])}")
+            raise TraceError(
+                str(path), "loads", f"it has only {', '.join(sorted(arrays))[:80]}", f"name the array {' or '.join(FIELDS[:3])}"
+            )
         own = arrays.get("layer_ids")
         yield Loads(
             counts=two_dimensions(arrays[field], str(path), field),

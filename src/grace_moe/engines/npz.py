@@ -70,7 +70,9 @@ def _num_experts(arrays: dict[str, Any], hints: Hints, source: str) -> int:
 def _layer_ids(array: Ids, source: str) -> tuple[int, ...]:
     numbers = tuple(int(number) for number in array.ravel())
     if any(not 0 <= number <= MAX_LAYER_ID for number in numbers):
-        raise TraceError(source, "layer_ids", f"{list(numbers)[:9]} are not in 0..{MAX_LAYER_ID}", "give the model's own numbers of its layers")
+        raise TraceError(
+            source, "layer_ids", f"{list(numbers)[:9]} are not in 0..{MAX_LAYER_ID}", "give the model's own numbers of its layers"
+        )
     return numbers
 
 

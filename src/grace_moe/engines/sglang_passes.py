@@ -94,11 +94,12 @@ def trace_of_passes(ranks: Sequence[Sequence[Pass]], hints: Hints, num_experts: 
     kept = [one for rank, again in zip(ranks, repeated, strict=True) for one in rank if one.key not in again]
     notes = []
     if dropped := sum(map(len, ranks)) - len(kept):
-        notes.append(f"{several(dropped, 'pass')} {counted(dropped, 'was', 'were')} recorded by several ranks alike (tensor parallelism): counted once")
-    mixed = [one for one in kept if one.mode == MIXED and len(one.ids)]
+        times = f"{several(dropped, 'pass')} {counted(dropped, 'was', 'were')}"
+        notes.append(f"{times} recorded by several ranks alike (tensor parallelism): counted once")
+    mixed = [one for one in kept if one.mode == MIXED and one.starts is not None and len(one.ids)]
     if mixed:
-        tokens = several(sum(len(one.ids) for one in mixed), "token")
-        notes.append(f"{several(len(mixed), 'mixed pass')} of {tokens}: a piece of one token that is not a request's first is decode, the rest prefill")
+        what = f"{several(len(mixed), 'mixed pass')} of {several(sum(len(one.ids) for one in mixed), 'token')}"
+        notes.append(f"{what}: a piece of one token that is not its request's first is decode, the rest prefill")
     if any(one.mode == DECODE for one in kept):
         notes.append("SGLang's recorder names no requests: each prefill sequence is one, and so is each decoded token")
     requests = [request for one in kept for request in one.requests]

@@ -98,7 +98,7 @@ def _dealt(counts: npt.NDArray[np.int64], tokens: int, k: int, generator: np.ran
     return rows
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _exchange(rows: Any, target: Any, found: Any, tries: int, seed: int) -> None:
     """Let two tokens at a time exchange an expert each where that brings counts of pairs nearer to the target, by squared error over the
     target. Changes `rows` and `found` `[experts, experts]`."""

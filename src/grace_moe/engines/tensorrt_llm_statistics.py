@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,10 +66,10 @@ def _import_raw(files: Sequence[Path], hints: Hints, num_experts: int) -> Import
             by_iteration[iteration][layer] = ids
         ranks.append(by_iteration)
     source = str(files[0].parent)
-    layers = tuple(sorted({layer for rank in ranks for chosen in rank.values() for layer in chosen}))
+    layers = _layers(ranks, hints)
     repeated = repeated_passes([{iteration: _digest(chosen) for iteration, chosen in rank.items()} for rank in ranks])
     kept = [chosen for rank, again in zip(ranks, repeated, strict=True) for it, chosen in sorted(rank.items()) if it not in again]
-    whole = [chosen for chosen in kept if set(chosen) == set(layers) and len({ids.shape for ids in chosen.values()}) == 1]
+    whole = [chosen for chosen in kept if set(layers) <= set(chosen) and len({chosen[layer].shape for layer in layers}) == 1]
     if not whole:
         raise TraceError(source, "tokens", "no iteration has the same tokens in all layers", _AGAIN)
     passes = [np.stack([chosen[layer] for layer in layers], axis=1) for chosen in whole]
@@ -83,8 +83,15 @@ def _import_raw(files: Sequence[Path], hints: Hints, num_experts: int) -> Import
         what = f"{several(dropped, 'iteration')} of up to {several(lost, 'token')}"
         notes.append(f"{what} left out: their layers saw different numbers of tokens")
     if alike := sum(map(len, repeated)):
-        notes.append(f"{several(alike, 'iteration')} {counted(alike, 'was', 'were')} recorded by several ranks alike and count once")
+        notes.append(f"{several(alike, 'iteration')} {counted(alike, 'was', 'were')} recorded by several ranks alike: counted once")
     return Imported(trace=imported.trace, notes=(*imported.notes, *notes))
+
+
+def _layers(ranks: Sequence[dict[int, dict[int, npt.NDArray[np.int64]]]], hints: Hints) -> tuple[int, ...]:
+    """The layers that most iterations have, of those that the model has experts in."""
+    found = Counter(tuple(sorted(chosen)) for rank in ranks for chosen in rank.values())
+    most = max(found, key=lambda layers: (found[layers], len(layers)), default=())
+    return most if hints.layer_ids is None else tuple(layer for layer in most if layer in hints.layer_ids)
 
 
 def _digest(chosen: dict[int, npt.NDArray[np.int64]]) -> str:

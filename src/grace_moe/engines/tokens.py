@@ -64,12 +64,12 @@ def trace_of_tokens(tokens: Tokens, hints: Hints) -> Imported:
     ids = _without_filler(tokens.topk_ids)
     numbers = numbers_of_rows(ids.shape[1], hints, tokens.source, tokens.layer_ids)
     seen = (ids > 0).any(axis=(0, 2)) if ids.shape[2] == 1 and hints.layer_ids is None else (ids >= 0).any(axis=(0, 2))
-    rows, layer_ids, notes = choose_layers(numbers, seen, hints, tokens.source)
+    rows, layer_ids, notes = choose_layers(numbers, np.asarray(seen), hints, tokens.source, own=tokens.layer_ids is not None)
     ids = ids[:, rows]
     kept, left_out = _recorded(ids, tokens)
-    tokens = Tokens(
-        topk_ids=ids, num_experts=tokens.num_experts, source=tokens.source, requests=tokens.requests, phase=tokens.phase
-    ).keep(kept)
+    tokens = Tokens(topk_ids=ids, num_experts=tokens.num_experts, source=tokens.source, requests=tokens.requests, phase=tokens.phase).keep(
+        kept
+    )
     tokens, phases = _known_phases(tokens)
     trace = RoutingTrace(
         topk_ids=np.ascontiguousarray(tokens.topk_ids).astype(np.int16),
@@ -96,7 +96,9 @@ def _check(tokens: Tokens) -> None:
 def _skip(tokens: Tokens, hints: Hints) -> Tokens:
     total = len(tokens.topk_ids)
     if hints.skip_tokens >= total:
-        raise UsageError(f"--skip-tokens: {hints.skip_tokens:,} leave nothing of the {several(total, 'token')} of {tokens.source}; skip fewer")
+        raise UsageError(
+            f"--skip-tokens: {hints.skip_tokens:,} leave nothing of the {several(total, 'token')} of {tokens.source}; skip fewer"
+        )
     return tokens.keep(np.arange(total) >= hints.skip_tokens) if hints.skip_tokens else tokens
 
 
@@ -132,9 +134,9 @@ def _recorded(ids: Ids, tokens: Tokens) -> tuple[npt.NDArray[np.bool_], tuple[st
 def _zero_tail(ids: Ids, tokens: Tokens) -> npt.NDArray[np.bool_]:
     """`[tokens]` rows at the end of a request (of the file, where requests aren't known) that name expert 0 in every layer, where k = 1
     and chance would hardly make so many."""
-    zero = (ids[:, :, 0] <= 0).all(axis=1) if ids.shape[2] == 1 else np.zeros(len(ids), dtype=bool)
-    if not zero.any():
-        return zero
+    zero = np.asarray((ids <= 0).all(axis=(1, 2)))
+    if ids.shape[2] > 1 or not zero.any():
+        return np.zeros(len(ids), dtype=bool)
     request = np.zeros(len(ids), dtype=np.int64) if tokens.requests is None else tokens.requests
     order = np.argsort(request, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(request[order])), len(order) - 1)

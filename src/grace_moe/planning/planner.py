@@ -107,7 +107,7 @@ def plan(
             "options": used | limits,
             "seed": seed,
             "trace_digest": trace.digest,
-            "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens},
+            "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens, **_drawn(trace)},
             **({} if start is None else {"start": start.provenance}),
             "version": version("grace-moe"),
             "notes": list(planned.notes),
@@ -117,6 +117,11 @@ def plan(
     if (placement.slots_per_device() > np.array(task.slot_limits)).any():
         placement.provenance["notes"].append(f"{method} keeps no limit on slots: some device holds more experts than its limit")
     return placement
+
+
+def _drawn(trace: RoutingTrace) -> dict[str, bool]:
+    """What a provenance says of a trace that was not recorded."""
+    return {"surrogate": True} if trace.surrogate else {}
 
 
 def equal_slots(trace: RoutingTrace, topology: Topology, *, redundancy: float, expert_bytes: int | None = None) -> int:
