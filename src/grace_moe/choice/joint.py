@@ -6,7 +6,7 @@ its experts, ties by the nodes' prices and a hash of the token; (2) each expert'
 `MAX_EXACT_NODES` nodes the set is a greedy cover of what the nodes without alternative leave: the node with most experts not yet
 covered, ties by the hash and the prices. On plans of 16 and 32 nodes that sends 0.3 to 1.5% more copies than the smallest cover would.
 
-The same integer arithmetic serves NumPy arrays and torch tensors (see `planning.replica_choice`).
+The same integer arithmetic serves NumPy arrays and torch tensors (see `choice.tables`).
 """
 
 from __future__ import annotations
