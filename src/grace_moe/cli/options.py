@@ -123,7 +123,7 @@ def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tu
 
 
 def budgets(option: str, text: str, devices: int) -> tuple[float, ...]:
-    """A comma-separated list of redundancies that so many devices have room for."""
+    """A comma-separated list of redundancies, each from 1 to the number of devices."""
     return numbers(option, text, 1, devices, f"from 1 (no replicas) to {devices} (every expert on all devices)")
 
 
