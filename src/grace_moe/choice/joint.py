@@ -6,9 +6,9 @@ the token needs the node. So each token takes two steps:
 1. The smallest set of nodes that has its source and a replica of each of its experts. Ties: the nodes' prices and a hash of the token.
 2. Each expert's replica on those nodes, drawn by polling weight.
 
-Beyond `MAX_EXACT_NODES` nodes the set is a greedy cover. First come the source and the nodes that hold all replicas of some expert; then, one by
-one, the node with most experts not yet covered. Ties: the hash and the prices. On plans of 16 and 32 nodes this sends 0.3 to 1.5% more copies
-than the smallest set.
+Beyond `MAX_EXACT_NODES` nodes the set is a greedy cover. First come the source and the nodes that hold all replicas of some expert;
+then, one by one, the node with most experts not yet covered. Ties: the hash and the prices. On plans of 16 and 32 nodes this sends 0.3
+to 1.5% more copies than the smallest set.
 
 The same integer arithmetic serves NumPy arrays and torch tensors (see `choice.tables`).
 """
