@@ -12,11 +12,15 @@ from typing import Any
 
 import click
 
-from grace_moe.errors import UsageError
+from grace_moe.errors import InputFileError, UsageError
 from grace_moe.evaluation import parse_method
+from grace_moe.files import read_bytes
 from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, mixed
+
+MAX_TEXT_BYTES = 2**30
+"""Of a file of text to run a model on."""
 
 
 def _redundancy(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
@@ -131,7 +135,7 @@ def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tu
 
 
 def budgets(option: str, text: str, devices: int) -> tuple[float, ...]:
-    """A comma-separated list of redundancies that so many devices have room for."""
+    """A comma-separated list of redundancies, each from 1 to the number of devices."""
     return numbers(option, text, 1, devices, f"from 1 (no replicas) to {devices} (every expert on all devices)")
 
 
@@ -150,6 +154,7 @@ def command_line() -> str:
 def read_text(path: Path) -> str:
     """The text of a file; bytes that are not UTF-8 become replacement characters. Raises UsageError where it can't be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"--text: {path}: {error.strerror}; check the path") from error
+        return read_bytes(path, InputFileError, MAX_TEXT_BYTES).decode(errors="replace")
+    except InputFileError as error:
+        problem = str(error).removeprefix(f"{path}: ").removeprefix("file: ")
+        raise UsageError(f"--text: {path}: {problem}") from error

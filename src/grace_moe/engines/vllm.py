@@ -5,6 +5,7 @@ vLLM's balancer numbers MoE layers only; its routed experts have a row for every
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,6 @@ def export_map(slots: SlotMap) -> Exported:
 
 def export_loads(loads: Any) -> bytes:
     """`[MoE layers, experts]` loads as the bytes of a `.npy` file, int64: what vLLM's balancing policy is given."""
-    import io
-
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(loads, dtype=np.int64), allow_pickle=False)
     return stream.getvalue()
