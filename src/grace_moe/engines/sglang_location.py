@@ -73,10 +73,8 @@ def import_location(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
     if layers is None:
         filler = np.array(filler_row(table.shape[1], experts), dtype=np.int32)
         in_order = np.flatnonzero((table == filler).all(axis=1))
-        which = (
-            f"{several(len(in_order), 'row')} in order, first {in_order[:1].tolist()}: layers with experts as any, unless they are dense"
-        )
-        notes = (f"{which} (--model or --layers says)",) if in_order.size else ()
+        which = f"{several(len(in_order), 'row')} in order, first {in_order[:1].tolist()}"
+        notes = (f"{which}: taken as layers with experts; if some are dense, --model or --layers says so",) if in_order.size else ()
         every = tuple(range(len(table)))
         return slot_map(table, layer_ids=every, num_experts=experts, num_ranks=num_ranks, source=source, notes=notes)
     if max(layers) >= len(table):
