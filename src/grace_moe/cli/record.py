@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.engines.vllm_recording import record_with_vllm
@@ -77,7 +78,7 @@ def record(
     if as_json:
         click.echo(json.dumps(summary))
     else:
-        click.echo(
+        say(
             f"{output}: {trace.num_tokens:,} tokens of {made} requests, {trace.num_layers} MoE layers "
             f"of {trace.num_experts} experts, top-{trace.top_k}; "
             f"the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import status_line
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.cost.wire import WireFormat
-from grace_moe.errors import GraceError, MismatchError, UsageError
+from grace_moe.errors import GraceError, MismatchError, UsageError, printable
 from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
 from grace_moe.files import write_atomically
 from grace_moe.placement import Placement
@@ -159,7 +159,7 @@ def _as_a_rank(job: Job, show: Callable[[tuple[RunResult, ...]], None]) -> NoRet
         with joined() as member:
             results = run_on_rank(job, member)
     except GraceError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         leave(error.exit_code)
     if results:  # rank 0 alone has them
         show(results)
@@ -199,18 +199,19 @@ def _show(
 
     events = None if profile is None else chrome_trace({result.name: result.spans for result in results}).encode()
     if as_json:
-        click.echo(json.dumps({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]}, indent=2))
+        show_json({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]})
         if profile is not None and events is not None:
             write_atomically(profile, events)  # last: a full disk must not cost what was generated
         return
     if with_text:
         for completion, request in zip(results[0].completions, job.requests, strict=True):
-            click.echo(f"{tokenizer.decode(request.prompt)}{click.style(tokenizer.decode(completion.tokens), bold=True)}\n")
+            prompt, completed = (printable(tokenizer.decode(ids)) for ids in (request.prompt, completion.tokens))
+            click.echo(f"{prompt}{click.style(completed, bold=True)}\n")
     for result in results:
         _show_run(result, predicted.get(result.name))
     if profile is not None and events is not None:
         write_atomically(profile, events)
-        click.echo(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
+        say(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
 
 
 def _show_run(result: RunResult, predicted: float | None) -> None:
@@ -220,15 +221,13 @@ def _show_run(result: RunResult, predicted: float | None) -> None:
     sent = f"{result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes"
     if predicted is not None:
         sent += f" ({predicted / 1024:.2f} predicted)"
-    click.echo(
+    say(
         f"{result.dispatch}: {result.tokens:,} tokens, {sent}, "
         f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
         f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
     )
     for time in phase_times(result.spans) if result.spans else ():
-        click.echo(
-            f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms"
-        )
+        say(f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms")
 
 
 def _summary(result: RunResult, predicted: float | None, tokenizer: Any) -> dict[str, Any]:
