@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import grace_moe.embedded
+from grace_moe.cli import main
 from grace_moe.errors import MismatchError, ModelError, RankError
 from grace_moe.runtime.job.generation import GenerationOptions
 from grace_moe.runtime.job.job import Job, RunSpec
@@ -271,11 +272,11 @@ def test_a_full_disk_costs_the_profile_and_not_what_was_generated(tmp_path, form
     assert ("completions" if form else "hierarchical: ") in result.stdout
 
 
-def test_a_plan_without_one_of_the_models_layers_ends_with_the_code_of_a_mismatch(tmp_path):
+def test_a_plan_without_one_of_the_models_layers_ends_with_the_code_of_a_mismatch(tmp_path, capsys):
     """The rank refuses, and the launcher ends with the rank's own code."""
     placement_of("1x1", lambda e: (0,), layers=3, experts=64).save(tmp_path / "plan.json")
     words = ["run", grace_moe.embedded.embedded_model(), "--placement", tmp_path / "plan.json", "--local", "1x1", "--prompt", "The"]
-    result = subprocess.run([sys.executable, "-m", "grace_moe", *map(str, words)], capture_output=True, text=True, timeout=150, check=False)
-    assert result.returncode == MismatchError.exit_code, result.stderr
-    assert "layers: layer 3 of" in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in words])
+    assert exit_.value.code == MismatchError.exit_code
+    assert "layers: layer 3 of" in capsys.readouterr().err.splitlines()[-1]
