@@ -48,7 +48,6 @@ OPEN_FUNCTIONS = {
     for name in (
         "planning.grace.search.nodes:_anneal",
         "planning.grace.search.devices:_swap",
-        "planning.planner:plan",
         "choice.cover:token_cost",
         "choice.cover:_smallest",
         "engines.vllm_recording:record_with_vllm",
