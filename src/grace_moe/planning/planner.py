@@ -122,12 +122,13 @@ def _provenance(method: str, options: dict[str, Any], task: PlanningTask, planne
     """What made the placement, so that it can be made again."""
     limits = {"redundancy": task.redundancy, "slots_per_device": task.slots_per_device, "expert_bytes": task.expert_bytes}
     trace = task.trace
+    drawn = {"surrogate": True} if trace.surrogate else {}
     return {
         "method": method,
         "options": options | limits,
         "seed": task.seed,
         "trace_digest": trace.digest,
-        "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens},
+        "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens, **drawn},
         **({} if task.start is None else {"start": task.start.provenance}),
         "version": version("grace-moe"),
         "notes": list(planned.notes),
