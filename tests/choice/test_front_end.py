@@ -1,11 +1,13 @@
 """Requests sent to nodes: the order of requests, the rule by hand, names of nodes over layers, and what it gains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grace_moe.choice import place_requests
+from grace_moe.choice import FIRST_TOKENS, place_requests
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation import Serving, compare, evaluate
 from grace_moe.placement import LayerPlacement, Placement, even_weights
@@ -14,7 +16,7 @@ from grace_moe.planning.grace.node_names import align_nodes, rename_nodes, share
 from grace_moe.planning.grace.predicted_choice import predict_choice
 from grace_moe.planning.grace.source_costs import costs_of_experts
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, concatenate, order_of_requests, synthetic_trace
+from grace_moe.trace import RoutingTrace, order_of_requests, synthetic_trace
 
 TWO = Topology.parse("2x2")
 
@@ -155,9 +157,16 @@ def test_a_start_with_empty_slots_is_filled(topics):
 
 
 def test_compare_plans_for_and_measures_with_placed_requests(topics):
-    trace = concatenate(topics)
-    plain, placed = compare(trace, TWO, methods=("grace", "grace+requests")).rows
-    assert placed.evaluation.cross_node_copies < 0.8 * plain.evaluation.cross_node_copies
+    few = [trace.select(trace.requests < 20) for trace in topics]
+    planned_on, measured_on = (replace(trace, topk_ids=trace.topk_ids[:, :1], layer_ids=(0,)) for trace in few)
+    plain, placed = compare(planned_on, TWO, measure_on=measured_on, methods=("grace", "grace+requests")).rows
+    dealt, sent = (
+        evaluate(placed.placement, measured_on),
+        evaluate(placed.placement, measured_on, serving=Serving(first_tokens=FIRST_TOKENS)),
+    )
+    assert placed.evaluation.to_dict() == sent.to_dict() != dealt.to_dict()
+    assert plain.evaluation.to_dict() == evaluate(plain.placement, measured_on).to_dict()
+    assert not plain.placement.provenance["options"]["request_placement"]
     assert placed.placement.provenance["options"]["request_placement"]
     with pytest.raises(UsageError, match="policy 'requests' of 'eplb\\+requests' is unknown"):
-        compare(trace, TWO, methods=("eplb+requests",))
+        compare(planned_on, TWO, methods=("eplb+requests",))

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,10 +145,9 @@ def test_other_names_of_a_nodes_devices_permute_the_plan(case, orders):
     same_by_other_names(before, after, [np.arange(trace.num_experts)] * 2, new_number)
 
 
-@pytest.mark.parametrize("shape", ["2x2", "4x2"])
-def test_on_a_bigger_trace(shape):
+def test_on_a_bigger_trace():
     trace = synthetic_trace(tokens=4000, layers=2, experts=32, top_k=4, affinity=0.9, skew=0.8, requests=80, seed=5)
     generator = np.random.default_rng(0)
     names = [generator.permutation(32) for _ in range(2)]
-    before, after = (plan(t, Topology.parse(shape), "grace", effort=0.1) for t in (trace, relabelled(trace, names, generator)))
+    before, after = (plan(t, Topology.parse("4x2"), "grace", effort=0.1) for t in (trace, relabelled(trace, names, generator)))
     same_by_other_names(before, after, names)

@@ -122,7 +122,7 @@ def problems(draw):
     return problem_of(layer, f"{nodes}x{per_node}", ids, generator.integers(0, devices, tokens), bounds, policy)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problem=problems())
 def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
     before = ReplicaUse(problem)
@@ -137,7 +137,7 @@ def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
     assert layer_with_decode_weights(problem) == found
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problem=problems(), data=st.data())
 def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
     state = ReplicaUse(problem)
@@ -154,6 +154,7 @@ def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
     assert fresh.load.tolist() == pytest.approx(state.load.tolist())
 
 
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9), batch=st.integers(1, 20), seed=st.integers(0, 99))
 def test_batches_take_requests_in_turn(sizes, batch, seed):
     """No request is in a batch twice while another is not in it at all, and every drawn token is of the trace."""

@@ -22,7 +22,7 @@ from grace_moe.cli.options import (
 from grace_moe.cli.output import show_json
 from grace_moe.cli.progress import progress_bar
 from grace_moe.evaluation import compare
-from grace_moe.planning import METHODS
+from grace_moe.planning import METHODS, Redundancy
 from grace_moe.report import comparison_table
 
 
@@ -47,7 +47,7 @@ def compare_command(
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
-    redundancy: float | None,
+    redundancy: Redundancy | None,
     slots_per_device: int | None,
     expert_bytes: int | None,
     seed: int,

@@ -21,7 +21,7 @@ from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_of
 from grace_moe.placement import Placement
-from grace_moe.planning import DEFAULT_METHOD, plan
+from grace_moe.planning import DEFAULT_METHOD, Redundancy, plan
 from grace_moe.topology import Topology
 
 
@@ -49,7 +49,7 @@ def plan_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     method: str | None,
-    redundancy: float | None,
+    redundancy: Redundancy | None,
     slots_per_device: int | None,
     expert_bytes: int | None,
     seed: int,

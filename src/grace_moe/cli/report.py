@@ -23,6 +23,7 @@ from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.evaluation import compare, over_memory
+from grace_moe.planning import Redundancy
 from grace_moe.report import AFTER, BEFORE, report_content, report_numbers, require_report, sentence, write_report
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
@@ -48,7 +49,7 @@ def report_command(
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
-    redundancy: float | None,
+    redundancy: Redundancy | None,
     slots_per_device: int | None,
     expert_bytes: int | None,
     seed: int,

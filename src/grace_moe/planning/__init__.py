@@ -2,6 +2,6 @@
 
 from grace_moe.planning.groups.affinity import affinity_matrix
 from grace_moe.planning.planner import DEFAULT_METHOD, METHODS, equal_slots, plan
-from grace_moe.planning.task import PlanningTask, Progress
+from grace_moe.planning.task import PlanningTask, Progress, Redundancy
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "PlanningTask", "Progress", "affinity_matrix", "equal_slots", "plan"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "PlanningTask", "Progress", "Redundancy", "affinity_matrix", "equal_slots", "plan"]
