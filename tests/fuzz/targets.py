@@ -159,6 +159,18 @@ def _csv_files() -> list[bytes]:
     return [f"layer,expert\n{rows}".encode(), rows.encode()]
 
 
+def _load_table_files() -> list[bytes]:
+    rows = "".join(f"{layer},{expert},{10 * expert + layer}\n" for layer in (1, 4) for expert in range(8))
+    return [f"layer_id,expert_id,count\n{rows}".encode(), rows.encode()]
+
+
+def _load_files() -> list[bytes]:
+    loads = [[10.5 * expert + layer for expert in range(8)] for layer in range(3)]
+    pairs = [[0, 1, 30, 1.5], [2, 3, 20, 1.1], [6, 7, 40, 2.0]]
+    counted = {"k": 2, "layers": [{"heat": [60, 50, 40, 45, 5, 6, 70, 64], "pairs": pairs}] * 2}
+    return [json.dumps(value).encode() for value in ({"logical_count": [loads]}, {"layer_1": [1] * 8, "layer_3": list(range(8))}, counted)]
+
+
 def _yaml_files() -> list[bytes]:
     lines = "".join(f"  {layer}: {row}\n" for layer, row in enumerate(MAP))
     return [f"num_slots: 12\ninitial_global_assignments:\n{lines}layer_updates_per_iter: 0\n".encode()]
@@ -215,6 +227,8 @@ TARGETS = {
     "npy": Target(lambda: [_npy(IDS), _npy(IDS.astype(np.uint8)), _npy(np.asfortranarray(IDS))], _import("vllm"), ".npy"),
     "pt": Target(_pt_files, _import("sglang"), ".pt", unzip, rezip),
     "csv": Target(_csv_files, _import("llama.cpp"), ".csv"),
+    "load-csv": Target(_load_table_files, _import("loads"), ".csv"),
+    "load-json": Target(_load_files, _import("loads"), ".json"),
     "yaml": Target(_yaml_files, lambda path: _map("tensorrt-llm", path), ".yaml"),
     "vllm-json": Target(_response_files, _import("vllm"), ".json"),
     "sglang-jsonl": Target(_sglang_response_files, _import("sglang"), ".jsonl"),
