@@ -19,7 +19,7 @@ LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-6)
 def traces(draw):
     experts = draw(st.integers(1, 20))
     return synthetic_trace(
-        tokens=draw(st.integers(0, 60)),
+        tokens=draw(st.integers(1, 60)),
         layers=draw(st.integers(1, 2)),
         experts=experts,
         top_k=draw(st.integers(1, min(4, experts))),

@@ -37,6 +37,7 @@ def read_hints(
     top_k: int | None = None,
     num_hidden_layers: int | None = None,
     layers: str | None = None,
+    skip_tokens: int = 0,
     name: str = "",
     dataset: str = "",
 ) -> tuple[Hints, ModelShape | None]:
@@ -50,6 +51,7 @@ def read_hints(
             top_k=known.top_k if top_k is None else top_k,
             num_hidden_layers=known.num_hidden_layers if num_hidden_layers is None else num_hidden_layers,
             layer_ids=known.layer_ids if layers is None else layer_numbers("--layers", layers),
+            skip_tokens=skip_tokens,
             model=name or folder,
             dataset=dataset,
         ),

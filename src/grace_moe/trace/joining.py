@@ -39,6 +39,7 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         phase=np.concatenate([p for p in phases if p is not None]) if all(p is not None for p in phases) else None,
         topk_weights=np.concatenate([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
         counts_only=any(trace.counts_only for trace in traces),
+        surrogate=any(trace.surrogate for trace in traces),
         source=" + ".join(dict.fromkeys(trace.source for trace in traces)),
     )
 
