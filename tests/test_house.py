@@ -38,6 +38,7 @@ HEAVY = {
 
 INNER = {
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
+    "grace_moe.runtime.job.worker:main": "the launcher is watched before torch is imported",
 }
 """Other functions that may import, and why."""
 
@@ -50,7 +51,6 @@ OPEN_FUNCTIONS = {
         "planning.grace.search.devices:_swap",
         "choice.cover:token_cost",
         "choice.cover:_smallest",
-        "engines.vllm_recording:record_with_vllm",
     )
 }
 OPEN_LINES = 2

@@ -96,7 +96,7 @@ def check_experts(tensors: Tensors, num_experts: int, folder: Path) -> None:
         usual = of_expert[0]
         other = [f"{stem}.{e}.{rest} ({shape} for {usual})" for e, shape in of_expert.items() if shape != usual]
         if other:
-            raise ModelError(f"{folder}: weights: of another shape: {listed(other)}; {_DOWNLOAD}")
+            raise ModelError(f"{folder}: weights: of another shape {listed(other)}; {_DOWNLOAD}")
 
 
 def listed(names: list[str]) -> str:

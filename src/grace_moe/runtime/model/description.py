@@ -48,8 +48,11 @@ def load_tokenizer(path: str) -> Any:
     """The model's tokenizer. Raises ModelError where there is none, or one that needs code of its own."""
     with reading(path, "tokenizer", "add the model's own tokenizer files"):
         try:
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except ValueError as error:
             if "trust_remote_code" in str(error):
                 raise ModelError(f"{path}: tokenizer: auto_map: it needs code of its own, which is not run; {_KNOWN}") from error
             raise
+        if not tokenizer.encode("word"):  # where files are missing, Transformers makes one without a vocabulary
+            raise ModelError(f"{path}: tokenizer: it knows no word; add the model's own tokenizer files")
+    return tokenizer
