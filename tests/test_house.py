@@ -51,7 +51,6 @@ OPEN_FUNCTIONS = {
         "planning.grace.search.devices:_swap",
         "choice.cover:token_cost",
         "choice.cover:_smallest",
-        "engines.vllm_recording:record_with_vllm",
     )
 }
 OPEN_LINES = 2

@@ -18,7 +18,7 @@ from grace_moe.errors import MismatchError, TraceError, UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.planning import METHODS
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, expert_loads
+from grace_moe.trace import RecordingSizes, RoutingTrace, expert_loads
 from tests.engines.samples import chosen
 
 EXPERTS, K = 6, 2
@@ -308,5 +308,6 @@ def test_counts_with_several_choices_a_row_are_refused():
 def test_recording_with_vllm_where_it_is_not_installed():
     from grace_moe.engines.vllm_recording import record_with_vllm
 
+    sizes = RecordingSizes(requests=1, prompt_tokens=1, new_tokens=1, batch_size=1, dtype="float32")
     with pytest.raises(UsageError, match="vllm is not installed here"):
-        record_with_vllm("m", ["text"], requests=1, prompt_tokens=1, new_tokens=1, batch_size=1, dtype="float32", name="", dataset="")
+        record_with_vllm("m", ["text"], sizes, name="", dataset="")
