@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from grace_moe.engines.coactivation import import_coactivation
 from grace_moe.engines.counts import Counts, trace_of_counts
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.load_arrays import read_arrays
@@ -47,8 +48,6 @@ def import_loads(paths: Sequence[Path], hints: Hints) -> Imported:
         TraceError: not such a file, or loads of different models.
         UsageError: `hints` name layers that the loads don't have.
     """
-    from grace_moe.engines.coactivation import import_coactivation
-
     source = str(paths[0])
     if len(paths) == 1 and paths[0].suffix == ".json" and (surrogate := import_coactivation(paths[0], hints)) is not None:
         return surrogate
