@@ -1,5 +1,6 @@
 """The pages that ship with the source: their links lead somewhere, their snippets run, and what they name exists."""
 
+import importlib
 import re
 import statistics
 from pathlib import Path
@@ -107,4 +108,28 @@ def test_bench_runs_scripts_that_exist():
         assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
 
 
-OPEN = {"planner.md"}
+def cited(pattern):
+    """(module, match) of a pattern in the package's source."""
+    return [(module, match) for module, path in modules().items() for match in re.findall(pattern, path.read_text(encoding="utf-8"))]
+
+
+def test_pages_that_the_source_cites_exist():
+    for module, (page, anchor) in cited(r"((?:docs|benchmarks)/[\w/-]+\.(?:md|py))(?:#([\w-]+))?"):
+        assert (ROOT / page).exists() or page in OPEN, (module, page)
+        if anchor and page not in OPEN:
+            assert anchor in anchors(ROOT / page), (module, page, anchor)
+
+
+def test_the_source_cites_only_pages_that_ship():
+    assert cited(r"METHOD\.md|DESIGN\.md|STYLE\.md") == []
+
+
+def test_modules_that_docstrings_name_exist():
+    """`choice.joint`, `evaluation.Evaluation`: from the package's root."""
+    rooms = "|".join(sorted({name.split(".")[1] for name in modules() if "." in name}))
+    for module, name in cited(rf"`((?:{rooms})(?:\.\w+)+)`"):
+        home, _, last = f"grace_moe.{name}".rpartition(".")
+        assert f"{home}.{last}" in modules() or hasattr(importlib.import_module(home), last), (module, name)
+
+
+OPEN = {"planner.md", "docs/planner.md", "docs/metrics.md"}

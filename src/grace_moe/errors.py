@@ -1,6 +1,6 @@
 """Every error that a user can cause, with the exit code of its kind.
 
-    GraceError                  1   base; also what went wrong without a kind of its own
+    GraceError                  1   base; also errors without a kind of their own
     ├── UsageError              2   options that don't go together, values out of range
     ├── InputFileError          3   a file that can't be read as what it should be
     │   ├── TraceError          3
@@ -30,6 +30,7 @@ __all__ = [
     "TraceError",
     "UsageError",
     "VerificationError",
+    "printable",
 ]
 
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -80,7 +81,7 @@ def _restore(kind: type[GraceError], arguments: tuple[Any, ...], state: dict[str
 
 def _line(text: str) -> str:
     """The text on one line: what a file holds must not break a message, nor reach the terminal as control codes."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def _brief(text: str) -> str:

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 import grace_moe.embedded
 from grace_moe.errors import MismatchError, ModelError, RankError
-from grace_moe.runtime.job.execution import Job, RunSpec
 from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.launch import run_local
 
 from .conftest import contiguous, make_model, placement_of, requests_of
@@ -105,7 +105,8 @@ import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from grace_moe.errors import RankError
-from grace_moe.runtime.job.ranks import joined, leave, rank_device
+from grace_moe.runtime.dispatch.rank_groups import rank_device
+from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
         if member.rank == 1:
@@ -129,11 +130,12 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from grace_moe.errors import GraceError
-from grace_moe.runtime.job.execution import Job, execute
+from grace_moe.runtime.job.job import Job
+from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=60)) as member:
-        execute(Job.load(Path(sys.argv[1]).with_name(f"job{member.rank}.json")), member)
+        run_on_rank(Job.from_json(Path(sys.argv[1]).with_name(f"job{member.rank}.json").read_bytes()), member)
 except GraceError as error:
     print(error)
     leave(error.exit_code)
@@ -156,11 +158,11 @@ def test_ranks_that_were_told_different_things_all_say_so(tiny_model, tmp_path, 
         placement_of("2x1", (lambda e: (e % 2,)) if other and differs == "placement" else contiguous(2)).save(tmp_path / f"{rank}.json")
         dispatch = "hierarchical" if other and differs == "dispatch" else "flat"
         run = RunSpec(name="run", placement=str(tmp_path / f"{rank}.json"), dispatch=dispatch)
-        Job(model=str(tiny_model), requests=requests_of([4, 4]), options=GenerationOptions(new_tokens=1, batch_size=2), runs=(run,)).save(
-            tmp_path / f"job{rank}.json"
-        )
+        options = GenerationOptions(new_tokens=1, batch_size=2)
+        job = Job(model=str(tiny_model), requests=requests_of([4, 4]), options=options, runs=(run,))
+        (tmp_path / f"job{rank}.json").write_bytes(job.to_json())
     if differs == "dtype":
-        half = "import torch, grace_moe.runtime.job.execution as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
+        half = "import torch, grace_moe.runtime.job.on_rank as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
         code = half + RUN
     ranks = [start_rank(code, rank, 2, tmp_path / "store") for rank in range(2)]
     for process in ranks:
@@ -186,10 +188,10 @@ def test_survivors_name_the_lost_rank(tmp_path):
 
 def test_ranks_leave_when_their_parent_is_killed(tiny_model, tmp_path):
     """The launcher itself is killed: it can stop nobody, so the ranks watch it."""
-    make_job(tiny_model, tmp_path, new_tokens=100_000).save(tmp_path / "job.json")
+    (tmp_path / "job.json").write_bytes(make_job(tiny_model, tmp_path, new_tokens=100_000).to_json())
     code = (
-        "import sys; from pathlib import Path; from grace_moe.runtime.job.execution import Job; from grace_moe.runtime.job.launch import run_local\n"
-        "run_local(Job.load(Path(sys.argv[1])), 2, on_status=lambda _: print('running', flush=True))"
+        "import sys; from pathlib import Path; from grace_moe.runtime.job.job import Job; from grace_moe.runtime.job.launch import run_local\n"
+        "run_local(Job.from_json(Path(sys.argv[1]).read_bytes()), 2, on_status=lambda _: print('running', flush=True))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)
     assert parent.stdout.readline() == "running\n"

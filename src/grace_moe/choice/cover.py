@@ -5,7 +5,7 @@ are bits of a *feasibility set*: `meets[mask]` has bit V set when V intersects t
 AND of its experts', so a change of one expert's hosts costs k ANDs a token.
 
 With K the size of the smallest feasible set, a source inside some smallest set sends K - 1 copies, any other K; summed over
-all sources: N * K - |union of the smallest sets|. This is what joint replica choice will send (`planning.joint_choice`).
+all sources: N * K - |union of the smallest sets|. This is what joint replica choice will send (`choice.joint`).
 """
 
 from __future__ import annotations

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from grace_moe.engines import Hints, ModelShape, read_model_shape
 from grace_moe.errors import UsageError
-
-if TYPE_CHECKING:
-    from grace_moe.engines import Hints, ModelShape
 
 MAX_LAYER = 9_999
 
@@ -40,12 +37,11 @@ def read_hints(
     top_k: int | None = None,
     num_hidden_layers: int | None = None,
     layers: str | None = None,
+    skip_tokens: int = 0,
     name: str = "",
     dataset: str = "",
 ) -> tuple[Hints, ModelShape | None]:
     """What the options say of the model; an option overrules the config."""
-    from grace_moe.engines import Hints, read_model_shape
-
     shape = None if model is None else read_model_shape(model)
     known = Hints() if shape is None else Hints.of(shape)
     folder = "" if model is None else (model if model.is_dir() else model.parent).resolve().name
@@ -55,6 +51,7 @@ def read_hints(
             top_k=known.top_k if top_k is None else top_k,
             num_hidden_layers=known.num_hidden_layers if num_hidden_layers is None else num_hidden_layers,
             layer_ids=known.layer_ids if layers is None else layer_numbers("--layers", layers),
+            skip_tokens=skip_tokens,
             model=name or folder,
             dataset=dataset,
         ),

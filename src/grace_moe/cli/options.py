@@ -12,17 +12,33 @@ from typing import Any
 
 import click
 
-from grace_moe.errors import UsageError
+from grace_moe.errors import InputFileError, UsageError
 from grace_moe.evaluation import parse_method
+from grace_moe.files import read_bytes
 from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, mixed
+
+MAX_TEXT_BYTES = 2**30
+"""Of a file of text to run a model on."""
+
+
+def _redundancy(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--redundancy: {text!r} is neither a number nor auto; write 1.25, or auto") from error
+
 
 traces_argument = click.argument("trace_paths", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 topology_option = click.option(
     "--topology", "topology_text", type=click.Path(), required=True, metavar="T", help="NxG, NxG:preset, or a topology file."
 )
-redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
+redundancy_option = click.option(
+    "--redundancy", callback=_redundancy, metavar="X", help="Slots in all over experts, such as 1.25; auto = the least that fits."
+)
 slots_option = click.option(
     "--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer."
 )
@@ -119,7 +135,7 @@ def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tu
 
 
 def budgets(option: str, text: str, devices: int) -> tuple[float, ...]:
-    """A comma-separated list of redundancies that so many devices have room for."""
+    """A comma-separated list of redundancies, each from 1 to the number of devices."""
     return numbers(option, text, 1, devices, f"from 1 (no replicas) to {devices} (every expert on all devices)")
 
 
@@ -138,6 +154,7 @@ def command_line() -> str:
 def read_text(path: Path) -> str:
     """The text of a file; bytes that are not UTF-8 become replacement characters. Raises UsageError where it can't be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"--text: {path}: {error.strerror}; check the path") from error
+        return read_bytes(path, InputFileError, MAX_TEXT_BYTES).decode(errors="replace")
+    except InputFileError as error:
+        problem = str(error).removeprefix(f"{path}: ").removeprefix("file: ")
+        raise UsageError(f"--text: {path}: {problem}") from error

@@ -62,6 +62,17 @@ def torch_integers(value: Any, source: str, field: str, dimensions: int) -> npt.
     return array if array.dtype.kind == "i" else array.astype(np.int64)
 
 
+def torch_numbers(value: Any, source: str, field: str) -> npt.NDArray[Any]:
+    """A tensor of whole numbers or floats, of any dimensions. Raises TraceError: anything else."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_complex() or value.dtype is torch.bool:
+        found = f"{value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TraceError(source, field, f"{found} is not a tensor of numbers", _AGAIN)
+    array: npt.NDArray[Any] = (value.float() if value.is_floating_point() else value).numpy()
+    return array
+
+
 def _check_pickle(path: Path, file: BinaryIO, size: int) -> None:
     """Raise TraceError where the archive unpacks to too much, or its pickle names what plain data does not, or asks for too much."""
     with zipfile.ZipFile(file) as archive:

@@ -14,7 +14,7 @@ from grace_moe.evaluation.metrics import Evaluation
 from grace_moe.evaluation.replay import evaluate
 from grace_moe.evaluation.serving import PREFILL_BATCH
 from grace_moe.placement import Placement, check_same_model
-from grace_moe.planning import METHODS, plan
+from grace_moe.planning import METHODS, Redundancy, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -22,7 +22,7 @@ from grace_moe.trace import RoutingTrace
 class SlotLimits(TypedDict, total=False):
     """What limits the slots of every plan; see `planning.plan`."""
 
-    redundancy: float | None
+    redundancy: Redundancy | None
     slots_per_device: int | None
     expert_bytes: int | None
 

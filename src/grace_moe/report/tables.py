@@ -114,5 +114,5 @@ def facts_table(facts: dict[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), Text(str(value)))  # a file's text is not markup
+        table.add_row(name.replace("_", " "), Text(printable(str(value))))  # a file's text is not markup
     return table

@@ -6,7 +6,7 @@ import numpy.typing as npt
 from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.groups.contiguous import contiguous_groups
 from grace_moe.planning.groups.even_layers import layer_of_devices
-from grace_moe.planning.task import DEFAULT_REDUNDANCY, PlannedLayers, PlanningTask
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 
 def biased_devices(loads: npt.NDArray[np.int64], num_devices: int, num_hot: int) -> list[tuple[int, ...]]:
@@ -47,5 +47,4 @@ def _num_hot(task: PlanningTask) -> int:
     if task.slots_per_device is not None:
         fits = [hot for hot in range(experts + 1) if hot + -(-(experts - hot) // devices) <= task.slots_per_device]
         return max(fits)
-    redundancy = DEFAULT_REDUNDANCY if task.redundancy is None else task.redundancy
-    return int((redundancy - 1) * experts / (devices - 1) + 1e-9)
+    return int((task.redundancy_allowed - 1) * experts / (devices - 1) + 1e-9)

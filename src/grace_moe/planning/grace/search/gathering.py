@@ -15,10 +15,10 @@ from numba import njit
 
 from grace_moe.choice.cover import tokens_of_experts
 from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import GATHERING_HEAT, GATHERING_PROPOSALS
 from grace_moe.topology import Topology
 
-_PROPOSALS = 12_000
-_HOT, _COLD = 5e-3, 1e-5
+_HOT, _COLD = GATHERING_HEAT
 
 
 def gather_devices(layer: LayerPlacement, ids: npt.NDArray[np.int64], topology: Topology, effort: float, seed: int) -> LayerPlacement:
@@ -38,7 +38,7 @@ def gather_devices(layer: LayerPlacement, ids: npt.NDArray[np.int64], topology: 
     padded = np.where(ids < 0, experts, ids).astype(np.int32)
     starts, members = tokens_of_experts(padded, experts)
     place = np.arange(topology.num_devices)
-    _trade(place, held, topology.node_of_device, padded, starts, members, int(_PROPOSALS * effort), seed)
+    _trade(place, held, topology.node_of_device, padded, starts, members, int(GATHERING_PROPOSALS * effort), seed)
     return replace(layer, devices_of_expert=tuple(tuple(int(place[d]) for d in devices) for devices in layer.devices_of_expert))
 
 
