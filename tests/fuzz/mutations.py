@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 
@@ -81,12 +82,21 @@ def unzip(data: bytes) -> Parts:
 
 
 def rezip(parts: Parts) -> bytes:
-    """An archive of these members, with right checksums; compressed where that is an even number of bytes long."""
+    """An archive of these members, with right checksums; compressed where a member is an even number of bytes long."""
+    return _archive(parts, lambda data: zipfile.ZIP_STORED if len(data) % 2 else zipfile.ZIP_DEFLATED)
+
+
+def rezip_stored(parts: Parts) -> bytes:
+    """An archive of these members as they are."""
+    return _archive(parts, lambda _: zipfile.ZIP_STORED)
+
+
+def _archive(parts: Parts, method: Callable[[bytes], int]) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(stream, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
         for name, data in zip(parts[::2], parts[1::2], strict=True):
-            method = zipfile.ZIP_STORED if len(data) % 2 else zipfile.ZIP_DEFLATED
-            archive.writestr(zipfile.ZipInfo(name[:100].decode(errors="replace") or "_"), data, method)
+            archive.writestr(zipfile.ZipInfo(name[:100].decode(errors="replace") or "_"), data, method(data))
     return stream.getvalue()
 
 

@@ -17,7 +17,7 @@ from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints, read_model_
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
-from tests.fuzz.mutations import Parts, join, join_safetensors, rezip, split_safetensors, unzip, whole
+from tests.fuzz.mutations import Parts, join, join_safetensors, rezip, rezip_stored, split_safetensors, unzip, whole
 
 HINTS = Hints(num_experts=8, top_k=2, num_hidden_layers=3)
 IDS = np.array([[[0, 1], [2, 3], [4, 5]], [[1, 2], [3, 4], [5, 6]], [[7, 0], [6, 1], [5, 2]]], dtype=np.int32)
@@ -225,7 +225,7 @@ TARGETS = {
     "placement": Target(_placement_files, _read_placement, ".json"),
     "npz": Target(_npz_files, _import("npz"), ".npz", unzip, rezip),
     "npy": Target(lambda: [_npy(IDS), _npy(IDS.astype(np.uint8)), _npy(np.asfortranarray(IDS))], _import("vllm"), ".npy"),
-    "pt": Target(_pt_files, _import("sglang"), ".pt", unzip, rezip),
+    "pt": Target(_pt_files, _import("sglang"), ".pt", unzip, rezip_stored),
     "csv": Target(_csv_files, _import("llama.cpp"), ".csv"),
     "load-csv": Target(_load_table_files, _import("loads"), ".csv"),
     "load-json": Target(_load_files, _import("loads"), ".json"),

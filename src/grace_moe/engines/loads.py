@@ -52,8 +52,14 @@ def import_loads(paths: Sequence[Path], hints: Hints) -> Imported:
     if len(paths) == 1 and paths[0].suffix == ".json" and (surrogate := import_coactivation(paths[0], hints)) is not None:
         return surrogate
     pieces = [piece for path in paths for piece in _pieces(path, hints)]
+    if all(path.suffix == ".csv" for path in paths):
+        pieces = widened(pieces)  # a rank may have none of the last experts
     counts, layer_ids = summed(pieces, source)
-    return trace_of_counts(counts, hints, source, field="loads", layer_ids=layer_ids)
+    imported = trace_of_counts(counts, hints, source, field="loads", layer_ids=layer_ids)
+    if hints.num_experts is not None or not all(path.suffix == ".csv" for path in paths):
+        return imported
+    guessed = f"{counts.shape[1]} experts, as the highest number says: --num-experts, where there are more"
+    return Imported(trace=imported.trace, notes=(*imported.notes, guessed))
 
 
 def summed(pieces: Sequence[Loads], source: str) -> tuple[Counts, tuple[int, ...] | None]:
@@ -74,6 +80,12 @@ def summed(pieces: Sequence[Loads], source: str) -> tuple[Counts, tuple[int, ...
     return np.stack([_sum(of_layer[layer], source) for layer in layers]), layers
 
 
+def widened(pieces: Sequence[Loads]) -> list[Loads]:
+    """Each with as many experts as the widest has, for files that leave out experts at the end."""
+    width = max((piece.counts.shape[1] for piece in pieces), default=0)
+    return [Loads(counts=np.pad(piece.counts, ((0, 0), (0, width - piece.counts.shape[1]))), layer_ids=piece.layer_ids) for piece in pieces]
+
+
 def loads_of_object(value: dict[str, Any], where: str) -> Loads | None:
     """The loads in a JSON object: a field of `FIELDS`, or a list for each layer under its number. None where there is neither."""
     field = next((name for name in FIELDS if name in value), None)
@@ -88,7 +100,8 @@ def loads_of_object(value: dict[str, Any], where: str) -> Loads | None:
     array = numbers_of_list(value[field], where, field)
     if array.ndim == 1:
         return Loads(counts=array[None], layer_ids=(_layer_of(value, where),))
-    return Loads(counts=two_dimensions(array, where, field), layer_ids=_ids_of(value, where))
+    counts, layer_ids = two_dimensions(array, where, field), _ids_of(value, where)
+    return _numbered(counts, layer_ids, where)
 
 
 def numbers_of_list(value: Any, where: str, field: str) -> Counts:
@@ -139,10 +152,14 @@ def _pieces(path: Path, hints: Hints) -> Iterator[Loads]:
                 str(path), "loads", f"it has only {', '.join(sorted(arrays))[:80]}", f"name the array {' or '.join(FIELDS[:3])}"
             )
         own = arrays.get("layer_ids")
-        yield Loads(
-            counts=two_dimensions(arrays[field], str(path), field),
-            layer_ids=None if own is None else tuple(int(layer) for layer in own.ravel()),
-        )
+        layer_ids = None if own is None else tuple(int(layer) for layer in own.ravel())
+        yield _numbered(two_dimensions(arrays[field], str(path), field), layer_ids, str(path))
+
+
+def _numbered(counts: Counts, layer_ids: tuple[int, ...] | None, where: str) -> Loads:
+    if layer_ids is not None and (len(layer_ids) != len(counts) or len(set(layer_ids)) != len(counts)):
+        raise TraceError(where, "layer_ids", f"{len(set(layer_ids))} numbers for {len(counts)} layers", "number each layer once")
+    return Loads(counts=counts, layer_ids=layer_ids)
 
 
 def _of_dict(rows: dict[int, Any], where: str, field: str) -> Loads:

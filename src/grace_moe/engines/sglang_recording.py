@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grace_moe.engines.counts import Counts, trace_of_counts
 from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.loads import Loads, loads_of_object, summed, two_dimensions
+from grace_moe.engines.loads import Loads, loads_of_object, summed, two_dimensions, widened
 from grace_moe.engines.responses import read_objects
 from grace_moe.engines.sglang_passes import Pass, read_pass, trace_of_passes
 from grace_moe.engines.sglang_responses import import_responses
@@ -63,15 +63,8 @@ def import_dump(paths: Sequence[Path], hints: Hints) -> Imported:
 
 
 def _import_loads(pieces: Sequence[Loads], hints: Hints, source: str) -> Imported:
-    width = max((piece.counts.shape[1] for piece in pieces), default=0)
-    wide = [Loads(counts=_widened(piece.counts, width), layer_ids=piece.layer_ids) for piece in pieces]
-    counts, layer_ids = summed(wide, source)
+    counts, layer_ids = summed(widened(pieces), source)
     return trace_of_counts(counts, hints, source, field=COUNT, layer_ids=layer_ids)
-
-
-def _widened(counts: Counts, width: int) -> Counts:
-    """With as many experts as the widest has."""
-    return counts if counts.shape[1] == width else np.pad(counts, ((0, 0), (0, width - counts.shape[1])))
 
 
 def _map(dump: dict[str, Any], source: str) -> npt.NDArray[np.int64]:

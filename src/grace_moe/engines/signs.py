@@ -34,7 +34,7 @@ def signs(trace: RoutingTrace) -> tuple[str, ...]:
 def even_counts(counts: npt.NDArray[np.float64]) -> tuple[str, ...]:
     """A note where `[layers, experts]` counts are more even than any router's: of a strided view, every expert is named as often."""
     mean = counts.mean(axis=1)
-    if counts.shape[1] < 2 or mean.min(initial=0) < FEWEST_PARTITIONS or not (counts.var(axis=1) < BY_CHANCE * mean).all():
+    if counts.shape[1] < 2 or mean.min() < FEWEST_PARTITIONS or not (counts.var(axis=1) < BY_CHANCE * mean).all():
         return ()
     return (
         "every expert of every layer was counted as often as the others, exactly 1.0x the mean: routers are not that even. The ids may "

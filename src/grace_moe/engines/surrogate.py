@@ -51,8 +51,9 @@ def draw_surrogate(loads: Floats, pairs: npt.NDArray[np.int64], together: Floats
     chosen[np.arange(tokens)[:, None], rows] = 1
     found = chosen.T @ chosen
     np.fill_diagonal(found, 0)
-    _exchange(rows, target, found, SWEEPS * tokens * k, seed)
-    off, wanted = np.abs(found - target)[given], target[given]
+    gap = found - target
+    _exchange(rows, gap, 1 / (target + 1), SWEEPS * tokens * k, seed)
+    off, wanted = np.abs(gap)[given], target[given]
     fired = loads > 0
     return Surrogate(
         topk_ids=rows,
@@ -99,9 +100,14 @@ def _dealt(counts: npt.NDArray[np.int64], tokens: int, k: int, generator: np.ran
 
 
 @njit(cache=True, nogil=True)
-def _exchange(rows: Any, target: Any, found: Any, tries: int, seed: int) -> None:
-    """Let two tokens at a time exchange an expert each where that brings counts of pairs nearer to the target, by squared error over the
-    target. Changes `rows` and `found` `[experts, experts]`."""
+def _exchange(rows: Any, gap: Any, weight: Any, tries: int, seed: int) -> None:
+    """Let two tokens at a time exchange an expert each where that brings counts of pairs nearer to their targets: less squared error,
+    each pair's over its target. Changes `rows` and `gap`.
+
+    Args:
+        gap: `[experts, experts]` counts of pairs, less their targets.
+        weight: `[experts, experts]` of each pair's squared error.
+    """
     np.random.seed(seed)
     tokens, k = rows.shape
     for _ in range(tries):
@@ -116,25 +122,23 @@ def _exchange(rows: Any, target: Any, found: Any, tries: int, seed: int) -> None
         for i in range(k):
             if i != p:
                 x = rows[one, i]
-                change += (1 - 2 * (found[a, x] - target[a, x])) / (target[a, x] + 1)
-                change += (1 + 2 * (found[b, x] - target[b, x])) / (target[b, x] + 1)
+                change += (1 - 2 * gap[a, x]) * weight[a, x] + (1 + 2 * gap[b, x]) * weight[b, x]
             if i != q:
                 x = rows[other, i]
-                change += (1 - 2 * (found[b, x] - target[b, x])) / (target[b, x] + 1)
-                change += (1 + 2 * (found[a, x] - target[a, x])) / (target[a, x] + 1)
-        if change >= 0:
-            continue
-        for i in range(k):
-            if i != p:
-                x = rows[one, i]
-                found[a, x] -= 1
-                found[x, a] -= 1
-                found[b, x] += 1
-                found[x, b] += 1
-            if i != q:
-                x = rows[other, i]
-                found[b, x] -= 1
-                found[x, b] -= 1
-                found[a, x] += 1
-                found[x, a] += 1
-        rows[one, p], rows[other, q] = b, a
+                change += (1 - 2 * gap[b, x]) * weight[b, x] + (1 + 2 * gap[a, x]) * weight[a, x]
+        if change < 0:
+            _move(rows[one], p, gap, a, b)
+            _move(rows[other], q, gap, b, a)
+            rows[one, p], rows[other, q] = b, a
+
+
+@njit(cache=True, nogil=True)
+def _move(row: Any, at: int, gap: Any, out: int, into: int) -> None:
+    """Count the pairs of a token anew whose choice `at` becomes another expert."""
+    for i in range(len(row)):
+        if i != at:
+            x = row[i]
+            gap[out, x] -= 1
+            gap[x, out] -= 1
+            gap[into, x] += 1
+            gap[x, into] += 1
