@@ -73,7 +73,8 @@ class Comparison:
         missing = [str(layer_id) for layer_id, found in zip(self.measured_on.layer_ids, recorded, strict=True) if not found]
         if not missing:
             return ()
-        return (f"{self.measured_on.source}: nothing was recorded of layer{'s' * (len(missing) > 1)} {', '.join(missing)}: left out of all means.",)
+        layers = f"layer{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        return (f"{self.measured_on.source}: nothing was recorded of {layers}: left out of all means.",)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grace-moe compare --json` (docs/metrics.md); `notes` only where there are any."""
