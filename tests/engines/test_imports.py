@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -270,8 +270,7 @@ def test_npz(tmp_path):
 @given(st.lists(st.lists(st.integers(0, 10**9), min_size=4, max_size=4), min_size=1, max_size=3))
 def test_counts_keep_their_shares(rows):
     counts = np.array(rows, dtype=np.int64)
-    if not counts.sum():
-        return
+    assume(counts.sum() > 0)
     trace = trace_of_counts(counts, Hints(), "counts").trace
     loads = expert_loads(trace)
     for row, load in zip(counts[list(trace.layer_ids)], loads, strict=True):
