@@ -13,7 +13,9 @@ from grace_moe.errors import UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.split import balance
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology

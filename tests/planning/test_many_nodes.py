@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from grace_moe.evaluation import Serving, evaluate
 from grace_moe.placement import difference
 from grace_moe.planning import plan
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
 from grace_moe.planning.grace.search.node_groups import MAX_NODES, groups_of, search_many_nodes
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from grace_moe.choice.cover import visited_nodes
 from grace_moe.choice.joint import joint_choice_table
 from grace_moe.choice.tables import choice_table
-from grace_moe.choice.visited import visits
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
 
@@ -33,7 +33,7 @@ def source_costs(layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.
         reached = (np.where(devices >= 0, topology.node_of_device[devices], -1)[:, :, None] == np.arange(topology.num_nodes)).any(axis=1)
         costs: npt.NDArray[np.float64] = reached.sum(axis=1, keepdims=True) - reached.astype(np.float64)
         return costs
-    masks = visits(ids, joint_choice_table(layer, topology), layer_id=layer.layer_id, seed=seed)
+    masks = visited_nodes(ids, joint_choice_table(layer, topology), layer_id=layer.layer_id, seed=seed)
     return np.bitwise_count(masks.view(np.uint64)).astype(np.float64) - 1
 
 

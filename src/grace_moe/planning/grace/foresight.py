@@ -34,7 +34,7 @@ def unit_loads(
     Args:
         ids: `[T, k]`, -1 = none.
         unit: `[T]` 0..units - 1.
-        masks: `[T, N]` from `visits`; all ones where replicas are drawn by weight alone.
+        masks: `[T, N]` from `visited_nodes`; all ones where replicas are drawn by weight alone.
         sources: `[S, N]` chance of each source node in each case: identity where a unit's tokens come from one node, one row where
             each token's source is its own.
     """

@@ -120,7 +120,7 @@ def _plan(request: PlanningTask, *, price: float, tolerance: float, request_plac
     from grace_moe.planning.grace.canonical_names import Labels, by_speed, device_order, expert_order, renamed
     from grace_moe.planning.grace.independent_units import independent_units
     from grace_moe.planning.grace.layer_placement import LayerProblem
-    from grace_moe.planning.grace.search.nodes import copies_on_nodes
+    from grace_moe.planning.grace.search.node_copies import copies_on_nodes
     from grace_moe.planning.grace.tuning import plan_layers
 
     if request_placement and trace.request_ids is None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.choice.cover import visited_nodes
 from grace_moe.choice.joint import MAX_EXACT_NODES, JointChoiceTable, joint_choice_table
-from grace_moe.choice.visited import visits
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.baselines.eplb import layer_by_load
 from grace_moe.planning.grace.alignment import source_costs
@@ -16,8 +16,10 @@ from grace_moe.planning.grace.candidates import Candidate
 from grace_moe.planning.grace.foresight import peaks_of_days, unit_loads
 from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
 from grace_moe.planning.grace.search.gathering import gather_devices
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
 from grace_moe.planning.grace.search.node_groups import search_many_nodes
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.split import balance, node_prices
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
@@ -131,7 +133,7 @@ def _foresee(problem: LayerProblem, layer: LayerPlacement) -> Candidate:
         masks = np.full((len(ids), topology.num_nodes), -1)
         costs = source_costs(layer, topology, ids, problem.seed)
     else:
-        masks = visits(ids, table, layer_id=problem.layer_id, seed=problem.seed)
+        masks = visited_nodes(ids, table, layer_id=problem.layer_id, seed=problem.seed)
         costs = np.bitwise_count(masks.view(np.uint64)) - 1.0
     present, unit = np.unique(problem.request[tokens], return_inverse=True)
     cases, kind = np.eye(topology.num_nodes), np.zeros(len(present), np.int64)

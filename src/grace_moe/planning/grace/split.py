@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from grace_moe.choice.cover import host_masks, visited_nodes
 from grace_moe.choice.joint import MAX_EXACT_NODES, JointChoiceTable
-from grace_moe.choice.visited import host_masks, visits
 from grace_moe.placement import MAX_NODE_PRICE
 
 _ROUNDS = 200
@@ -122,7 +122,7 @@ def node_prices(
 
     def divided(prices: tuple[float, ...], step: int) -> tuple[Cells, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         table = table_of(prices)
-        cells = demand(ids[::step], visits(ids[::step], table, layer_id=layer_id, seed=seed), host_masks(table), sources[::step])
+        cells = demand(ids[::step], visited_nodes(ids[::step], table, layer_id=layer_id, seed=seed), host_masks(table), sources[::step])
         return cells, *balance(cells, nodes_of_expert, np.arange(nodes), capacity)
 
     for step in range(_PRICE_ROUNDS if nodes > 2 else 1):  # two nodes know no ties: the source's is in every set

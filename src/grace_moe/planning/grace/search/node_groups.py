@@ -12,10 +12,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.cover import MAX_NODES as MAX_GROUPS
 from grace_moe.choice.joint import joint_choice_table
+from grace_moe.choice.node_sets import MAX_EXACT_NODES as MAX_GROUPS
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.topology import Topology
 
 MAX_NODES = MAX_GROUPS**2

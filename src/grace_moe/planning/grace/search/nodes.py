@@ -1,98 +1,42 @@
 """Which experts on which node: annealing on the exact objective, under prices on load.
 
-State: copies `[N, E]` of each expert on each node; each node's slots are full. Energy, in cross-node copies per token:
-traffic + price * expected squared imbalance of nodes on routing to come (its mean's square and its variance) + price * load in
-copies too hot for one device. Loads assume that an expert's tokens divide
-evenly over its copies; the split is solved later (`split`).
-
-Moves: a slot takes another expert (the old one keeps a copy elsewhere), or two nodes swap an expert.
+State: copies `[N, E]` of each expert on each node; each node's slots are full. Moves: a slot takes another expert (the old one keeps a
+copy elsewhere), or two nodes swap an expert. The energy is that of `node_state`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from grace_moe.choice.cover import CoverTables, token_cost, tokens_of_experts
-from grace_moe.placement import LayerPlacement
-from grace_moe.topology import Topology
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """How hard to search, and what overload costs."""
-
-    proposals: int = 150_000
-    """Moves tried."""
-    hot: float = 0.008
-    """First temperature, in copies per token."""
-    cold: float = 1e-4
-    """Last temperature."""
-    price: float = 4.0
-    """Copies per token that a unit of squared imbalance, summed over nodes, is worth."""
-    doubt: float = 3.0
-    """Weight of the variance beside the square of the mean: a search finds what looks steady in its sample."""
-    copy_cap: float = 0.8
-    """Load of one copy, over a device's mean load, that is still free."""
-    copy_price: float = 1.0
-    """Copies per token that a unit of its square above that, summed over copies, is worth."""
-    swap_share: float = 0.3
-    """Share of the moves that swap where both kinds are possible."""
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.cover import token_cost
+from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
+from grace_moe.planning.grace.search.node_copies import NodeRoom
+from grace_moe.planning.grace.search.node_state import (
+    NodeState,
+    SearchOptions,
+    compiled_balance_penalty,
+    compiled_too_hot,
+    energy,
+    node_state,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeRoom:
-    """What each node can take."""
+class NodeMove(NamedTuple):
+    """A slot of a node gives up one expert for another; in a swap, another node makes the opposite exchange."""
 
-    slots: npt.NDArray[np.int64]
-    """`[N]` experts that the node's devices hold together."""
-    devices: npt.NDArray[np.int64]
-    """`[N]` devices: the most copies of one expert that are of use."""
-    capacity: npt.NDArray[np.float64]
-    """`[N]` share of all devices' speed."""
-
-
-def seed_copies(share: npt.NDArray[np.float64], room: NodeRoom) -> npt.NDArray[np.int64]:
-    """A balanced start `[N, E]`: copies by heat (as EPLB), dealt heaviest first to the lightest node with room."""
-    nodes, experts = len(room.slots), len(share)
-    heat = share + max(share.mean(), 1e-12) * 1e-3
-    total = np.ones(experts, np.int64)
-    for _ in range(int(room.slots.sum()) - experts):
-        total[np.argmax(np.where(total < room.devices.sum(), heat / total, -1.0))] += 1
-    copies = np.zeros((nodes, experts), np.int64)
-    load = np.zeros(nodes)
-    for expert in np.argsort(-heat / total, kind="stable"):
-        for _ in range(total[expert]):
-            open_ = (copies.sum(axis=1) < room.slots) & (copies[:, expert] < room.devices)
-            if open_.any():
-                fewest = copies[open_, expert].min()
-                node = int(np.argmin(np.where(open_ & (copies[:, expert] == fewest), load / room.capacity, np.inf)))
-                copies[node, expert] += 1
-                load[node] += heat[expert] / total[expert]
-    for node in range(nodes):  # slots that the deal could not use
-        while copies[node].sum() < room.slots[node]:
-            copies[node, np.argmax(np.where(copies[node] < room.devices[node], heat / (1 + copies.sum(axis=0)), -1))] += 1
-    return copies
-
-
-def copies_on_nodes(layer: LayerPlacement, topology: Topology, slots: int) -> npt.NDArray[np.int64]:
-    """`[N, E]` copies that each node of a placement holds; slots of its devices that are empty get more of what it holds.
-
-    Args:
-        slots: of each device.
-    """
-    copies = np.zeros((topology.num_nodes, len(layer.devices_of_expert)), np.int64)
-    for expert, devices in enumerate(layer.devices_of_expert):
-        np.add.at(copies[:, expert], topology.node_of_device[list(devices)], 1)
-    for node, row in enumerate(copies):
-        most = len(topology.nodes[node].devices)
-        for _ in range(min(most * slots, most * len(row)) - int(row.sum())):
-            row[np.argmin(np.where(row == 0, most + 1, np.where(row < most, row, most + 2)))] += 1
-    return copies
+    node: int
+    """-1 = no move."""
+    slot: int
+    given: int
+    """Expert that leaves the slot."""
+    taken: int
+    """Expert that comes into it."""
+    other: int
+    """Node that takes `given` for `taken`; `node` itself where none does."""
 
 
 def search_nodes(
@@ -105,245 +49,214 @@ def search_nodes(
     start: npt.NDArray[np.int64],
     pins: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Better copies `[N, E]` than `start`, by the energy of the module docstring.
+    """Copies `[N, E]` of less energy than `start`.
 
     Args:
         ids: `[T, k]` of the tokens to judge traffic by, -1 = none.
         share, noise: from `uncertainty.load_shares`.
         pins: `[T]` source node of each token, -1 = any, all alike; None = none is known.
     """
-    experts = len(share)
-    tables = CoverTables(len(room.slots))
-    copies = start.copy()
-    padded = np.where(ids < 0, experts, ids).astype(np.int32)
-    starts, members = tokens_of_experts(padded, experts)
-    _anneal(
-        padded,
-        np.full(len(ids), -1) if pins is None else pins,
-        starts,
-        members,
-        share,
-        noise,
-        copies,
-        room.slots,
-        room.devices,
-        room.capacity,
-        tables.meets,
-        tables.small,
-        tables.level,
-        tables.holds,
-        tables.words,
-        options.proposals,
-        options.hot,
-        options.cold,
-        options.price,
-        options.doubt,
-        options.copy_cap,
-        options.copy_price,
-        options.swap_share,
-        seed,
+    state = node_state(ids, share, noise, room, options, start, pins)
+    cooling = Cooling(proposals=options.proposals, steps=options.proposals - 1, hot=options.hot, cold=options.cold)
+    _search(state, energy(state), cooling, seed)
+    return state.best.reshape(start.shape)
+
+
+@part
+def _propose(state: NodeState) -> NodeMove:
+    copies, devices = state.copies, state.devices
+    none = NodeMove(-1, 0, 0, 0, 0)
+    n = np.random.randint(copies.shape[0])
+    i = np.random.randint(state.slots[n])
+    a = state.slot[n, i]
+    b = np.random.randint(copies.shape[1])
+    if b == a or copies[n, b] >= devices[n]:
+        return none
+    m = n
+    if state.total[a] == 1 or np.random.random() < state.terms.swap_share:
+        m = np.random.randint(copies.shape[0])
+        if m == n or copies[m, b] == 0 or copies[m, a] >= devices[m]:
+            return none
+    return NodeMove(n, i, a, b, m)
+
+
+@part
+def _change(state: NodeState, move: NodeMove, most: float) -> float:
+    """Of the energy; loads, their variances and tokens' costs after the move are left in the state's `new_` arrays."""
+    if move.other == move.node:
+        _replaced(state, move)
+    else:
+        _swapped(state, move)
+    terms = state.terms
+    penalty = compiled_balance_penalty(state.new_load, state.new_variance, state.capacity, terms) + terms.copy_price * state.new_heat[0]
+    more = penalty - state.penalty[0]
+    room = most - more  # what is left for traffic
+    copies = _more_copies(state, move, room)
+    state.new_penalty[0], state.new_sent[0] = penalty, state.sent[0] + copies
+    return np.inf if copies * terms.unit > room else copies * terms.unit + more
+
+
+@part
+def _replaced(state: NodeState, move: NodeMove) -> None:
+    """Loads, variances and heat of copies after one expert's copy becomes one of another."""
+    n, a, b, share, terms = move.node, move.given, move.taken, state.share, state.terms
+    total_a, total_b = state.total[a], state.total[b]
+    for x in range(state.copies.shape[0]):
+        step_a = (state.copies[x, a] - (x == n)) / (total_a - 1) - state.part[x, a]
+        step_b = (state.copies[x, b] + (x == n)) / (total_b + 1) - state.part[x, b]
+        _shift(state, x, a, b, step_a, step_b)
+    heat = state.heat[0]
+    heat += compiled_too_hot(share[a], total_a - 1, terms) - compiled_too_hot(share[a], total_a, terms)
+    heat += compiled_too_hot(share[b], total_b + 1, terms) - compiled_too_hot(share[b], total_b, terms)
+    state.new_heat[0] = heat
+
+
+@part
+def _swapped(state: NodeState, move: NodeMove) -> None:
+    """Loads, variances and heat of copies after two nodes swap experts."""
+    n, m, a, b = move.node, move.other, move.given, move.taken
+    for x in range(state.copies.shape[0]):
+        step_a = ((x == m) - (x == n)) / state.total[a]
+        step_b = ((x == n) - (x == m)) / state.total[b]
+        _shift(state, x, a, b, step_a, step_b)
+    state.new_heat[0] = state.heat[0]
+
+
+@part
+def _shift(state: NodeState, x: int, a: int, b: int, step_a: float, step_b: float) -> None:
+    """Load and variance of node x when its parts of experts a and b change by so much."""
+    noise, pull = state.noise, state.pull
+    state.new_load[x] = state.load[x] + state.share[a] * step_a + state.share[b] * step_b
+    state.new_variance[x] = (
+        state.variance[x]
+        + 2 * (step_a * pull[x, a] + step_b * pull[x, b])
+        + step_a * step_a * noise[a, a]
+        + step_b * step_b * noise[b, b]
+        + 2 * step_a * step_b * noise[a, b]
     )
+
+
+@part
+def _hosts_after(state: NodeState, move: NodeMove) -> tuple[int, int]:
+    """Masks of the nodes that hold the two experts after the move."""
+    n, m, a, b = move.node, move.other, move.given, move.taken
+    hosts_a, hosts_b = state.hosts[a], state.hosts[b] | 1 << n
+    if state.copies[n, a] == 1:
+        hosts_a &= ~(1 << n)
+    if m != n:
+        hosts_a |= 1 << m
+        if state.copies[m, b] == 1:
+            hosts_b &= ~(1 << m)
+    return hosts_a, hosts_b
+
+
+@part
+def _more_copies(state: NodeState, move: NodeMove, room: float) -> int:
+    """Copies over all tokens and sources that the move adds; only so many where those are surely more than there is room for."""
+    a, b = move.given, move.taken
+    hosts_a, hosts_b = _hosts_after(state, move)
+    _set_hosts(state, a, hosts_a)
+    _set_hosts(state, b, hosts_b)
+    copies, counted = 0, -1
+    if hosts_b != state.hosts[b]:
+        copies, counted = _recount(state, b, -1, copies, np.inf), b
+    if hosts_a != state.hosts[a]:
+        # A copy lost only adds copies to send; a swap may also save some.
+        copies = _recount(state, a, counted, copies, room if move.other == move.node else np.inf)
     return copies
 
 
-@njit(cache=True, nogil=True)
-def _penalty(load: Any, variance: Any, capacity: Any, doubt: Any, price: Any) -> Any:
-    total = 0.0
-    for n in range(load.shape[0]):
-        total += (load[n] / capacity[n] - 1.0) ** 2 + doubt * variance[n] / capacity[n] ** 2
-    return price * total
+@part
+def _set_hosts(state: NodeState, expert: int, hosts: int) -> None:
+    for w in range(state.feasible.shape[1]):
+        state.feasible[expert, w] = state.sets.meets[hosts, w]
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _too_hot(share: Any, copies: Any, limit: Any, num_devices: Any) -> Any:
-    """Square of what each copy holds above the limit, in mean device loads, summed over the copies."""
-    over = max(share / copies - limit, 0.0) * num_devices
-    return over * over * copies
-
-
-@njit(cache=True, nogil=True)
-def _anneal(
-    ids: Any,
-    pins: Any,
-    starts: Any,
-    members: Any,
-    share: Any,
-    noise: Any,
-    copies: Any,
-    slots: Any,
-    devices: Any,
-    capacity: Any,
-    meets: Any,
-    small: Any,
-    level: Any,
-    holds: Any,
-    spans: Any,
-    proposals: Any,
-    hot: Any,
-    cold: Any,
-    price: Any,
-    doubt: Any,
-    copy_cap: Any,
-    copy_price: Any,
-    swap_share: Any,
-    seed: Any,
-) -> None:
-    np.random.seed(seed)
-    nodes, experts = copies.shape
-    num_tokens, k = ids.shape
-    words = meets.shape[1]
-    num_devices = devices.sum()
-    limit = copy_cap / num_devices
-    sets = np.empty((experts + 1, words), np.uint64)
-    mask = np.zeros(experts, np.int64)
-    total = np.zeros(experts, np.int64)
-    slot = np.empty((nodes, slots.max()), np.int64)
-    for n in range(nodes):
-        i = 0
-        for e in range(experts):
-            total[e] += copies[n, e]
-            if copies[n, e] > 0:
-                mask[e] |= 1 << n
-            for _ in range(copies[n, e]):
-                slot[n, i] = e
-                i += 1
-    part = np.zeros((nodes, experts))  # the part of an expert's load that a node takes
-    load = np.zeros(nodes)
-    hot_load = 0.0
-    for e in range(experts):
-        hot_load += _too_hot(share[e], total[e], limit, num_devices)
-        for n in range(nodes):
-            part[n, e] = copies[n, e] / total[e]
-            load[n] += share[e] * part[n, e]
-        for w in range(words):
-            sets[e, w] = meets[mask[e], w]
-    for w in range(words):
-        sets[experts, w] = ~np.uint64(0)
-    pull = part @ noise
-    variance = (pull * part).sum(axis=1)
-    new_load = np.empty(nodes)
-    new_variance = np.empty(nodes)
-    scratch = np.empty(words, np.uint64)
-    cost = np.empty(num_tokens, np.uint8)
-    new_cost = np.empty(num_tokens, np.uint8)
-    cross = np.int64(0)
-    for t in range(num_tokens):
-        cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
-        cross += cost[t]
-    unit = 1.0 / (max(num_tokens, 1) * nodes)
-    penalty = _penalty(load, variance, capacity, doubt, price) + copy_price * hot_load
-    cooling = (cold / hot) ** (1.0 / max(1, proposals - 1))
-    temperature = hot
-    best = cross * unit + penalty
-    best_copies = copies.copy()
-    for _ in range(proposals):
-        temperature *= cooling
-        n = np.random.randint(nodes)
-        i = np.random.randint(slots[n])
-        a = slot[n, i]
-        b = np.random.randint(experts)
-        if b == a or copies[n, b] >= devices[n]:
+@part
+def _recount(state: NodeState, expert: int, counted: int, copies: int, room: float) -> int:
+    """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops beyond the room."""
+    tokens = state.tokens
+    for p in range(tokens.starts[expert], tokens.starts[expert + 1]):
+        t = tokens.members[p]
+        if counted >= 0 and _chose(tokens.ids, t, counted):
             continue
-        swap = total[a] == 1 or np.random.random() < swap_share
-        m = n
-        if swap:  # a copy of b comes from another node m, which takes this copy of a
-            m = np.random.randint(nodes)
-            if m == n or copies[m, b] == 0 or copies[m, a] >= devices[m]:
-                continue
+        cost = token_cost(tokens.ids, t, state.feasible, tokens.pins[t], state.known, state.sets)
+        state.new_cost[t] = cost
+        copies += cost - state.cost[t]
+        if copies * state.terms.unit > room:
+            break
+    return copies
 
-        # Loads and their variances after the move.
-        new_hot = hot_load
-        for x in range(nodes):
-            if swap:
-                step_a = ((x == m) - (x == n)) / total[a]
-                step_b = ((x == n) - (x == m)) / total[b]
-            else:
-                step_a = (copies[x, a] - (x == n)) / (total[a] - 1) - part[x, a]
-                step_b = (copies[x, b] + (x == n)) / (total[b] + 1) - part[x, b]
-            new_load[x] = load[x] + share[a] * step_a + share[b] * step_b
-            new_variance[x] = (
-                variance[x]
-                + 2 * (step_a * pull[x, a] + step_b * pull[x, b])
-                + step_a * step_a * noise[a, a]
-                + step_b * step_b * noise[b, b]
-                + 2 * step_a * step_b * noise[a, b]
-            )
-        if not swap:
-            new_hot += _too_hot(share[a], total[a] - 1, limit, num_devices) - _too_hot(share[a], total[a], limit, num_devices)
-            new_hot += _too_hot(share[b], total[b] + 1, limit, num_devices) - _too_hot(share[b], total[b], limit, num_devices)
-        new_penalty = _penalty(new_load, new_variance, capacity, doubt, price) + copy_price * new_hot
-        # What the temperature still accepts, left for traffic.
-        room = -np.log(np.random.random() + 1e-300) * temperature - (new_penalty - penalty)
 
-        mask_a, mask_b = mask[a], mask[b]
-        if copies[n, a] == 1:
-            mask_a &= ~(1 << n)
-        mask_b |= 1 << n
-        if swap:
-            mask_a |= 1 << m
-            if copies[m, b] == 1:
-                mask_b &= ~(1 << m)
-        a_moves, b_moves = mask_a != mask[a], mask_b != mask[b]
-        for w in range(words):
-            sets[a, w] = meets[mask_a, w]
-            sets[b, w] = meets[mask_b, w]
-        change = np.int64(0)
-        if b_moves:
-            for p in range(starts[b], starts[b + 1]):
-                t = members[p]
-                new_cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
-                change += np.int64(new_cost[t]) - np.int64(cost[t])
-        if a_moves:
-            for p in range(starts[a], starts[a + 1]):
-                t = members[p]
-                counted = False
-                if b_moves:
-                    for j in range(k):
-                        counted |= ids[t, j] == b
-                if not counted:
-                    new_cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
-                    change += np.int64(new_cost[t]) - np.int64(cost[t])
-                    if change * unit > room and not swap:  # a copy lost only adds: no way back
-                        break
-        if change * unit > room:
-            for w in range(words):
-                sets[a, w] = meets[mask[a], w]
-                sets[b, w] = meets[mask[b], w]
-            continue
+@part
+def _chose(ids: npt.NDArray[np.int32], token: int, expert: int) -> bool:
+    found = False
+    for j in range(ids.shape[1]):
+        found |= ids[token, j] == expert
+    return found
 
-        if a_moves:
-            for p in range(starts[a], starts[a + 1]):
-                cost[members[p]] = new_cost[members[p]]
-        if b_moves:
-            for p in range(starts[b], starts[b + 1]):
-                t = members[p]
-                cost[t] = new_cost[t]
-        cross += change
-        slot[n, i] = b
-        copies[n, a] -= 1
-        copies[n, b] += 1
-        if swap:
-            for q in range(slots[m]):
-                if slot[m, q] == b:
-                    slot[m, q] = a
-                    break
-            copies[m, b] -= 1
-            copies[m, a] += 1
-        else:
-            total[a] -= 1
-            total[b] += 1
-        mask[a], mask[b] = mask_a, mask_b
-        for x in range(nodes):
-            load[x], variance[x] = new_load[x], new_variance[x]
-            step_a = copies[x, a] / total[a] - part[x, a]
-            step_b = copies[x, b] / total[b] - part[x, b]
-            if step_a != 0.0 or step_b != 0.0:
-                for e in range(experts):
-                    pull[x, e] += step_a * noise[a, e] + step_b * noise[b, e]
-                part[x, a] += step_a
-                part[x, b] += step_b
-        hot_load, penalty = new_hot, new_penalty
-        if cross * unit + penalty < best:
-            best = cross * unit + penalty
-            best_copies[:] = copies
-    copies[:] = best_copies
+
+@part
+def _apply(state: NodeState, move: NodeMove, energy: float) -> float:
+    n, m, a, b = move.node, move.other, move.given, move.taken
+    hosts_a, hosts_b = _hosts_after(state, move)
+    if hosts_a != state.hosts[a]:
+        _keep_costs(state, a)
+    if hosts_b != state.hosts[b]:
+        _keep_costs(state, b)
+    state.hosts[a], state.hosts[b] = hosts_a, hosts_b
+    _move_copy(state, n, a, b, move.slot)
+    if m != n:
+        slot = 0
+        while state.slot[m, slot] != b:
+            slot += 1
+        _move_copy(state, m, b, a, slot)
+    else:
+        state.total[a] -= 1
+        state.total[b] += 1
+    for x in range(state.copies.shape[0]):
+        state.load[x], state.variance[x] = state.new_load[x], state.new_variance[x]
+        _follow(state, x, a, b)
+    state.heat[0], state.penalty[0], state.sent[0] = state.new_heat[0], state.new_penalty[0], state.new_sent[0]
+    return float(state.sent[0] * state.terms.unit + state.penalty[0])  # without the rounding of a long sum
+
+
+@part
+def _keep_costs(state: NodeState, expert: int) -> None:
+    for p in range(state.tokens.starts[expert], state.tokens.starts[expert + 1]):
+        t = state.tokens.members[p]
+        state.cost[t] = state.new_cost[t]
+
+
+@part
+def _move_copy(state: NodeState, node: int, given: int, taken: int, slot: int) -> None:
+    state.slot[node, slot] = taken
+    state.copies[node, given] -= 1
+    state.copies[node, taken] += 1
+
+
+@part
+def _follow(state: NodeState, x: int, a: int, b: int) -> None:
+    """Node x's parts of experts a and b, and their pull on every other's variance, after a move."""
+    noise, pull, part = state.noise, state.pull, state.part
+    step_a = state.copies[x, a] / state.total[a] - part[x, a]
+    step_b = state.copies[x, b] / state.total[b] - part[x, b]
+    if step_a != 0.0 or step_b != 0.0:
+        for e in range(state.copies.shape[1]):
+            pull[x, e] += step_a * noise[a, e] + step_b * noise[b, e]
+        part[x, a] += step_a
+        part[x, b] += step_b
+
+
+@part
+def _undo(state: NodeState, move: NodeMove) -> None:
+    _set_hosts(state, move.given, state.hosts[move.given])
+    _set_hosts(state, move.taken, state.hosts[move.taken])
+
+
+_anneal = make_anneal(_propose, _change, _apply, _undo)
+
+
+@kernel
+def _search(state: NodeState, start: float, cooling: Cooling, seed: int) -> tuple[float, float]:
+    return _anneal(state, start, cooling, seed)
