@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from grace_moe import RoutingTrace, Topology, plan
-    from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
+    from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher, Outgoing
     from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
@@ -84,20 +84,25 @@ def measure(arguments: argparse.Namespace) -> None:
             hidden = torch.randn(tokens, HIDDEN, generator=generator)
             chosen = torch.rand(tokens, experts, generator=generator).topk(TOP_K).indices
             weights = torch.rand(tokens, TOP_K, generator=generator)
-            devices = route.devices_of(chosen, 0)
-            slots = route.slots_of(devices, chosen)
-            one_each = (hidden.repeat_interleave(TOP_K, 0), devices.reshape(-1, 1), slots.reshape(-1, 1), weights.reshape(-1, 1))
-            together = (hidden, devices, slots, weights)
+            together = route.outgoing(hidden, chosen, weights, first_token=0)
+            devices, slots = together.devices_TK.reshape(-1, 1), together.slots_TK.reshape(-1, 1)
+            one_each = Outgoing(
+                hidden_TH=hidden.repeat_interleave(TOP_K, 0),
+                devices_TK=devices,
+                slots_TK=slots,
+                weights_TK=weights.reshape(-1, 1),
+                slots_width=together.slots_width,
+            )
             ways = {PAIRS: (flat, one_each), FLAT: (flat, together), HIERARCHICAL: (hierarchical, together)}
             seconds: dict[str, list[float]] = {name: [] for name in ways}
             sent = torch.zeros(len(ways), dtype=torch.int64)
             spent, rounds = 0.0, -1  # the first warms up
             while rounds < 2 or (spent < arguments.seconds and rounds < 9):
-                for number, (name, (dispatcher, inputs)) in enumerate(ways.items()):
+                for number, (name, (dispatcher, outgoing)) in enumerate(ways.items()):
                     dist.barrier()
                     meter.reset()
                     began = time.perf_counter()
-                    received, state = dispatcher.dispatch(route, *inputs)
+                    received, state = dispatcher.dispatch(outgoing)
                     dispatcher.combine(received.hidden_RH, state)
                     dist.barrier()
                     if rounds >= 0:

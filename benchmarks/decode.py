@@ -16,7 +16,8 @@ import numpy as np
 
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
 from grace_moe.evaluation import Evaluation, Serving
-from grace_moe.planning.grace.decode import DecodeBounds, with_decode_weights
+from grace_moe.planning.grace.decode.problem import DecodeBounds
+from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 from grace_moe.trace import order_of_requests
 

@@ -49,7 +49,7 @@ def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
     import torch.distributed as dist
 
     from grace_moe.planning import plan
-    from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher
+    from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher, Outgoing
     from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
@@ -71,20 +71,26 @@ def measure(rank: int, tokens: list[int], rounds: int, folder: Path) -> None:
         hidden = torch.randn(count, HIDDEN, generator=generator)
         chosen = torch.rand(count, EXPERTS, generator=generator).topk(TOP_K).indices
         weights = torch.rand(count, TOP_K, generator=generator)
-        devices = route.devices_of(chosen, 0)
-        slots = route.slots_of(devices, chosen)
-        one_each = (hidden.repeat_interleave(TOP_K, 0), devices.reshape(-1, 1), slots.reshape(-1, 1), weights.reshape(-1, 1))
-        ways = {"pairs": (flat, one_each), "flat": (flat, (hidden, devices, slots, weights))}
-        ways["hierarchical"] = (hierarchical, (hidden, devices, slots, weights))
-        ways["auto"] = (AutoDispatcher(groups=groups, meter=meter), (hidden, devices, slots, weights))
+        together = route.outgoing(hidden, chosen, weights, first_token=0)
+        devices, slots = together.devices_TK.reshape(-1, 1), together.slots_TK.reshape(-1, 1)
+        one_each = Outgoing(
+            hidden_TH=hidden.repeat_interleave(TOP_K, 0),
+            devices_TK=devices,
+            slots_TK=slots,
+            weights_TK=weights.reshape(-1, 1),
+            slots_width=together.slots_width,
+        )
+        ways = {"pairs": (flat, one_each), "flat": (flat, together)}
+        ways["hierarchical"] = (hierarchical, together)
+        ways["auto"] = (AutoDispatcher(groups=groups, meter=meter), together)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         sent, crossed = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
         for round_number in range(rounds + 1):
-            for name, (dispatcher, inputs) in ways.items():
+            for name, (dispatcher, outgoing) in ways.items():
                 dist.barrier()
                 meter.reset()
                 before, began = bytes_on_link(), time.perf_counter()
-                received, state = dispatcher.dispatch(route, *inputs)
+                received, state = dispatcher.dispatch(outgoing)
                 dispatcher.combine(received.hidden_RH, state)
                 dist.barrier()
                 if round_number:  # the first warms up

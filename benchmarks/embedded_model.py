@@ -14,7 +14,8 @@ from grace_moe import Topology, evaluate, plan
 from grace_moe.embedded import DOMAINS, embedded_model, embedded_texts
 from grace_moe.runtime.job.generation import GenerationOptions
 from grace_moe.runtime.job.recording import record_trace, requests_from_text
-from grace_moe.runtime.model.loading import load_tokenizer, load_whole_model
+from grace_moe.runtime.model.description import load_tokenizer
+from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.trace import expert_loads, skew
 
 DEAD = 0.05

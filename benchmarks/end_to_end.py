@@ -20,10 +20,12 @@ from pathlib import Path
 
 from grace_moe import Topology, plan
 from grace_moe.embedded import embedded_model, embedded_texts
-from grace_moe.runtime.job.execution import Job, RunResult, RunSpec, load_results
 from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.recording import record_trace, requests_from_text
-from grace_moe.runtime.model.loading import load_tokenizer, load_whole_model
+from grace_moe.runtime.job.results import RunResult, load_results
+from grace_moe.runtime.model.description import load_tokenizer
+from grace_moe.runtime.model.loading import load_whole_model
 from slow_link import NODES, RANKS, finish, nodes
 
 WAYS = (

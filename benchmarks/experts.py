@@ -129,7 +129,7 @@ def ways_of(module, received) -> dict[str, Callable]:
     import torch
     from torch.nn import functional
 
-    from grace_moe.runtime.dispatch.model import add_rows
+    from grace_moe.runtime.dispatch.rows import add_rows
     from grace_moe.runtime.model.experts import compute_by_slot
 
     hidden, slots, weights = received.hidden_RH, received.slots_RK, received.weights_RK

@@ -164,8 +164,11 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
-    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel, MeteredAllToAll
+    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.load_under_way import loading_for
+    from grace_moe.runtime.model.placed_experts import assign_layer
     from grace_moe.runtime.model.session import ExpertParallelSession
+    from grace_moe.runtime.model.vanilla import MeteredAllToAll
 
     rank, folder = arguments.rank, arguments.folder
     job, shape = (json.loads((folder / name).read_text()) for name in ("job.json", "trace.json"))
@@ -210,11 +213,11 @@ def measure(arguments: argparse.Namespace) -> None:
         for index, layer_id in enumerate(placement.layer_ids):
             module = experts_of(shape["experts"] // RANKS if dispatch == "pairs" else most, weights)
             if dispatch == "pairs":
-                kind = type("Metered", (MeteredAllToAll,), {"meter": meter})
-                layer = kind(module, mesh["ep"], mesh["tp"])
+                with loading_for(meter):
+                    layer = MeteredAllToAll(module, mesh["ep"], mesh["tp"])
             else:
                 session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch], meter=meter)
-                module._grace_session, module._grace_layer_id = session, layer_id
+                assign_layer(module, session, layer_id)
                 layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
             layers.append((layer, ids[:, index], clocked(layer, arguments.emulate)))
         hidden = torch.randn(len(ids), arguments.hidden)

@@ -24,8 +24,9 @@ from grace_moe.choice import joint_choice_table
 from grace_moe.choice.cover import visited_nodes
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import PlanningTask
+from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS
 from grace_moe.planning.grace.canonical_names import expert_order, renamed
-from grace_moe.planning.grace.layer_placement import LONG, POLISH_TOKENS, SEARCH_TOKENS, SHORT
+from grace_moe.planning.grace.schedule import LONG, SHORT
 from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.search.nodes import search_nodes

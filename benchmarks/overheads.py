@@ -56,6 +56,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
     from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.placed_experts import assign_layer
     from grace_moe.runtime.model.session import ExpertParallelSession
 
     torch.set_num_threads(1)
@@ -85,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> None:
         for name, meta in list(module.named_parameters()):
             weight = torch.empty(meta.shape, dtype=getattr(torch, dtype)).normal_(std=HIDDEN**-0.5)
             setattr(module, name, torch.nn.Parameter(weight, requires_grad=False))
-        module._grace_session, module._grace_layer_id = session, 0
+        assign_layer(module, session, 0)
         layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
         experts = clocked(layer, "_compute")
         for tokens in (int(n) for n in arguments.tokens.split(",")):

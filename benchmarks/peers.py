@@ -61,8 +61,11 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
-    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel, MeteredAllToAll
+    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.load_under_way import loading_for
+    from grace_moe.runtime.model.placed_experts import assign_layer
     from grace_moe.runtime.model.session import ExpertParallelSession
+    from grace_moe.runtime.model.vanilla import MeteredAllToAll
 
     torch.set_num_threads(1)
     rank, local = arguments.rank, EXPERTS // RANKS
@@ -109,12 +112,12 @@ def measure(arguments: argparse.Namespace) -> None:
     def ours(method: str, kind: type) -> GraceExpertParallel:
         routes = layer_routes(plan(trace, topology, method), rank, seed=0, device=torch.device("cpu"))
         module = experts_of(routes[0].local_experts)
-        module._grace_session = ExpertParallelSession(routes=routes, dispatcher=kind(groups=groups, meter=meter), meter=meter)
-        module._grace_layer_id = 0
+        assign_layer(module, ExpertParallelSession(routes=routes, dispatcher=kind(groups=groups, meter=meter), meter=meter), 0)
         return GraceExpertParallel(module, mesh["ep"], mesh["tp"])
 
     contiguous = tuple(range(rank * local, (rank + 1) * local))
-    vanilla = type("Metered", (MeteredAllToAll,), {"meter": meter})(experts_of(contiguous), mesh["ep"], mesh["tp"])
+    with loading_for(meter):
+        vanilla = MeteredAllToAll(experts_of(contiguous), mesh["ep"], mesh["tp"])
     layers = {
         "Transformers, all_to_all": vanilla,
         "ours: contiguous, flat": ours("linear", FlatDispatcher),

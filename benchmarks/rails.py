@@ -48,7 +48,7 @@ def measure(rank: int, rounds: int, folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from grace_moe.runtime.dispatch.collectives import TrafficMeter, send_rows
+    from grace_moe.runtime.dispatch.collectives import TrafficMeter, rail_channel
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.topology import Topology
 
@@ -57,6 +57,7 @@ def measure(rank: int, rounds: int, folder: Path) -> None:
     topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
     groups = make_groups(topology, timedelta(seconds=300))
     meter = TrafficMeter(topology=topology, rank=rank)
+    rail = rail_channel(groups, meter)
     peer = int(topology.rail_peers[rank, 1 - groups.node_index])
     far = topology.node_of_device != groups.node_index
     results = []
@@ -70,7 +71,7 @@ def measure(rank: int, rounds: int, folder: Path) -> None:
             dist.all_to_all_single(torch.empty_like(rows), rows, splits, splits)
 
         ways = {
-            WAYS[0]: lambda rows=rows, splits=on_rail: send_rows(rows, splits, splits, groups.rail_ranks, groups.rail, meter).wait(),
+            WAYS[0]: lambda rows=rows, splits=on_rail: rail.exchange_rows(rows, splits, splits),
             WAYS[1]: lambda splits=straight: plain(splits),
             WAYS[2]: lambda splits=spread: plain(splits),
         }

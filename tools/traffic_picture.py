@@ -12,7 +12,8 @@ import numpy as np
 
 from grace_moe import RoutingTrace, Topology, compare
 from grace_moe.evaluation import ComparisonRow
-from grace_moe.report.content import AFTER, BEFORE, device_traffic, node_traffic
+from grace_moe.report.content import AFTER, BEFORE
+from grace_moe.report.traffic import device_traffic, node_traffic
 
 SIDE, GAP, BETWEEN_NODES = 17, 1, 6
 """Pixels: of a square, between two squares, and more between two nodes."""

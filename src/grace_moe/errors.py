@@ -15,6 +15,7 @@
 Messages name the file, the field and the mend, in one line.
 """
 
+import unicodedata
 from typing import Any
 
 __all__ = [
@@ -29,7 +30,20 @@ __all__ = [
     "TraceError",
     "UsageError",
     "VerificationError",
+    "printable",
 ]
+
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of what follows them, so that a line reads as another."""
+
+
+def printable(text: str) -> str:
+    """The text with `?` for control characters, lone surrogates and turns of direction; new lines and tabs stay.
+
+    >>> printable("a\\x1b[2Jb")
+    'a?[2Jb'
+    """
+    return "".join(c if c in "\n\t" or not (unicodedata.category(c) in ("Cc", "Cs") or c in _TURNS) else "?" for c in text)
 
 
 class GraceError(Exception):
@@ -67,7 +81,7 @@ def _restore(kind: type[GraceError], arguments: tuple[Any, ...], state: dict[str
 
 def _line(text: str) -> str:
     """The text on one line: what a file holds must not break a message, nor reach the terminal as control codes."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def _brief(text: str) -> str:

@@ -1,18 +1,22 @@
 """Requests sent to nodes: the order of requests, the rule by hand, names of nodes over layers, and what it gains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grace_moe.choice import place_requests
+from grace_moe.choice import FIRST_TOKENS, place_requests
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation import Serving, compare, evaluate
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.alignment import align_nodes, costs_of_experts, rename_nodes, share_out, source_costs
+from grace_moe.planning.grace.node_names import align_nodes, rename_nodes, share_out
+from grace_moe.planning.grace.predicted_choice import predict_choice
+from grace_moe.planning.grace.source_costs import costs_of_experts
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, concatenate, order_of_requests, synthetic_trace
+from grace_moe.trace import RoutingTrace, order_of_requests, synthetic_trace
 
 TWO = Topology.parse("2x2")
 
@@ -80,7 +84,7 @@ def test_renaming_nodes_moves_every_copy_and_changes_no_cost():
     assert renamed.devices_of_expert == ((2, 0), (3,), (1,))
     assert renamed.node_prices == (1.0, 0.0)
     ids = np.array([[0, 1], [1, 2], [0, -1]])
-    assert source_costs(renamed, TWO, ids, 0).tolist() == source_costs(layer, TWO, ids, 0)[:, ::-1].tolist()
+    assert predict_choice(renamed, TWO, ids, 0).copies.tolist() == predict_choice(layer, TWO, ids, 0).copies[:, ::-1].tolist()
 
 
 def test_costs_of_experts_by_hand():
@@ -88,7 +92,7 @@ def test_costs_of_experts_by_hand():
     devices = ((0, 2), (1,))
     layer = LayerPlacement(layer_id=0, devices_of_expert=devices, replica_weights=even_weights(devices))
     ids = np.array([[0, 1], [0, -1]])
-    costs = source_costs(layer, TWO, ids, 0)
+    costs = predict_choice(layer, TWO, ids, 0).copies
     assert costs.tolist() == [[0, 1], [0, 0]]
     assert costs_of_experts(costs, ids, 2) == ((-0.25, 0.25), (-0.5, 0.5))
 
@@ -153,9 +157,16 @@ def test_a_start_with_empty_slots_is_filled(topics):
 
 
 def test_compare_plans_for_and_measures_with_placed_requests(topics):
-    trace = concatenate(topics)
-    plain, placed = compare(trace, TWO, methods=("grace", "grace+requests")).rows
-    assert placed.evaluation.cross_node_copies < 0.8 * plain.evaluation.cross_node_copies
+    few = [trace.select(trace.requests < 20) for trace in topics]
+    planned_on, measured_on = (replace(trace, topk_ids=trace.topk_ids[:, :1], layer_ids=(0,)) for trace in few)
+    plain, placed = compare(planned_on, TWO, measure_on=measured_on, methods=("grace", "grace+requests")).rows
+    dealt, sent = (
+        evaluate(placed.placement, measured_on),
+        evaluate(placed.placement, measured_on, serving=Serving(first_tokens=FIRST_TOKENS)),
+    )
+    assert placed.evaluation.to_dict() == sent.to_dict() != dealt.to_dict()
+    assert plain.evaluation.to_dict() == evaluate(plain.placement, measured_on).to_dict()
+    assert not plain.placement.provenance["options"]["request_placement"]
     assert placed.placement.provenance["options"]["request_placement"]
     with pytest.raises(UsageError, match="policy 'requests' of 'eplb\\+requests' is unknown"):
-        compare(trace, TWO, methods=("eplb+requests",))
+        compare(planned_on, TWO, methods=("eplb+requests",))

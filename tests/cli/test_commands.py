@@ -88,6 +88,13 @@ def test_every_command_has_json_examples_and_words(name):
             assert parameter.help or isinstance(parameter.type, click.Choice), parameter.name
 
 
+def test_compare_shows_a_method_that_cannot_plan_as_a_row(call, trace):
+    code, out, _ = call("compare", trace, "--topology", "4x5", "--methods", "linear,grace_paper")
+    assert code == 0
+    assert re.search(r"^ *grace_paper( +-)+ *$", out, re.MULTILINE)
+    assert "grace_paper: 16 experts on 20 devices" in " ".join(out.split())
+
+
 def test_compare_help_names_every_method():
     text = CliRunner().invoke(grace_moe, ["compare", "--help"]).output
     listed = re.search(r"Methods: (.*?)\.\n", text)[1]
@@ -346,7 +353,7 @@ FAILURES = [
     (3, "plan TRACE --topology 0x2", "topology: shape: 0x2 is out of range; use NxG, such as 2x4"),
     (3, "plan TRACE --topology 999999x999999", "topology: shape: 999999x999999 is out of range"),
     (3, "plan TRACE --topology none.json", "none.json: file: No such file or directory"),
-    (3, "plan TRACE --topology plan.json", "plan.json: nodes: missing"),
+    (3, "plan TRACE --topology plan.json", "plan.json: topology.format: unknown key"),
     (3, "compare one.safetensors --topology 2x2", "one request can't be split in two halves; give a second trace to measure on"),
     (2, "plan TRACE --topology 2x2 --method best", "method 'best' is unknown; use one of grace, grace_paper"),
     (2, "compare TRACE --topology 2x2 --methods linear,best", "--methods: method 'best' is unknown; use one of grace, grace_paper"),

@@ -40,7 +40,8 @@ def placement(tmp_path, trace):
 def model(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    config = {"num_hidden_layers": 2, "num_experts": 16, "num_experts_per_tok": 4, "num_nextn_predict_layers": 1}
+    config = {"model_type": "deepseek_v3", "first_k_dense_replace": 0, "num_hidden_layers": 2, "num_experts": 16}
+    config |= {"num_experts_per_tok": 4, "num_nextn_predict_layers": 1}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -2,17 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from grace_moe.cli import COMMANDS, grace_moe
-from grace_moe.cli.output import printable
+from grace_moe import cli
+from grace_moe.cli import COMMANDS, grace_moe, main
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.errors import GraceError, UsageError
-from grace_moe.trace import synthetic_trace
+from grace_moe.trace import RoutingTrace, synthetic_trace
 
 
 def command(name):
@@ -97,6 +98,41 @@ def test_control_characters_of_names_do_not_reach_the_terminal(trace):
     assert result.output.startswith("p?[31m?q.json: linear for 2x2")
 
 
-def test_printable_keeps_words_of_any_language():
-    assert printable("naïve 日本語 \U0001f469\u200d\U0001f4bb\n\t") == "naïve 日本語 \U0001f469\u200d\U0001f4bb\n\t"
-    assert printable("\x00\x07\x9b\x7f\ud800\r") == "??????"
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_control_characters_of_files_do_not_reach_the_terminal(trace, form):
+    evil = "\x1b]0;owned\x07\x9b31m\r\u202e"
+    replace(RoutingTrace.load(trace), model=evil, dataset=evil).save("evil.safetensors")
+    assert invoke("plan", "evil.safetensors", "--topology", "2x2", "--method", "linear", "-o", "p.json").exit_code == 0
+    for path in ("evil.safetensors", "p.json"):
+        found = invoke("inspect", path, *form)
+        assert found.exit_code == 0
+        assert not set(found.output) & set("\x1b\x07\x9b\r\u202e")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "no\x1b[31m.safetensors", "--topology", "2x2", "-o", "p.json"),
+        ("plan", "t.safetensors", "--topology", "2\x9b31mx2", "-o", "p.json"),
+        ("plan", "t.safetensors", "--topology", "2x2", "-o", "p.json", "--method", "\x1b[31m"),
+        ("plan", "t.safetensors", "--topology", "2x2", "-o", "missing\x1b[31m/p.json"),
+        ("plan", "t.safetensors", "--\x1b[31m"),
+        ("\x1b[31m",),
+        ("inspect", "no\udcff\x1b.safetensors"),
+    ],
+)
+def test_control_characters_of_errors_do_not_reach_the_terminal(trace, arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(list(arguments))
+    assert exit.value.code in (1, 2, 3)
+    shown = "".join(capsys.readouterr())
+    assert not set(shown) & set("\x1b\x9b\udcff")
+
+
+def test_commands_print_at_one_door():
+    """What a command says goes through `say` or `show_json`, or is made printable where it stands."""
+    lines = [(p.name, line) for p in Path(cli.__file__).parent.glob("*.py") for line in p.read_text().splitlines() if "click.echo(" in line]
+    assert all(
+        name == "output.py" or "json.dumps(" in line or "printable(" in line or "{prompt}" in line or '"interrupted"' in line
+        for name, line in lines
+    ), lines

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from grace_moe.engines import TRACE_IMPORTERS, Hints, dumps
+from grace_moe.engines import TRACE_IMPORTERS, Hints, dumps, torch_dumps
 from grace_moe.errors import GraceError, MissingExtraError, TraceError
 from tests.engines.test_imports import EXPERTS, MODEL, npy, routing, sglang_dump, statistics
 
@@ -113,7 +113,7 @@ def test_a_tensor_that_is_a_view_of_one_number(tmp_path):
 
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
     path = sglang_dump(tmp_path)
-    monkeypatch.setattr(dumps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch_dumps.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"grace-moe\[runtime\]"):
         TRACE_IMPORTERS["sglang"]([path], Hints())
 

@@ -25,7 +25,7 @@ def reference_steps(requests, phase):
 
 
 def reference(placement: Placement, trace: RoutingTrace, *, seed=0, passes=()):
-    """Every number of DESIGN.md, one token, one expert, one device at a time. Copies and pairs by phase: [prefill, decode]."""
+    """Every number of docs/metrics.md, one token, one expert, one device at a time. Copies and pairs by phase: [prefill, decode]."""
     topology = placement.topology
     members = [list(topology.devices_of_node(n)) for n in range(topology.num_nodes)]
     node_of = {device: n for n, devices in enumerate(members) for device in devices}

@@ -76,6 +76,27 @@ def test_limits_reach_every_plan():
         compare(TRACE, small, methods=methods, expert_bytes=150)
 
 
+def test_a_method_that_cannot_plan_is_a_row_that_says_why():
+    """`grace_paper` needs an expert for every device; the others leave devices empty."""
+    told = []
+    comparison = compare(TRACE, Topology.parse("4x5"), methods=("linear", "grace_paper", "occult"), on_method=told.append)
+    assert told == ["linear", "grace_paper", "occult"]
+    assert [row.method for row in comparison.rows] == ["linear", "occult"]
+    (refusal,) = comparison.to_dict()["rows"][2:]
+    assert refusal["method"] == "grace_paper"
+    assert "16 experts on 20 devices" in refusal["error"]
+    comparison.require("linear")
+    with pytest.raises(UsageError, match="16 experts on 20 devices"):
+        comparison.require("linear", "grace_paper")
+
+
+def test_where_no_method_can_plan_the_first_reason_is_raised():
+    with pytest.raises(UsageError, match="16 experts on 20 devices"):
+        compare(TRACE, Topology.parse("4x5"), methods=("grace_paper",))
+    with pytest.raises(UsageError, match="redundancy"):
+        compare(TRACE, TOPOLOGY, methods=("linear", "eplb"), redundancy=0.5)
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(UsageError, match="method 'best' is unknown; use one of grace, "):
         compare(TRACE, TOPOLOGY, methods=("best",))

@@ -11,15 +11,10 @@ from grace_moe.errors import UsageError
 from grace_moe.evaluation import compare, evaluate
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.decode import (
-    NO_DECODE,
-    NOTHING_SPARED,
-    DecodeBounds,
-    DecodeProblem,
-    _State,
-    layers_with_decode_weights,
-    sample_batches,
-)
+from grace_moe.planning.grace.decode.batches import sample_batches
+from grace_moe.planning.grace.decode.problem import DecodeBounds, DecodeProblem
+from grace_moe.planning.grace.decode.usage import ReplicaUse
+from grace_moe.planning.grace.decode.weights import NO_DECODE, NOTHING_SPARED, layers_with_decode_weights
 from grace_moe.report import comparison_table, describe
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, synthetic_trace
@@ -75,7 +70,7 @@ def test_the_bound_on_copies_is_shared_by_the_layers():
     bounds = DecodeBounds(copies=0.2, load=9, batch=4)
     gains = problem_of(layer_of([0, 1], [0], [0], [0]), "2x1", ids, sources, bounds)
     other = problem_of(layer_of([0], [0], [0], [0]), "2x1", ids, sources, bounds)
-    assert [_State(problem).copies for problem in (gains, other)] == [24, 24]
+    assert [ReplicaUse(problem).copies for problem in (gains, other)] == [24, 24]
     assert layers_with_decode_weights([gains]) == (gains.layer,)
     spared, same = layers_with_decode_weights([gains, other])
     assert spared.decode_weights == ((0.0, 1.0), (1.0,), (1.0,), (1.0,))
@@ -127,14 +122,14 @@ def problems(draw):
     return problem_of(layer, f"{nodes}x{per_node}", ids, generator.integers(0, devices, tokens), bounds, policy)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problem=problems())
 def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
-    before = _State(problem)
+    before = ReplicaUse(problem)
     found = layer_with_decode_weights(problem)
     Placement(topology=problem.topology, num_experts=len(found.devices_of_expert), layers=(found,), replica_choice=problem.policy)  # checks
     assert replace(found, decode_weights=()) == problem.layer
-    after = _State(replace(problem, layer=found.in_decode()))
+    after = ReplicaUse(replace(problem, layer=found.in_decode()))
     assert after.active.max(axis=1).mean() < before.active.max(axis=1).mean() or found == problem.layer
     assert after.copies <= before.copies * (1 + problem.bounds.copies) or problem.topology.num_nodes == 1
     assert after.load.max() <= before.load.max() * (1 + problem.bounds.load) + 1e-9
@@ -142,16 +137,16 @@ def test_bounds_hold_and_every_expert_keeps_a_replica(problem):
     assert layer_with_decode_weights(problem) == found
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problem=problems(), data=st.data())
 def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
-    state = _State(problem)
+    state = ReplicaUse(problem)
     for _ in range(3):
         spare = [(expert, device) for expert, row in enumerate(state.used) if len(row) > 1 for device in row]
         if not spare:
             break
         state.make(state.without(*data.draw(st.sampled_from(spare))))
-    fresh = _State(replace(problem, layer=state.layer()))
+    fresh = ReplicaUse(replace(problem, layer=state.layer()))
     assert fresh.devices.tolist() == state.devices.tolist()
     assert fresh.pairs.tolist() == state.pairs.tolist()
     assert fresh.active.tolist() == state.active.tolist()
@@ -159,6 +154,7 @@ def test_what_a_change_says_is_what_counting_from_nothing_says(problem, data):
     assert fresh.load.tolist() == pytest.approx(state.load.tolist())
 
 
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9), batch=st.integers(1, 20), seed=st.integers(0, 99))
 def test_batches_take_requests_in_turn(sizes, batch, seed):
     """No request is in a batch twice while another is not in it at all, and every drawn token is of the trace."""

@@ -9,7 +9,8 @@ from grace_moe.choice import joint_choice_table
 from grace_moe.choice.cover import host_masks, visited_nodes
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.foresight import DAYS, peaks_of_days, unit_loads
+from grace_moe.planning.constants import DAYS
+from grace_moe.planning.grace.foresight import peaks_of_days, unit_loads
 from grace_moe.planning.grace.independent_units import independent_units, stream_distance
 from grace_moe.planning.grace.split import demand
 from grace_moe.topology import Topology

@@ -1,7 +1,10 @@
+from functools import cache
+
 import numpy as np
 import pytest
 
 from grace_moe.errors import UsageError
+from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.planning.paper.grouping import NODES_CUT
 from grace_moe.topology import Topology
@@ -25,6 +28,12 @@ TRACE = planted()
 SKEWED = synthetic_trace(tokens=800, layers=3, experts=32, top_k=4, clusters=3, skew=1.0)
 
 
+@cache
+def skewed_plan(**options) -> Placement:
+    """Of `SKEWED`; the same options are planned once."""
+    return plan(SKEWED, TOPOLOGY, "grace_paper", **options)
+
+
 def test_planted_groups_are_found_on_their_nodes():
     placement = plan(TRACE, TOPOLOGY, "grace_paper", replication="none", r=0.15)
     groups = [frozenset(experts) for experts in placement.experts_of_device(0)]
@@ -35,7 +44,7 @@ def test_planted_groups_are_found_on_their_nodes():
 
 
 def test_replicas_follow_the_rule_of_the_paper():
-    placement = plan(SKEWED, TOPOLOGY, "grace_paper")
+    placement = skewed_plan()
     loads = expert_loads(SKEWED)
     for index, layer in enumerate(placement.layers):
         primary = np.array([devices[0] for devices in layer.devices_of_expert])
@@ -50,8 +59,8 @@ def test_replicas_follow_the_rule_of_the_paper():
 
 
 def test_components_of_the_papers_table():
-    none = plan(SKEWED, TOPOLOGY, "grace_paper", replication="none")
-    fixed = plan(SKEWED, TOPOLOGY, "grace_paper", replication="fixed", replica_choice="wrr")
+    none = skewed_plan(replication="none")
+    fixed = skewed_plan(replication="fixed", replica_choice="wrr")
     assert none.slots_total_over_experts == 1
     assert fixed.replica_choice == "wrr"
     assert {len(devices) for layer in fixed.layers for devices in layer.devices_of_expert} == {1, 2}
@@ -62,7 +71,7 @@ def test_components_of_the_papers_table():
 def test_groupings():
     sizes = {}
     for grouping in ("uniform", "controlled", "fully", "hierarchical"):
-        placement = plan(SKEWED, TOPOLOGY, "grace_paper", grouping=grouping, r=0.25, replication="none")
+        placement = skewed_plan(grouping=grouping, r=0.25, replication="none")
         sizes[grouping] = placement.slots_per_device()
         assert placement.provenance["options"]["grouping"] == grouping
     assert (sizes["uniform"] == 8).all()
@@ -72,26 +81,26 @@ def test_groupings():
 
 
 def test_the_ratio_that_was_chosen_is_noted():
-    notes = plan(SKEWED, TOPOLOGY, "grace_paper").provenance["notes"]
+    notes = skewed_plan().provenance["notes"]
     assert notes[0].startswith("r = 0.")
-    assert plan(SKEWED, TOPOLOGY, "grace_paper", r=0.2).provenance["notes"] == []
-    assert plan(SKEWED, TOPOLOGY, "grace_paper", r=0.2).provenance["options"]["r"] == 0.2
+    assert skewed_plan(r=0.2).provenance["notes"] == []
+    assert skewed_plan(r=0.2).provenance["options"]["r"] == 0.2
 
 
 def test_slot_limit_holds_with_replicas_and_is_noted():
-    free = plan(SKEWED, TOPOLOGY, "grace_paper", r=0.5)
+    free = skewed_plan(r=0.5)
     limit = int(free.slots_per_device().max()) - 2
-    placement = plan(SKEWED, TOPOLOGY, "grace_paper", r=0.5, slots_per_device=limit)
+    placement = skewed_plan(r=0.5, slots_per_device=limit)
     assert placement.slots_per_device().max() <= limit
     assert any("the slot limit" in note and note.startswith("layer") for note in placement.provenance["notes"])
-    tight = plan(SKEWED, TOPOLOGY, "grace_paper", slots_per_device=8)
+    tight = skewed_plan(slots_per_device=8)
     assert (tight.slots_per_device() == 8).all()
     assert any(NODES_CUT in note for note in tight.provenance["notes"])
 
 
 def test_redundancy_is_noted_as_without_effect():
-    placement = plan(SKEWED, TOPOLOGY, "grace_paper", r=0.15, redundancy=1.5)
-    assert placement.layers == plan(SKEWED, TOPOLOGY, "grace_paper", r=0.15).layers
+    placement = skewed_plan(r=0.15, redundancy=1.5)
+    assert placement.layers == skewed_plan(r=0.15).layers
     assert placement.provenance["notes"] == ["redundancy 1.5 has no effect: grace_paper's replication rule decides the number of replicas"]
 
 
@@ -139,7 +148,7 @@ def test_more_devices_than_experts_is_a_clear_error():
 
 
 def test_each_layer_may_have_its_own_knee():
-    notes = plan(SKEWED, TOPOLOGY, "grace_paper", knee="layer").provenance["notes"]
+    notes = skewed_plan(knee="layer").provenance["notes"]
     assert sum(len(note.split(":")[0].split(",")) for note in notes if ": r = 0." in note) == 3
     # Of one layer the two are the same.
     one, other = (plan(TRACE, TOPOLOGY, "grace_paper", knee=knee) for knee in ("model", "layer"))
@@ -147,6 +156,6 @@ def test_each_layer_may_have_its_own_knee():
 
 
 def test_the_printed_prediction_changes_weights_only():
-    said, printed = (plan(SKEWED, TOPOLOGY, "grace_paper", prediction=p) for p in ("conserved", "printed"))
+    said, printed = (skewed_plan(prediction=p) for p in ("conserved", "printed"))
     assert [layer.devices_of_expert for layer in said.layers] == [layer.devices_of_expert for layer in printed.layers]
     assert [layer.replica_weights for layer in said.layers] != [layer.replica_weights for layer in printed.layers]

@@ -5,18 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_moe.choice.node_sets import MAX_MASK_NODES
 from grace_moe.evaluation import Serving, evaluate
 from grace_moe.placement import difference
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
-from grace_moe.planning.grace.search.node_groups import MAX_NODES, groups_of, search_many_nodes
+from grace_moe.planning.grace.search.node_groups import groups_of, search_many_nodes
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
 
-@given(nodes=st.integers(1, MAX_NODES))
+@given(nodes=st.integers(1, MAX_MASK_NODES))
 def test_groups_are_near_equal_runs_and_few_enough(nodes):
     groups = groups_of(nodes)
     assert [n for group in groups for n in group] == list(range(nodes))
@@ -84,6 +85,6 @@ def test_planning_again_and_request_placement_work_there_too(halves):
     again = plan(halves[1], topology, start=first, **options)
     anew = plan(halves[1], topology, **options)
     assert difference(again, first).moved < difference(anew, first).moved
-    dealt = evaluate(plan(halves[0], topology), halves[1])
-    sent = evaluate(plan(halves[0], topology, request_placement=True), halves[1], serving=Serving(first_tokens=32))
-    assert sent.cross_node_copies < 0.9 * dealt.cross_node_copies
+    dealt = evaluate(first, halves[1])
+    sent = evaluate(plan(halves[0], topology, request_placement=True, **options), halves[1], serving=Serving(first_tokens=32))
+    assert sent.cross_node_copies < 0.95 * dealt.cross_node_copies

@@ -36,7 +36,7 @@ def topologies(draw):
     return Topology(nodes=nodes, intra_node=LINK, cross_node=LINK)
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(method=st.sampled_from(METHODS), trace=traces(), topology=topologies(), slack=st.sampled_from([None, 0, 1, 5]))
 def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
     limit = None if slack is None else -(-trace.num_experts // topology.num_devices) + slack
@@ -44,9 +44,10 @@ def test_whole_within_limits_and_repeatable(method, trace, topology, slack):
         with pytest.raises(UsageError, match=f"{trace.num_experts} experts on {topology.num_devices} devices"):
             plan(trace, topology, method, slots_per_device=limit)
         return
-    placement = plan(trace, topology, method, slots_per_device=limit)
+    options = {"slots_per_device": limit} | ({"effort": 0.05} if method == "grace" else {})
+    placement = plan(trace, topology, method, **options)
     assert limit is None or placement.slots_per_device().max() <= limit
-    assert plan(trace, topology, method, slots_per_device=limit) == placement
+    assert plan(trace, topology, method, **options) == placement
     # Every pair is computed once, on a device that holds the expert.
     loads = expert_loads(trace)
     tokens = np.arange(trace.num_tokens)

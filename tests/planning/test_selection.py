@@ -18,7 +18,7 @@ LAYER = LayerPlacement(layer_id=0, devices_of_expert=((0,),), replica_weights=((
 
 
 def candidate(traffic, *peaks):
-    return Candidate(layer=LAYER, peaks=np.array(peaks), traffic=traffic)
+    return Candidate(layer=LAYER, origin="search", peaks=np.array(peaks), traffic=traffic)
 
 
 def test_excess_by_hand():

@@ -6,8 +6,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.runtime.job.execution import Job, RunSpec
 from grace_moe.runtime.job.generation import GenerationOptions, generate
+from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.launch import run_local
 from grace_moe.runtime.job.recording import record_trace
 from grace_moe.runtime.model.loading import load_whole_model

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from grace_moe.choice import choice_table
 from grace_moe.cost.wire import WireFormat
 from grace_moe.placement import REPLICA_CHOICES
-from grace_moe.runtime.dispatch import reference_moe
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
-from grace_moe.runtime.dispatch.model import add_rows, visits
-from grace_moe.runtime.dispatch.packing import pack, unpack
 from grace_moe.runtime.dispatch.route import layer_routes
+from grace_moe.runtime.dispatch.rows import add_rows, must_reach
+from grace_moe.runtime.dispatch.wire_rows import from_wire, to_wire
 from grace_moe.topology import Topology
 
 from .conftest import EXPERTS, placement_of, scattered_with_replicas
+from .reference import reference_moe
 
 
 @given(
@@ -27,31 +27,31 @@ from .conftest import EXPERTS, placement_of, scattered_with_replicas
     top_k=st.integers(1, 5),
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
 )
-def test_unpack_is_the_inverse_of_pack(rows, hidden, top_k, dtype):
+def test_from_wire_is_the_inverse_of_to_wire(rows, hidden, top_k, dtype):
     dtype = getattr(torch, dtype)
     states = torch.randn(rows, hidden).to(dtype)
     slots, weights = torch.randint(-1, 32_767, (rows, top_k)), torch.rand(rows, top_k)
-    packed = pack(states, slots, weights)
+    packed = to_wire(states, slots, weights)
     assert packed.shape == (rows, WireFormat(hidden_size=hidden, itemsize=states.element_size(), top_k=top_k).dispatch_row_bytes)
-    for got, want in zip(unpack(packed, dtype, top_k), (states, slots, weights), strict=True):
+    for got, want in zip(from_wire(packed, dtype, top_k), (states, slots, weights), strict=True):
         assert torch.equal(got, want)
 
 
-def test_pack_takes_each_row_from_its_token():
-    """From hidden states that stand in wider rows, too, as those do that `unpack` leaves in place."""
+def test_to_wire_takes_each_row_from_its_token():
+    """From hidden states that stand in wider rows, too, as those do that `from_wire` leaves in place."""
     wide, slots, weights = torch.randn(3, 6), torch.tensor([[1], [2], [-1], [0]]), torch.rand(3, 1)
     states, token = wide[:, :4], torch.tensor([2, 0, 0, 1])
-    assert torch.equal(pack(states, slots, weights, token), pack(states[token], slots, weights[token]))
-    got, _, _ = unpack(pack(states, slots[:3].expand(3, 2), weights.expand(3, 2)), torch.float32, 2)
+    assert torch.equal(to_wire(states, slots, weights, token), to_wire(states[token], slots, weights[token]))
+    got, _, _ = from_wire(to_wire(states, slots[:3].expand(3, 2), weights.expand(3, 2)), torch.float32, 2)
     assert got.stride(0) == 4 + 3  # in place: 4 states, 2 slots and 2 weights make 7 words
-    assert torch.equal(pack(got, slots, weights, token), pack(states, slots, weights, token))
+    assert torch.equal(to_wire(got, slots, weights, token), to_wire(states, slots, weights, token))
 
 
-def test_visits_by_hand():
+def test_must_reach_by_hand():
     """Three tokens, three devices: {0, 2}, {1}, nothing."""
-    reached = visits(torch.tensor([[0, 2, 2], [1, 1, -1], [-1, -1, -1]]), 3)
+    reached = must_reach(torch.tensor([[0, 2, 2], [1, 1, -1], [-1, -1, -1]]), 3)
     assert reached.int().tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
-    assert visits(torch.zeros((0, 2), dtype=torch.int64), 3).shape == (3, 0)
+    assert must_reach(torch.zeros((0, 2), dtype=torch.int64), 3).shape == (3, 0)
 
 
 def test_add_rows_by_hand():

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 import grace_moe.embedded
 from grace_moe.errors import MismatchError, ModelError, RankError
-from grace_moe.runtime.job.execution import Job, RunSpec
 from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.launch import run_local
 
 from .conftest import contiguous, make_model, placement_of, requests_of
@@ -105,7 +105,8 @@ import os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from grace_moe.errors import RankError
-from grace_moe.runtime.job.ranks import joined, leave, rank_device
+from grace_moe.runtime.dispatch.rank_groups import rank_device
+from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
         if member.rank == 1:
@@ -129,11 +130,12 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from grace_moe.errors import GraceError
-from grace_moe.runtime.job.execution import Job, execute
+from grace_moe.runtime.job.job import Job
+from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=60)) as member:
-        execute(Job.load(Path(sys.argv[1]).with_name(f"job{member.rank}.json")), member)
+        run_on_rank(Job.load(Path(sys.argv[1]).with_name(f"job{member.rank}.json")), member)
 except GraceError as error:
     print(error)
     leave(error.exit_code)
@@ -160,7 +162,7 @@ def test_ranks_that_were_told_different_things_all_say_so(tiny_model, tmp_path, 
             tmp_path / f"job{rank}.json"
         )
     if differs == "dtype":
-        half = "import torch, grace_moe.runtime.job.execution as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
+        half = "import torch, grace_moe.runtime.job.on_rank as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
         code = half + RUN
     ranks = [start_rank(code, rank, 2, tmp_path / "store") for rank in range(2)]
     for process in ranks:
@@ -188,7 +190,7 @@ def test_ranks_leave_when_their_parent_is_killed(tiny_model, tmp_path):
     """The launcher itself is killed: it can stop nobody, so the ranks watch it."""
     make_job(tiny_model, tmp_path, new_tokens=100_000).save(tmp_path / "job.json")
     code = (
-        "import sys; from pathlib import Path; from grace_moe.runtime.job.execution import Job; from grace_moe.runtime.job.launch import run_local\n"
+        "import sys; from pathlib import Path; from grace_moe.runtime.job.job import Job; from grace_moe.runtime.job.launch import run_local\n"
         "run_local(Job.load(Path(sys.argv[1])), 2, on_status=lambda _: print('running', flush=True))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)

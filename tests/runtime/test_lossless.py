@@ -14,8 +14,8 @@ from grace_moe.cost.transport import FLAT_BYTES
 from grace_moe.cost.wire import COUNT_BYTES, WireFormat
 from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
 from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS_ON_CPU
-from grace_moe.runtime.job.execution import Job, RunSpec
 from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.launch import run_local
 from grace_moe.runtime.job.recording import record_trace
 from grace_moe.runtime.model.loading import load_whole_model

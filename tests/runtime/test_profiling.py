@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from grace_moe.runtime.job.execution import Job, RunSpec
 from grace_moe.runtime.job.generation import GenerationOptions
+from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.launch import run_local
-from grace_moe.runtime.profiling import PHASES, WAITING, Monitor, Span, chrome_trace, phase_times
+from grace_moe.runtime.profiling import PHASES, WAITING, Profiler, Span, chrome_trace, phase_times
 
 from .conftest import EXPERTS, LAYERS, TOP_K, placement_of, requests_of, scattered_with_replicas
 
@@ -56,11 +56,11 @@ def test_chrome_trace_by_hand():
     assert event["args"] == {"layer": 3, "step": 0, "pairs": 5}
 
 
-def test_a_monitor_notes_what_was_counted():
-    monitor = Monitor(step=4)
-    with monitor.span("compute", 1) as counts:
+def test_a_profiler_notes_what_was_counted():
+    profiler = Profiler(step=4)
+    with profiler.timed("compute", 1) as counts:
         counts["pairs"] = 2
-    (noted,) = monitor.spans
+    (noted,) = profiler.spans
     assert (noted.phase, noted.layer_id, noted.step, noted.counts) == ("compute", 1, 4, {"pairs": 2})
     assert noted.start_ns >= 0
     assert noted.duration_ns >= 0

@@ -8,8 +8,9 @@ import numpy as np
 
 from grace_moe.errors import ModelError, UsageError
 from grace_moe.runtime.job.generation import GenerationOptions, generate
-from grace_moe.runtime.job.recording import record_trace, recording, requests_from_text
+from grace_moe.runtime.job.recording import record_trace, requests_from_text
 from grace_moe.runtime.model.loading import load_whole_model
+from grace_moe.runtime.model.recorder import recording
 
 from .conftest import EXPERTS, LAYERS, TOP_K, requests_of
 

@@ -9,12 +9,13 @@ torch = pytest.importorskip("torch")
 
 import torch.multiprocessing as mp
 
-from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher, Received, reference_placed
+from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher, Received
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
-from grace_moe.runtime.dispatch.model import add_rows
 from grace_moe.runtime.dispatch.route import layer_routes
+from grace_moe.runtime.dispatch.rows import add_rows
 
 from .conftest import EXPERTS, TOP_K, placement_of, scattered_with_replicas
+from .reference import reference_placed
 
 RANKS, HIDDEN = 4, 24
 TOKENS = (9, 0, 1, 30)
@@ -65,11 +66,10 @@ def check_on_rank(rank: int, folder: str, shape: str) -> None:
             ids = torch.rand(TOKENS[rank], EXPERTS, generator=generator).argsort(dim=1)[:, :TOP_K]
             ids = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.1, -1)
             weights = torch.rand(ids.shape, generator=generator)
-            devices = route.devices_of(ids, 0)
-            slots = route.slots_of(devices, ids)
+            outgoing = route.outgoing(hidden, ids, weights, first_token=0)
             for name, (dispatcher, order) in ways.items():
-                got = dispatcher.run(route, hidden, devices, slots, weights, compute, lambda _: nullcontext())
-                wanted = reference_placed(expert, hidden, ids, weights, devices, ways=order)
+                got = dispatcher.run(outgoing, compute, lambda _: nullcontext())
+                wanted = reference_placed(expert, hidden, ids, weights, outgoing.devices_TK, ways=order)
                 assert torch.equal(got, wanted), (name, dtype, (got - wanted).abs().max())
     leave(0)
 

@@ -47,10 +47,10 @@ def freeze_all_but_experts(model: torch.nn.Module) -> None:
 def train_on_rank(rank: int, folder: str, model: str, case: str) -> None:
     from datetime import timedelta
 
-    from grace_moe.runtime.dispatch.rank_groups import make_groups
-    from grace_moe.runtime.job.ranks import joined, leave, rank_device
-    from grace_moe.runtime.model.expert_parallel import placed_experts
+    from grace_moe.runtime.dispatch.rank_groups import make_groups, rank_device
+    from grace_moe.runtime.job.ranks import joined, leave
     from grace_moe.runtime.model.gradients import finish_expert_gradients
+    from grace_moe.runtime.model.placed_experts import placed_experts
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}

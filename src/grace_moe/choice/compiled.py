@@ -15,10 +15,15 @@ def part(function: Function) -> Function:
 
     It takes a third of the time to compile.
     """
-    options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
     return cast("Function", njit(**options)(function))
 
 
 def kernel(function: Function) -> Function:
     """A compiled function that Python calls; what was compiled is kept in the cache on disk."""
     return cast("Function", njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def inlined(function: Function) -> Function:
+    """A function that is compiled into each kernel that calls it, and not by itself."""
+    return cast("Function", njit(inline="always")(function))

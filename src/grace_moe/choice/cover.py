@@ -60,6 +60,17 @@ def visited_nodes(ids: Ints, table: JointChoiceTable, *, layer_id: int, seed: in
     return masks
 
 
+def token_costs(ids: Ids, pins: Ints, hosts: Ints, sets: NodeSets) -> npt.NDArray[np.uint8]:
+    """`[T]` what each token costs by `token_cost`.
+
+    Args:
+        ids: `[T, k]`, `E` = none; pins: `[T]`; hosts: `[E]` mask of the nodes that hold each expert.
+    """
+    feasible, costs = feasibility(hosts, sets), np.empty(len(ids), np.uint8)
+    _count_copies(ids, pins, feasible, np.empty(feasible.shape[1], np.uint64), sets, costs)
+    return costs
+
+
 def tokens_of_experts(ids: Ids, experts: int) -> tuple[Ints, npt.NDArray[np.int32]]:
     """Where each expert occurs: `members[starts[e] : starts[e + 1]]` are the tokens of expert e.
 
@@ -76,7 +87,7 @@ def tokens_of_experts(ids: Ids, experts: int) -> tuple[Ints, npt.NDArray[np.int3
 
 
 @part
-def token_cost(ids: Ids, token: int, feasible: Words, pin: int, known: Words, sets: NodeSets) -> int:
+def token_cost(ids: Ids, token: int | np.int64, feasible: Words, pin: int | np.int64, known: Words, sets: NodeSets) -> int:
     """Copies summed over all sources, of one token; of a pinned one, N times those from its node.
 
     Args:
@@ -96,7 +107,7 @@ def token_cost(ids: Ids, token: int, feasible: Words, pin: int, known: Words, se
 
 
 @part
-def _serving(ids: Ids, token: int, feasible: Words, word: int) -> np.uint64:
+def _serving(ids: Ids, token: int | np.int64, feasible: Words, word: int) -> np.uint64:
     """One word of the token's own feasibility set."""
     serving = feasible[ids[token, 0], word]
     for j in range(1, ids.shape[1]):
@@ -105,7 +116,7 @@ def _serving(ids: Ids, token: int, feasible: Words, word: int) -> np.uint64:
 
 
 @part
-def _smallest(ids: Ids, token: int, feasible: Words, known: Words, sets: NodeSets) -> int:
+def _smallest(ids: Ids, token: int | np.int64, feasible: Words, known: Words, sets: NodeSets) -> int:
     """Size K of the token's smallest feasible sets, times 256, and the mask of their union."""
     if sets.small.shape[0]:
         return int(sets.small[_serving(ids, token, feasible, 0)])
@@ -128,6 +139,12 @@ def _smallest(ids: Ids, token: int, feasible: Words, known: Words, sets: NodeSet
                         break
             return int(size << 8 | union)
     return int(nodes << 8)
+
+
+@kernel
+def _count_copies(ids: Ids, pins: Ints, feasible: Words, known: Words, sets: NodeSets, costs: npt.NDArray[np.uint8]) -> None:
+    for t in range(len(costs)):
+        costs[t] = token_cost(ids, t, feasible, pins[t], known, sets)
 
 
 @kernel

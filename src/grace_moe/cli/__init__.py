@@ -11,8 +11,7 @@ from typing import NoReturn
 
 import click
 
-from grace_moe.cli.output import printable
-from grace_moe.errors import GraceError
+from grace_moe.errors import GraceError, printable
 
 COMMANDS = {
     "demo": "grace_moe.cli.demo:demo",
@@ -82,11 +81,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except GraceError as error:
         _fail(" ".join(str(error).splitlines()), error.exit_code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except click.Abort:
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
+    except MemoryError:
+        _fail("not enough memory; give a smaller file, or a machine with more", GraceError.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -1,11 +1,14 @@
 """`grace-moe demo`: the main job on the embedded model."""
 
-import json
 from pathlib import Path
 
 import click
 
 from grace_moe.cli.options import command_line
+from grace_moe.cli.output import say, show_json
+from grace_moe.cli.progress import status_line
+from grace_moe.demo import DemoOptions, run_demo
+from grace_moe.demo.show import print_demo, write_demo_report
 from grace_moe.errors import GraceError, MissingExtraError
 
 
@@ -23,10 +26,6 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(topology: str, requests: int, seed: int, report: str, as_json: bool) -> None:
     """Record, plan, run on local ranks and verify: a real model, plain expert parallelism against GRACE."""
-    from grace_moe.cli.progress import status_line
-    from grace_moe.demo import DemoOptions, run_demo
-    from grace_moe.demo.show import print_demo, write_demo_report
-
     written, unwritten, command = None, None, command_line()
     with status_line() as tell:
         result = run_demo(DemoOptions(topology=topology, requests=requests, seed=seed), on_status=tell)
@@ -40,11 +39,11 @@ def demo(topology: str, requests: int, seed: int, report: str, as_json: bool) ->
             except GraceError as error:
                 unwritten = error  # the demo's own result comes first
     if as_json:
-        click.echo(json.dumps({**result.to_dict(), "report": written}, indent=2))
+        show_json({**result.to_dict(), "report": written})
     else:
         print_demo(result)
         if written is not None:
-            click.echo(f"\n{written}: the same as figures; open it in a browser")
+            say(f"\n{written}: the same as figures; open it in a browser")
     result.verify()
     if unwritten is not None:
         raise unwritten

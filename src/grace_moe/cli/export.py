@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from grace_moe.cli.model_options import hidden_layers_option, layer_numbers, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
-from grace_moe.engines import EXPORTERS, SlotMap, equalise, export_loads
+from grace_moe.engines import EXPORTERS, ModelShape, SlotMap, equalise, export_loads
 from grace_moe.errors import MismatchError, UsageError
-
-if TYPE_CHECKING:
-    from grace_moe.engines import ModelShape
-    from grace_moe.placement import Placement
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
+from grace_moe.evaluation import evaluate
+from grace_moe.files import write_atomically
+from grace_moe.placement import Placement, even_weights
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, expert_loads
 
 CHOICES = {"nearest replica": "tar", "any replica": "wrr"}
 """How an engine may choose among replicas: SGLang's static dispatch and our vLLM plug-in, and the rest."""
@@ -69,10 +68,6 @@ def export_command(
     Engines want the same number of slots on every device: where the plan differs, spare slots are filled with the replicas that help
     most, and what was changed is said.
     """
-    from grace_moe.files import write_atomically
-    from grace_moe.placement import Placement
-    from grace_moe.trace import RoutingTrace, expert_loads
-
     if loads_path is not None and (trace_path is None or engine != "vllm"):
         raise UsageError("--loads: with --engine vllm and --trace")
     placement = Placement.load(placement_path)
@@ -102,7 +97,7 @@ def export_command(
         "predicted": {} if trace is None or trace.counts_only else _predicted(equal.placement, trace),
         "notes": [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)],
     }
-    click.echo(json.dumps(summary, indent=2) if as_json else _text(summary, slots))
+    show_json(summary) if as_json else say(_text(summary, slots))
 
 
 def _check_model(path: Path, placement: Placement, shape: ModelShape | None) -> None:
@@ -152,9 +147,6 @@ def _extra_layers(engine: str, text: str | None, shape: ModelShape | None) -> tu
 
 def _predicted(placement: Placement, trace: RoutingTrace) -> dict[str, dict[str, float]]:
     """What the map costs on the trace, as an engine chooses replicas: evenly, near or anywhere."""
-    from grace_moe.evaluation import evaluate
-    from grace_moe.placement import even_weights
-
     found = {}
     for rule, choice in CHOICES.items():
         layers = tuple(

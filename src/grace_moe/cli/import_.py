@@ -1,6 +1,5 @@
 """`grace-moe import`: what an engine recorded, as a trace; or the map it runs with, as a placement."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,12 @@ import click
 
 from grace_moe.cli.model_options import hidden_layers_option, model_option, read_hints
 from grace_moe.cli.options import json_option
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints
 from grace_moe.errors import UsageError
+from grace_moe.topology import Topology
+from grace_moe.trace import skew
 
 
 @click.command(
@@ -64,13 +66,11 @@ def import_command(
         summary, text = _import_map(engine, dumps, topology_text, hints, output)
     else:
         summary, text = _import_trace(engine, dumps, hints, output)
-    click.echo(json.dumps(summary, indent=2) if as_json else "\n".join([text, *(f"note: {note}" for note in summary.get("notes", ()))]))
+    show_json(summary) if as_json else say(text, summary.get("notes", ()))
 
 
 def _import_map(engine: str, dumps: tuple[Path, ...], topology_text: str, hints: Hints, output: Path) -> tuple[dict[str, Any], str]:
     """Save a slot map as a placement. Returns the facts, and a line that says them."""
-    from grace_moe.topology import Topology
-
     if engine not in MAP_IMPORTERS or len(dumps) != 1:
         raise UsageError(f"--topology: one slot map of {', '.join(MAP_IMPORTERS)}; leave it out to import a trace")
     topology = Topology.parse(topology_text)
@@ -88,8 +88,6 @@ def _import_map(engine: str, dumps: tuple[Path, ...], topology_text: str, hints:
 
 def _import_trace(engine: str, dumps: tuple[Path, ...], hints: Hints, output: Path) -> tuple[dict[str, Any], str]:
     """Save what an engine recorded as a trace. Returns the facts, and a line that says them."""
-    from grace_moe.trace import skew
-
     if engine not in TRACE_IMPORTERS:
         raise UsageError(f"--engine: {engine} records as vllm does: use that; or give --topology to import its slot map")
     imported = TRACE_IMPORTERS[engine](dumps, hints)

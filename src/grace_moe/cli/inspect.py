@@ -1,18 +1,18 @@
 """`grace-moe inspect`: what is in a file of ours."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from grace_moe.cli.options import expert_bytes_option, json_option, shared
+from grace_moe.cli.output import show_json
 from grace_moe.errors import InputFileError, UsageError
-
-if TYPE_CHECKING:
-    from grace_moe.placement import Placement
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
+from grace_moe.files import read_json
+from grace_moe.placement import Placement, difference
+from grace_moe.report import describe, describe_difference, facts_table
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
 
 
 @click.command(
@@ -30,11 +30,6 @@ Examples:
 @shared(expert_bytes_option, json_option)
 def inspect_file(file: str, against: Path | None, expert_bytes: int | None, as_json: bool) -> None:
     """Show FILE: a trace, a placement or a topology (also a shorthand such as 2x4)."""
-    from rich.console import Console
-
-    from grace_moe.placement import Placement, difference
-    from grace_moe.report import describe, describe_difference, facts_table
-
     if against is None:
         if expert_bytes is not None:
             raise UsageError("--expert-bytes counts what must move; give --against too, or leave it out")
@@ -42,18 +37,13 @@ def inspect_file(file: str, against: Path | None, expert_bytes: int | None, as_j
     else:
         facts = describe_difference(difference(Placement.load(file), Placement.load(against)), expert_bytes)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        show_json(facts)
     else:
         Console().print(facts_table(facts))
 
 
-def _load(file: str) -> "RoutingTrace | Topology | Placement":
+def _load(file: str) -> RoutingTrace | Topology | Placement:
     """By ending, or by its first byte where it has neither of ours."""
-    from grace_moe.files import read_json
-    from grace_moe.placement import Placement
-    from grace_moe.topology import Topology
-    from grace_moe.trace import RoutingTrace
-
     path = Path(file)
     if file.endswith(".safetensors"):
         return RoutingTrace.load(path)
@@ -69,8 +59,6 @@ def _load(file: str) -> "RoutingTrace | Topology | Placement":
 
 
 def _starts_like_json(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(1) in (b"{", b"")  # a safetensors file starts with a multiple of 8, its header's size
-    except OSError:
-        return True  # whoever reads it says why not
+    from grace_moe.files import starts_with
+
+    return starts_with(path, 1, InputFileError) in (b"{", b"")  # a safetensors file starts with a multiple of 8, its header's size

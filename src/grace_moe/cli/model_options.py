@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from grace_moe.engines import Hints, ModelShape, read_model_shape
 from grace_moe.errors import UsageError
-
-if TYPE_CHECKING:
-    from grace_moe.engines import Hints, ModelShape
 
 MAX_LAYER = 9_999
 
@@ -44,8 +41,6 @@ def read_hints(
     dataset: str = "",
 ) -> tuple[Hints, ModelShape | None]:
     """What the options say of the model; an option overrules the config."""
-    from grace_moe.engines import Hints, read_model_shape
-
     shape = None if model is None else read_model_shape(model)
     known = Hints() if shape is None else Hints.of(shape)
     folder = "" if model is None else (model if model.is_dir() else model.parent).resolve().name

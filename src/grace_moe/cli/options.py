@@ -12,11 +12,15 @@ from typing import Any
 
 import click
 
-from grace_moe.errors import UsageError
+from grace_moe.errors import InputFileError, UsageError
 from grace_moe.evaluation import parse_method
+from grace_moe.files import read_bytes
 from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, mixed
+
+MAX_TEXT_BYTES = 2**30
+"""Of a file of text to run a model on."""
 
 traces_argument = click.argument("trace_paths", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 topology_option = click.option(
@@ -138,6 +142,7 @@ def command_line() -> str:
 def read_text(path: Path) -> str:
     """The text of a file; bytes that are not UTF-8 become replacement characters. Raises UsageError where it can't be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"--text: {path}: {error.strerror}; check the path") from error
+        return read_bytes(path, InputFileError, MAX_TEXT_BYTES).decode(errors="replace")
+    except InputFileError as error:
+        problem = str(error).removeprefix(f"{path}: ").removeprefix("file: ")
+        raise UsageError(f"--text: {path}: {problem}") from error

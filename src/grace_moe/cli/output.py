@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
 
-_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of what follows them, so that a line reads as another."""
-
-
-def printable(text: str) -> str:
-    """The text with `?` for control characters, lone surrogates and turns of direction; new lines and tabs stay.
-
-    >>> printable("a\\x1b[2Jb")
-    'a?[2Jb'
-    """
-    return "".join(c if c in "\n\t" or not (unicodedata.category(c) in ("Cc", "Cs") or c in _TURNS) else "?" for c in text)
+from grace_moe.errors import printable
 
 
 def show_json(facts: Mapping[str, Any]) -> None:

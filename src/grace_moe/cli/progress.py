@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from grace_moe.errors import printable
+
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -36,15 +38,16 @@ def progress_of(title: str, total: int | None = None) -> Iterator[Callable[[int,
 def status_line() -> Iterator[Callable[[str], None]]:
     """Yields a function that says what is going on: a spinner on a terminal, plain lines elsewhere."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda text: console.print(f"{text} ...", highlight=False, soft_wrap=True)
+        yield lambda text: console.print(f"{printable(text)} ...", markup=False, highlight=False, soft_wrap=True)
         return
     with console.status("starting") as status:
 
         def tell(text: str) -> None:
-            console.print(f"[dim]{text}[/dim]", highlight=False)
-            status.update(text)
+            console.print(Text(printable(text), style="dim"), highlight=False)
+            status.update(Text(printable(text)))
 
         yield tell

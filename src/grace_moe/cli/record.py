@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
-
-if TYPE_CHECKING:
-    from grace_moe.trace import RoutingTrace
+from grace_moe.cli.progress import progress_bar
+from grace_moe.engines.vllm_recording import record_with_vllm
+from grace_moe.runtime import require_runtime
+from grace_moe.trace import RoutingTrace, skew
 
 
 @click.command(
@@ -51,8 +53,6 @@ def record(
     as_json: bool,
 ) -> None:
     """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
-    from grace_moe.trace import skew
-
     contents = [read_text(path) for path in texts]
     named: dict[str, Any] = {"name": Path(model).name, "dataset": ", ".join(p.name for p in texts)}
     sizes: dict[str, Any] = {
@@ -78,7 +78,7 @@ def record(
     if as_json:
         click.echo(json.dumps(summary))
     else:
-        click.echo(
+        say(
             f"{output}: {trace.num_tokens:,} tokens of {made} requests, {trace.num_layers} MoE layers "
             f"of {trace.num_experts} experts, top-{trace.top_k}; "
             f"the hottest expert has {summary['expert_load_max_over_mean']}x the mean load"
@@ -87,15 +87,13 @@ def record(
 
 def _by_transformers(model: str, contents: list[str], named: dict[str, Any], sizes: dict[str, Any]) -> tuple[RoutingTrace, int, int | None]:
     """Trace, requests, and bytes of one expert of one layer."""
-    from grace_moe.cli.progress import progress_bar
-    from grace_moe.runtime import require_runtime
-
     require_runtime()
     import torch
 
     from grace_moe.runtime.job.generation import GenerationOptions
     from grace_moe.runtime.job.recording import record_trace, requests_from_text
-    from grace_moe.runtime.model.loading import expert_bytes, load_tokenizer, load_whole_model
+    from grace_moe.runtime.model.description import load_tokenizer
+    from grace_moe.runtime.model.loading import expert_bytes, load_whole_model
 
     loaded = load_whole_model(model, dtype=getattr(torch, sizes["dtype"]))
     tokenizer = load_tokenizer(model)
@@ -108,9 +106,6 @@ def _by_transformers(model: str, contents: list[str], named: dict[str, Any], siz
 
 def _by_vllm(model: str, contents: list[str], named: dict[str, Any], sizes: dict[str, Any]) -> tuple[RoutingTrace, int, int | None]:
     """The same by vLLM, which does not tell the bytes."""
-    from grace_moe.cli.progress import progress_bar
-    from grace_moe.engines.vllm_recording import record_with_vllm
-
     with progress_bar("recording with vLLM", total=sizes["requests"] * sizes["new_tokens"]) as advance:
         trace, made = record_with_vllm(model, contents, progress=advance, **sizes, **named)
     return trace, made, None

@@ -23,7 +23,7 @@ from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.evaluation import compare, over_memory
-from grace_moe.report import AFTER, BEFORE, report_content, require_report, sentence, write_report
+from grace_moe.report import AFTER, BEFORE, report_content, report_numbers, require_report, sentence, write_report
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
 """Slots over experts that ours is shown for, where the user names none."""
@@ -74,11 +74,12 @@ def report_command(
             seed=seed,
             on_method=lambda _: advance(1),
         )
+        comparison.require(BEFORE, AFTER)
         sweep = over_memory(comparison, tried, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)
     if as_json:
-        show_json({"report": str(output), **content.to_dict()})
+        show_json({"report": str(output), **report_numbers(content)})
     else:
         say(sentence(content))
         say(f"{output}: open it in a browser")

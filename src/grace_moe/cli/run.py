@@ -1,22 +1,32 @@
 """`grace-moe run`: generate with experts placed by a plan, on local ranks or under torchrun."""
 
-import json
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from grace_moe.cli.options import read_text
+from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
+from grace_moe.cli.progress import status_line
 from grace_moe.cost.transport import DISPATCHES
-from grace_moe.errors import GraceError, MismatchError, UsageError
+from grace_moe.cost.wire import WireFormat
+from grace_moe.errors import GraceError, MismatchError, UsageError, printable
+from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
 from grace_moe.files import write_atomically
+from grace_moe.placement import Placement
+from grace_moe.runtime import require_runtime
+from grace_moe.topology import Topology
 
 if TYPE_CHECKING:
-    from grace_moe.placement import Placement
-    from grace_moe.runtime.job.execution import Job, RunResult
+    from grace_moe.runtime.job.generation import Request
+    from grace_moe.runtime.job.job import Job
+    from grace_moe.runtime.job.results import RunResult
 
 FLOAT32_BYTES = 4
 """`run` loads models in float32."""
@@ -76,22 +86,11 @@ def run(
     as_json: bool,
 ) -> None:
     """Run MODEL with its experts placed by a plan; each rank loads only its own experts."""
-    if bool(prompts) == bool(texts):
-        raise UsageError("--prompt, --text: give one of the two")
-    if profile is not None and "vanilla" in dispatches:
-        raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
-    if predict and set(dispatches) == {"vanilla"}:
-        raise UsageError("--predict: vanilla's routing is inside Transformers; add another --dispatch, whose routing is the same")
-    from grace_moe.runtime import require_runtime
-
+    _check_options(prompts, texts, dispatches, profile=profile, predict=predict)
     require_runtime()
-    from grace_moe.placement import Placement
-    from grace_moe.runtime.job.execution import Job, RunSpec, execute
-    from grace_moe.runtime.job.generation import GenerationOptions, Request
-    from grace_moe.runtime.job.ranks import joined, leave
-    from grace_moe.runtime.job.recording import requests_from_text
-    from grace_moe.runtime.model.loading import load_config, load_tokenizer
-    from grace_moe.topology import Topology
+    from grace_moe.runtime.job.generation import GenerationOptions
+    from grace_moe.runtime.job.job import Job, RunSpec
+    from grace_moe.runtime.model.description import load_config, load_tokenizer
 
     placement = Placement.load(placement_path)
     if local is not None and Topology.parse(local).shape != placement.topology.shape:
@@ -101,16 +100,9 @@ def run(
         )
     config = load_config(model)
     tokenizer = load_tokenizer(model)
-    if prompts:
-        encoded = [tuple(tokenizer.encode(text)) for text in prompts]
-        if any(not ids for ids in encoded):
-            raise UsageError("--prompt: a prompt is empty; give it some text")
-        asked = [Request(request_id=i, prompt=ids) for i, ids in enumerate(encoded)]
-    else:
-        asked = requests_from_text([read_text(p) for p in texts], tokenizer, tokens_per_request=prompt_tokens, max_requests=requests)
     job = Job(
         model=model,
-        requests=tuple(asked),
+        requests=_requests(prompts, texts, tokenizer, tokens_per_request=prompt_tokens, max_requests=requests),
         options=GenerationOptions(new_tokens=new_tokens, batch_size=batch_size, stop_at_eos=not ignore_eos),
         runs=tuple(RunSpec(name=d, placement=str(placement_path), dispatch=d) for d in dispatches),
         seed=seed,
@@ -118,31 +110,71 @@ def run(
         keep_routing=predict,
     )
 
-    def show(results: "tuple[RunResult, ...]") -> None:
+    def show(results: tuple[RunResult, ...]) -> None:
         predicted = _predicted(results, placement, config.get_text_config().hidden_size, seed) if predict else {}
         _show(results, predicted, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
 
     if local is not None:
         show(_on_local_ranks(job, placement.topology.num_devices))
-        return
+    else:
+        _as_a_rank(job, show)
+
+
+def _check_options(
+    prompts: tuple[str, ...], texts: tuple[Path, ...], dispatches: tuple[str, ...], *, profile: Path | None, predict: bool
+) -> None:
+    """Raise UsageError where options don't go together."""
+    if bool(prompts) == bool(texts):
+        raise UsageError("--prompt, --text: give one of the two")
+    if profile is not None and "vanilla" in dispatches:
+        raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
+    if predict and set(dispatches) == {"vanilla"}:
+        raise UsageError("--predict: vanilla's routing is inside Transformers; add another --dispatch, whose routing is the same")
+
+
+def _requests(
+    prompts: tuple[str, ...], texts: tuple[Path, ...], tokenizer: Any, *, tokens_per_request: int, max_requests: int
+) -> tuple[Request, ...]:
+    """The prompts, or what is cut from the texts."""
+    from grace_moe.runtime.job.generation import Request
+    from grace_moe.runtime.job.recording import requests_from_text
+
+    if not prompts:
+        contents = [read_text(path) for path in texts]
+        return tuple(requests_from_text(contents, tokenizer, tokens_per_request=tokens_per_request, max_requests=max_requests))
+    encoded = [tuple(tokenizer.encode(text)) for text in prompts]
+    if any(not ids for ids in encoded):
+        raise UsageError("--prompt: a prompt is empty; give it some text")
+    return tuple(Request(request_id=i, prompt=ids) for i, ids in enumerate(encoded))
+
+
+def _as_a_rank(job: Job, show: Callable[[tuple[RunResult, ...]], None]) -> NoReturn:
+    """Do the job as one of torchrun's ranks; the process ends here."""
+    from grace_moe.runtime.job.on_rank import run_on_rank
+    from grace_moe.runtime.job.ranks import joined, leave
+
     if os.environ.get("WORLD_SIZE") is None:
         raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
     try:
         with joined() as member:
-            results = execute(job, member)
+            results = run_on_rank(job, member)
     except GraceError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         leave(error.exit_code)
     if results:  # rank 0 alone has them
         show(results)
     leave(0)
 
 
-def _predicted(results: "tuple[RunResult, ...]", placement: "Placement", hidden_size: int, seed: int) -> dict[str, float]:
-    """Dispatch -> bytes between nodes per token that a replay of the run's own routing predicts."""
-    from grace_moe.cost.wire import WireFormat
-    from grace_moe.evaluation import cross_node_bytes, evaluate, passes_of_tokens
+def _on_local_ranks(job: Job, num_ranks: int) -> tuple[RunResult, ...]:
+    from grace_moe.runtime.job.launch import run_local
 
+    with status_line() as tell:
+        return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
+
+
+def _predicted(results: tuple[RunResult, ...], placement: Placement, hidden_size: int, seed: int) -> dict[str, float]:
+    """Dispatch -> bytes between nodes per token that a replay of the run's own routing predicts."""
     routing = next(result.routing for result in results if result.routing is not None)
     wire = WireFormat(hidden_size=hidden_size, itemsize=FLOAT32_BYTES, top_k=routing.top_k)
     found = {}
@@ -154,53 +186,51 @@ def _predicted(results: "tuple[RunResult, ...]", placement: "Placement", hidden_
 
 
 def _show(
-    results: "tuple[RunResult, ...]",
+    results: tuple[RunResult, ...],
     predicted: dict[str, float],
-    job: "Job",
+    job: Job,
     tokenizer: Any,
     *,
     with_text: bool,
     profile: Path | None,
     as_json: bool,
 ) -> None:
-    from grace_moe.runtime.profiling import chrome_trace, phase_times
+    from grace_moe.runtime.profiling import chrome_trace
 
     events = None if profile is None else chrome_trace({result.name: result.spans for result in results}).encode()
     if as_json:
-        click.echo(json.dumps({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]}, indent=2))
+        show_json({"runs": [_summary(r, predicted.get(r.name), tokenizer) for r in results]})
         if profile is not None and events is not None:
             write_atomically(profile, events)  # last: a full disk must not cost what was generated
         return
-    for completion, request in zip(results[0].completions, job.requests, strict=True):
-        if with_text:
-            click.echo(f"{tokenizer.decode(request.prompt)}{click.style(tokenizer.decode(completion.tokens), bold=True)}\n")
+    if with_text:
+        for completion, request in zip(results[0].completions, job.requests, strict=True):
+            prompt, completed = (printable(tokenizer.decode(ids)) for ids in (request.prompt, completion.tokens))
+            click.echo(f"{prompt}{click.style(completed, bold=True)}\n")
     for result in results:
-        sent = f"{result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes"
-        if result.name in predicted:
-            sent += f" ({predicted[result.name] / 1024:.2f} predicted)"
-        click.echo(
-            f"{result.dispatch}: {result.tokens:,} tokens, {sent}, "
-            f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
-            f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
-        )
-        for time in phase_times(result.spans) if result.spans else ():
-            click.echo(
-                f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms"
-            )
+        _show_run(result, predicted.get(result.name))
     if profile is not None and events is not None:
         write_atomically(profile, events)
-        click.echo(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
+        say(f"{profile}: Chrome trace; open it in https://ui.perfetto.dev")
 
 
-def _on_local_ranks(job: "Job", num_ranks: int) -> "tuple[RunResult, ...]":
-    from grace_moe.cli.progress import status_line
-    from grace_moe.runtime.job.launch import run_local
+def _show_run(result: RunResult, predicted: float | None) -> None:
+    """One line of figures, and where a layer's time goes if it was timed."""
+    from grace_moe.runtime.profiling import phase_times
 
-    with status_line() as tell:
-        return run_local(job, num_ranks, on_status=lambda name: tell(f"running on {num_ranks} ranks: {name}"))
+    sent = f"{result.cross_node_bytes_per_token / 1024:.2f} KiB a token between nodes"
+    if predicted is not None:
+        sent += f" ({predicted / 1024:.2f} predicted)"
+    say(
+        f"{result.dispatch}: {result.tokens:,} tokens, {sent}, "
+        f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
+        f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
+    )
+    for time in phase_times(result.spans) if result.spans else ():
+        say(f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms")
 
 
-def _summary(result: "RunResult", predicted: float | None, tokenizer: Any) -> dict[str, Any]:
+def _summary(result: RunResult, predicted: float | None, tokenizer: Any) -> dict[str, Any]:
     from grace_moe.runtime.profiling import phase_times
 
     return {

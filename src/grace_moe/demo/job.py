@@ -15,15 +15,25 @@ from grace_moe.errors import UsageError, VerificationError
 from grace_moe.evaluation import cross_node_bytes, evaluate
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
+from grace_moe.runtime import require_runtime
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from grace_moe.runtime.job.execution import RunResult
-    from grace_moe.runtime.job.generation import Request
+    from grace_moe.runtime.job.generation import GenerationOptions, GenerationResult, Request
+    from grace_moe.runtime.job.results import RunResult
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference of a logit (float32) between the ranks and one process."""
+METHODS = ("linear", "grace_paper", "grace")
+ROWS = (
+    ("linear", "vanilla"),
+    ("linear", "flat"),
+    ("linear", "hierarchical"),
+    ("grace_paper", "hierarchical"),
+    ("grace", "hierarchical"),
+)
+"""(method, dispatch) of each row of the table."""
 DEVICES = (2, 4, 8, 16)
 """Numbers of local ranks that the demo takes: vanilla expert parallelism needs equal shards."""
 BYTES_TOLERANCE = 0.02
@@ -99,7 +109,7 @@ class DemoResult:
         return next(r for r in self.rows if (r.method, r.dispatch) == (method, dispatch))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of `grace-moe demo --json` (DESIGN.md, CLI)."""
+        """The JSON of `grace-moe demo --json`."""
         return {
             "lossless": self.lossless,
             "topology": self.topology,
@@ -131,15 +141,9 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
     Args:
         on_status: told what begins, in a few words.
     """
-    from grace_moe.runtime import require_runtime
-
     require_runtime()
     import torch
 
-    from grace_moe.runtime.job.execution import Job, RunSpec
-    from grace_moe.runtime.job.generation import GenerationOptions
-    from grace_moe.runtime.job.launch import run_local
-    from grace_moe.runtime.job.recording import record_trace
     from grace_moe.runtime.model.loading import load_whole_model
 
     topology = Topology.parse(options.topology)
@@ -150,36 +154,17 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
         )
     torch.set_num_threads(1)  # so small a model's threads wait for each other longer than they compute
     began = time.monotonic()
-    path = str(embedded_model())
-    model = load_whole_model(path)
+    model = load_whole_model(str(embedded_model()))
     planning_requests, requests = _requests(options)
-
     on_status(f"recording the router's choices on {len(planning_requests)} requests of three domains")
-    short = GenerationOptions(new_tokens=options.new_tokens, batch_size=48, stop_at_eos=False)
-    planning_trace, _ = record_trace(model, planning_requests, short, name="embedded OLMoE", dataset="prose, code, mathematics: planning")
-
+    planning_trace, _ = _record(model, planning_requests, options, "planning")
     placements = {}
     for method in METHODS:
         on_status(f"planning: {method}")
         placements[method] = plan(planning_trace, topology, method=method, seed=options.seed)
-
     on_status(f"generating on one process, as the reference: {len(requests)} other requests")
-    keep = GenerationOptions(new_tokens=options.new_tokens, batch_size=len(requests), stop_at_eos=False, keep_logits=True)
-    measured_trace, reference = record_trace(model, requests, keep, name="embedded OLMoE", dataset="prose, code, mathematics: measuring")
-
-    with tempfile.TemporaryDirectory(prefix="grace-demo-") as folder:
-        for method, placement in placements.items():
-            placement.save(Path(folder) / f"{method}.json")
-        runs = [
-            RunSpec(name=f"{method} placement, {dispatch} dispatch", placement=str(Path(folder) / f"{method}.json"), dispatch=dispatch)
-            for method, dispatch in ROWS
-        ]
-        on_status(f"starting {topology.num_devices} ranks as {topology.shape}")
-        results = run_local(
-            Job(model=path, requests=tuple(requests), options=keep, runs=tuple(runs), seed=options.seed),
-            topology.num_devices,
-            on_status=lambda name: on_status(f"running on {topology.num_devices} ranks: {name}"),
-        )
+    measured_trace, reference = _record(model, requests, options, "measuring")
+    results = _run_on_ranks(requests, placements, topology, options, on_status)
 
     wire = WireFormat(hidden_size=model.config.hidden_size, itemsize=4, top_k=measured_trace.top_k)
     rows = []
@@ -197,21 +182,55 @@ def run_demo(options: DemoOptions, *, on_status: Callable[[str], None] = lambda 
     )
 
 
-METHODS = ("linear", "grace_paper", "grace")
-ROWS = (
-    ("linear", "vanilla"),
-    ("linear", "flat"),
-    ("linear", "hierarchical"),
-    ("grace_paper", "hierarchical"),
-    ("grace", "hierarchical"),
-)
-"""(method, dispatch) of each row of the table."""
+def _record(model: Any, requests: list[Request], options: DemoOptions, purpose: str) -> tuple[RoutingTrace, GenerationResult]:
+    """Trace and completions of one process; only what is measured keeps its logits, and goes as one batch."""
+    from grace_moe.runtime.job.generation import GenerationOptions
+    from grace_moe.runtime.job.recording import record_trace
+
+    short = GenerationOptions(new_tokens=options.new_tokens, batch_size=48, stop_at_eos=False)
+    how = short if purpose == "planning" else _measured(options, len(requests))
+    return record_trace(model, requests, how, name="embedded OLMoE", dataset=f"prose, code, mathematics: {purpose}")
+
+
+def _measured(options: DemoOptions, requests: int) -> GenerationOptions:
+    from grace_moe.runtime.job.generation import GenerationOptions
+
+    return GenerationOptions(new_tokens=options.new_tokens, batch_size=requests, stop_at_eos=False, keep_logits=True)
+
+
+def _run_on_ranks(
+    requests: list[Request],
+    placements: dict[str, Placement],
+    topology: Topology,
+    options: DemoOptions,
+    on_status: Callable[[str], None],
+) -> tuple[RunResult, ...]:
+    """Every row of the table, one after the other, on the same ranks."""
+    from grace_moe.runtime.job.job import Job, RunSpec
+    from grace_moe.runtime.job.launch import run_local
+
+    with tempfile.TemporaryDirectory(prefix="grace-demo-") as folder:
+        for method, placement in placements.items():
+            placement.save(Path(folder) / f"{method}.json")
+        runs = tuple(
+            RunSpec(name=f"{method} placement, {dispatch} dispatch", placement=str(Path(folder) / f"{method}.json"), dispatch=dispatch)
+            for method, dispatch in ROWS
+        )
+        job = Job(
+            model=str(embedded_model()),
+            requests=tuple(requests),
+            options=_measured(options, len(requests)),
+            runs=runs,
+            seed=options.seed,
+        )
+        on_status(f"starting {topology.num_devices} ranks as {topology.shape}")
+        return run_local(job, topology.num_devices, on_status=lambda name: on_status(f"running on {topology.num_devices} ranks: {name}"))
 
 
 def _requests(options: DemoOptions) -> tuple[list[Request], list[Request]]:
     """Requests to plan on and to measure on: different stretches of each domain's held-out text."""
     from grace_moe.runtime.job.recording import requests_from_text
-    from grace_moe.runtime.model.loading import load_tokenizer
+    from grace_moe.runtime.model.description import load_tokenizer
 
     tokenizer = load_tokenizer(str(embedded_model()))
     texts = list(embedded_texts().values())

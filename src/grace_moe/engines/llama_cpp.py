@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.counts import layers_of_counts
-from grace_moe.engines.dumps import read_bytes
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.requests import RoutedRequest, trace_of_requests
 from grace_moe.engines.slot_tables import MAX_LAYERS
 from grace_moe.errors import TraceError
+from grace_moe.files import read_bytes
 
 MAX_CSV_BYTES = 2 * 2**30
 
@@ -50,7 +50,7 @@ def import_csv(paths: Sequence[Path], hints: Hints) -> Imported:
 
 def _table(path: Path, num_experts: int) -> npt.NDArray[np.int64]:
     """`[rows, 2]` layer and expert."""
-    lines = read_bytes(path, MAX_CSV_BYTES).splitlines()
+    lines = read_bytes(path, TraceError, MAX_CSV_BYTES).splitlines()
     if lines and lines[0].strip().lower().replace(b" ", b"") == b"layer,expert":
         lines = lines[1:]
     try:

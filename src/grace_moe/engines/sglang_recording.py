@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.counts import layers_of_counts
-from grace_moe.engines.dumps import base64_bytes, read_objects, read_torch, torch_integers
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.responses import base64_bytes, read_objects
+from grace_moe.engines.torch_dumps import read_torch, torch_integers
 from grace_moe.errors import TraceError
+from grace_moe.files import bounded_counts
 
 EXTEND, DECODE_MODE, IDLE = 1, 2, 4
 """`ForwardMode` of a recorded pass."""
@@ -46,9 +48,9 @@ def import_dump(paths: Sequence[Path], hints: Hints) -> Imported:
         if "logical_count" in dump:
             field = dump["logical_count"]
             three = torch_integers(field, str(path), "logical_count", 3)
-            counts.append(three.sum(axis=0))
+            counts.append(bounded_counts(three, kind=TraceError, source=str(path), field="logical_count").sum(axis=0))
             continue
-        of_slot = torch_integers(dump.get("last_physical_to_logical_map"), str(path), "last_physical_to_logical_map", 2)
+        of_slot = torch_integers(dump.get("last_physical_to_logical_map"), str(path), "last_physical_to_logical_map", 2).astype(np.int64)
         if not of_slot.size or of_slot.min() < 0 or of_slot.max() >= MAX_EXPERT_IDS:
             raise TraceError(str(path), "last_physical_to_logical_map", "empty, or ids out of range", "record it again")
         num_experts = max(num_experts, int(of_slot.max()) + 1)
@@ -133,6 +135,7 @@ def _trace_of_passes(passes: list[_Pass], hints: Hints, num_experts: int, source
 
 def _logical_counts(value: Any, of_slot: npt.NDArray[np.int64], num_experts: int, where: str) -> npt.NDArray[np.int64]:
     physical = torch_integers(value, where, "global_physical_count", 2)
+    physical = bounded_counts(physical, kind=TraceError, source=where, field="global_physical_count")
     if physical.shape != of_slot.shape:
         raise TraceError(where, "global_physical_count", f"shape {physical.shape}, and the map has {of_slot.shape}", "record it again")
     logical = np.zeros((len(of_slot), num_experts), dtype=np.int64)

@@ -5,16 +5,18 @@ vLLM's balancer numbers MoE layers only; its routed experts have a row for every
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.dumps import base64_bytes, npy_array, read_npy, read_objects
+from grace_moe.engines.dumps import npy_array, read_npy
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.requests import Ids, RoutedRequest, trace_of_requests
+from grace_moe.engines.responses import base64_bytes, read_objects
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError, TraceError
@@ -69,8 +71,6 @@ def export_map(slots: SlotMap) -> Exported:
 
 def export_loads(loads: Any) -> bytes:
     """`[MoE layers, experts]` loads as the bytes of a `.npy` file, int64: what vLLM's balancing policy is given."""
-    import io
-
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(loads, dtype=np.int64), allow_pickle=False)
     return stream.getvalue()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from grace_moe.cost.layer_time import modelled_layer_time
+from grace_moe.errors import UsageError
 from grace_moe.evaluation.methods import is_of_batches, options_of, parse_method, serving_of
 from grace_moe.evaluation.metrics import Evaluation
 from grace_moe.evaluation.replay import evaluate
@@ -43,10 +44,24 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A method that can't plan for this trace, topology and number of slots."""
+
+    method: str
+    error: UsageError
+
+    def to_dict(self) -> dict[str, str]:
+        """The row's JSON: no metrics, but the reason."""
+        return {"method": self.method, "error": str(self.error)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Every method on the same requests."""
 
     rows: tuple[ComparisonRow, ...]
+    """At least one."""
+    refused: tuple[Refusal, ...] = ()
     topology: Topology
     planned_on: RoutingTrace
     measured_on: RoutingTrace
@@ -54,11 +69,17 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grace-moe compare --json`."""
         return {
-            "rows": [row.to_dict(self.topology) for row in self.rows],
+            "rows": [row.to_dict(self.topology) for row in self.rows] + [refusal.to_dict() for refusal in self.refused],
             "topology": self.topology.shape,
             "trace": _identity(self.planned_on),
             "eval": _identity(self.measured_on),
         }
+
+    def require(self, *methods: str) -> None:
+        """Raise the UsageError of the first of these methods that can't plan."""
+        for refusal in self.refused:
+            if refusal.method in methods:
+                raise refusal.error
 
 
 def _identity(trace: RoutingTrace) -> dict[str, Any]:
@@ -97,7 +118,8 @@ def compare(
 
     Raises:
         MismatchError: the traces are of different models.
-        UsageError: an unknown method or policy, or slots that can't be met.
+        UsageError: an unknown method or policy; or none of the methods can plan: the first one's reason. Where others can, a method
+            that can't is among `refused`.
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
@@ -106,17 +128,24 @@ def compare(
     planned: dict[tuple[str, str | None], tuple[Placement, float]] = {
         (method, None): (placement, 0.0) for method, placement in (placements or {}).items()
     }
-    rows = []
+    rows: list[ComparisonRow] = []
+    refused: list[Refusal] = []
     for name, (method, policy) in zip(methods, parsed, strict=True):
         options = options_of(policy)
         key = (method, policy if options else None)
-        if key not in planned:
-            planned[key] = timed_plan(planned_on, topology, method, seed=seed, **limits, **options)
-        placement, seconds = planned[key]
-        evaluation = evaluate(placement, measured_on, seed=seed, serving=serving_of(policy, batch_tokens))
-        rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+        try:
+            if key not in planned:
+                planned[key] = timed_plan(planned_on, topology, method, seed=seed, **limits, **options)
+        except UsageError as error:
+            refused.append(Refusal(method=name, error=error))
+        else:
+            placement, seconds = planned[key]
+            evaluation = evaluate(placement, measured_on, seed=seed, serving=serving_of(policy, batch_tokens))
+            rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation))
         on_method(name)
-    return Comparison(rows=tuple(rows), topology=topology, planned_on=planned_on, measured_on=measured_on)
+    if refused and not rows:
+        raise refused[0].error
+    return Comparison(rows=tuple(rows), refused=tuple(refused), topology=topology, planned_on=planned_on, measured_on=measured_on)
 
 
 def timed_plan(trace: RoutingTrace, topology: Topology, method: str, **arguments: Any) -> tuple[Placement, float]:

@@ -12,11 +12,9 @@ import numpy.typing as npt
 
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.planning.constants import DEFAULT_REDUNDANCY
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
-
-DEFAULT_REDUNDANCY = 1.25
-"""Slots over experts for methods with equal slots, where the user sets none: what EPLB is commonly given."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (layers done, layers in all) as planning goes on."""

@@ -4,8 +4,10 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 """
 
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
+from grace_moe.report.describe import describe, describe_difference
 from grace_moe.report.page import html_page, require_report, write_report
-from grace_moe.report.tables import comparison_table, describe, describe_difference, facts_table, pareto_table
+from grace_moe.report.summary import report_numbers
+from grace_moe.report.tables import comparison_table, facts_table, pareto_table
 from grace_moe.report.words import LABELS, sentence
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "html_page",
     "pareto_table",
     "report_content",
+    "report_numbers",
     "require_report",
     "sentence",
     "write_report",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grace_moe.evaluation import ComparisonRow
-from grace_moe.report.content import AFTER, ReportContent, device_load
+from grace_moe.report.content import AFTER, ReportContent
+from grace_moe.report.traffic import device_load
 from grace_moe.topology import Topology
 
 LABELS = {

@@ -3,13 +3,13 @@
 Needs the extra `grace-moe[runtime]`; `require_runtime` says so in one line where it is missing.
 """
 
+from importlib.util import find_spec
+
 from grace_moe.errors import MissingExtraError
 
 
 def require_runtime() -> None:
     """Raise MissingExtraError unless torch, transformers and accelerate can be imported."""
-    from importlib.util import find_spec
-
     for package in ("torch", "transformers", "accelerate"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "runtime")

@@ -35,7 +35,7 @@ class Span:
 
 
 @dataclass(kw_only=True)
-class Monitor:
+class Profiler:
     """Collects this rank's spans. Only a session that is given one pays for it."""
 
     spans: list[Span] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Monitor:
     began_ns: int = field(default_factory=time.perf_counter_ns)
 
     @contextmanager
-    def span(self, phase: str, layer_id: int) -> Iterator[dict[str, int]]:
+    def timed(self, phase: str, layer_id: int) -> Iterator[dict[str, int]]:
         """Time a phase; put what it counted into the dictionary. Waits for the accelerator at both ends."""
         counts: dict[str, int] = {}
         _wait_for_device()

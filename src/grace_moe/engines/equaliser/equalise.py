@@ -9,7 +9,6 @@ import numpy as np
 
 from grace_moe.engines.equaliser.exchange import even_out
 from grace_moe.engines.equaliser.layer import PRICE, LayerState
-from grace_moe.engines.notes import several
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, check_same_model
 from grace_moe.trace import RoutingTrace, expert_loads
@@ -35,14 +34,14 @@ class Equalised:
 
     def notes(self) -> tuple[str, ...]:
         """What was changed, for people; nothing where nothing was."""
-        swaps = f"{several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it"
+        swaps = f"{_several(self.swapped, 'swap')} of experts inside nodes to even the load out, as engines share it"
         phases = ("decode_weights left out: the engine chooses replicas in decode as in prefill",) if self.one_phase else ()
         even = (*((swaps,) if self.swapped else ()), *phases)
         if not (self.added or self.dropped or self.moved):
             return even
         slots = int(self.placement.slots_per_device().max())
-        did = f"{several(self.added, 'replica')} more, {self.dropped} fewer and {several(self.moved, 'move')} over all layers"
-        text = f"{several(slots, 'slot')} on every device took {did}"
+        did = f"{_several(self.added, 'replica')} more, {self.dropped} fewer and {_several(self.moved, 'move')} over all layers"
+        text = f"{_several(slots, 'slot')} on every device took {did}"
         blind = () if self.by_trace else ("without a trace, all experts counted as equally loaded: give one to fill the slots well",)
         return (text, *blind, *even)
 
@@ -147,3 +146,8 @@ def _move_lightest(state: LayerState, device: int, room: list[int]) -> None:
     to = min(room, key=lambda d: (state.node[d] != state.node[device], load[d], d))
     state.hold(expert, to, True)
     state.hold(expert, device, False)
+
+
+def _several(number: int, noun: str) -> str:
+    """`1 slot`, `2 slots`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -3,10 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.planning.constants import DEFAULT_REDUNDANCY
 from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.groups.contiguous import contiguous_groups
 from grace_moe.planning.groups.even_layers import layer_of_devices
-from grace_moe.planning.task import DEFAULT_REDUNDANCY, PlannedLayers, PlanningTask
+from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 
 def biased_devices(loads: npt.NDArray[np.int64], num_devices: int, num_hot: int) -> list[tuple[int, ...]]:

@@ -1,5 +1,4 @@
 """Our planner, `grace`: which experts on which nodes and devices, with which replicas and weights, as one problem.
 
-`grace` runs the steps, one file each: `uncertainty` (how far may loads stray), `node_search` on the true objective (`cover`),
-`device_packing` inside each node, `split` of each expert's tokens among its replicas.
+`grace.grace` runs the steps in order; docs/planner.md explains each.
 """

@@ -1,21 +1,27 @@
-"""Which of several placements of each layer: least traffic, busiest device within the tolerance, mean over layers.
+"""Step 12: which of its placements each layer takes: least traffic, with the busiest device within the tolerance, mean over layers.
 
-Balance is asked of a model, not of a layer: a layer where it is cheap makes up for one where it is dear. A copy a token is weighed
-against load of the busiest device at one rate for all layers, the lowest at which the days to come are good enough.
+Balance is asked of a model, not of a layer: a layer where it is cheap makes up for one where it is dear. All layers pay the same
+rate, in copies per token, for a unit of the busiest device's load; it is the lowest rate at which the expected balance is within the
+tolerance (a Lagrange multiplier, found by trying rates).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import LEAST_RATE, RATE_STEP, RATES
 
-_RATES = (0.0, *(0.02 * 1.25**step for step in range(60)))
-"""Copies per token that a unit of the busiest device's load over the mean is worth."""
+Origin: TypeAlias = Literal["search", "eplb"]
+"""What placed a layer on its devices: our search, or EPLB (perhaps with whole devices moved to other nodes)."""
+
+_RATES = (0.0, *(LEAST_RATE * RATE_STEP**step for step in range(RATES)), np.inf)
+"""Copies per token that a unit of the busiest device's load over the mean is worth; at the last, balance is all that counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +29,9 @@ class Candidate:
     """A placement of one layer, and what is expected of it."""
 
     layer: LayerPlacement
+    origin: Origin
     peaks: npt.NDArray[np.float64]
-    """`[DAYS]` busiest device over the mean."""
+    """`[DAYS]` busiest device over the mean, on each bootstrap sample (step 11)."""
     traffic: float
     """Copies between nodes, per token."""
 
@@ -44,8 +51,8 @@ def choose_candidates(
 ) -> tuple[int, ...] | None:
     """Number of the candidate of each layer; None where no rate meets the tolerance. Ties: the first.
 
-    A copy is weighed against how much busier than the floor's the busiest device is on the layer's mean day and its doubt more;
-    at the last rate, balance is all that counts.
+    At each rate, a layer takes the candidate of least `traffic + rate * risk`. Its risk: load of its busiest device above the
+    floor's, over the floors' mean over layers; on the mean day, and `doubt` standard deviations of days more.
 
     Args:
         candidates: of each layer, at least one.
@@ -56,7 +63,7 @@ def choose_candidates(
     traffic = [np.array([candidate.traffic for candidate in options]) for options in candidates]
     over = [[(candidate.peaks - floor) / even for candidate in options] for options, floor in zip(candidates, floors, strict=True)]
     risk = [np.array([days.mean() + doubt * days.std() for days in options]) for options in over]
-    for rate in (*_RATES, np.inf):
+    for rate in _RATES:
         cost = risk if rate == np.inf else [copies + rate * more for copies, more in zip(traffic, risk, strict=True)]
         chosen = tuple(int(np.argmin(options)) for options in cost)
         peaks = np.stack([options[index].peaks for options, index in zip(candidates, chosen, strict=True)])

@@ -22,16 +22,16 @@ _CHUNK = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class CanonicalNames:
     """Canonical names of one layer's experts and of the devices."""
 
     experts: npt.NDArray[np.int64]
-    """`[E]` own number of each canonical expert."""
+    """`[E]` original number of each canonical expert."""
     devices: npt.NDArray[np.int64]
-    """`[D]` own number of each canonical device."""
+    """`[D]` original number of each canonical device."""
 
     def canonical(self, layer: LayerPlacement) -> LayerPlacement:
-        """A layer in own numbers, by canonical names; replicas in ascending order of their devices, without decode's own weights."""
+        """A layer in original numbers, by canonical names; replicas in ascending order of their devices, without decode's own weights."""
         device = np.argsort(self.devices)
         rows = [
             sorted((int(device[d]), w) for d, w in zip(layer.devices_of_expert[expert], layer.replica_weights[expert], strict=True))
@@ -45,8 +45,8 @@ class Labels:
             source_costs=tuple(layer.source_costs[expert] for expert in self.experts) if layer.source_costs else (),
         )
 
-    def own(self, layer: LayerPlacement) -> LayerPlacement:
-        """A layer in canonical names, by own numbers; replicas keep their order."""
+    def original(self, layer: LayerPlacement) -> LayerPlacement:
+        """A layer in canonical names, by original numbers; replicas keep their order."""
         name = np.argsort(self.experts)
         return replace(
             layer,
@@ -89,3 +89,13 @@ def by_speed(topology: Topology) -> Topology:
     """The topology with each node's devices from fast to slow; links are left out of account."""
     nodes = tuple(replace(node, devices=tuple(sorted(node.devices, key=lambda d: -d.relative_speed))) for node in topology.nodes)
     return replace(topology, nodes=nodes, bandwidth=None)
+
+
+def canonical_names(topk_ids: npt.NDArray[np.integer[Any]], experts: int, topology: Topology) -> list[CanonicalNames]:
+    """The names of every layer.
+
+    Args:
+        topk_ids: `[T, layers, k]`, -1 = none.
+    """
+    devices = device_order(topology)
+    return [CanonicalNames(experts=expert_order(topk_ids[:, layer], experts), devices=devices) for layer in range(topk_ids.shape[1])]

@@ -1,9 +1,9 @@
-"""What will the busiest device carry on routing that the plan has not seen?
+"""Step 11: how busy will the busiest device be on requests that the plan has not seen?
 
-A placement's load on each device is known for every unit (a request, or a run of a stream: `units`) of the planning trace.
-A day to come: how often each unit's like comes up is in doubt (weights drawn from an exponential, the Bayesian bootstrap), and
-as many units as the trace has are drawn by those weights; replicas' draws add their own spread. Days are the same for
-every layer and placement of a trace, so that peaks can be compared day by day.
+The trace is one sample of the requests that will come. The Bayesian bootstrap makes others of it: each *day* gives every unit
+(a request, or a run of a stream: `independent_units`) a weight from an exponential distribution and draws as many units as the trace has
+by those weights. A placement's load on each device is known for every unit, so that a day's busiest device is a sum. Draws of sources and
+replicas add their own variance. Days are the same for every layer and placement of a trace: peaks can be compared day by day.
 """
 
 from __future__ import annotations
@@ -12,12 +12,47 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.joint import JointChoiceTable
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import DAYS, FORECAST_CELLS, POLISH_TOKENS
+from grace_moe.planning.grace.candidates import Candidate, Origin
+from grace_moe.planning.grace.predicted_choice import predict_choice
+from grace_moe.planning.grace.problem import LayerProblem, source_chances
 from grace_moe.topology import Topology
 
-DAYS = 64
+
+def forecast(problem: LayerProblem, layer: LayerPlacement, origin: Origin) -> Candidate:
+    """The layer with what is expected of it, on the same tokens and days for all layers and placements of a trace."""
+    topology = problem.topology
+    tokens = _sample(problem)
+    ids, sources = problem.ids[tokens], source_chances(problem)[tokens]
+    choice = predict_choice(layer, topology, ids, problem.seed)
+    present, unit = np.unique(problem.unit[tokens], return_inverse=True)
+    cases, kind = np.eye(topology.num_nodes), np.zeros(len(present), np.int64)
+    if problem.requests_unknown:
+        cases, case = sources[:1], kind
+    elif problem.node_of_request is not None:
+        case = kind = problem.node_of_request[present]
+    else:
+        case = topology.node_of_device[np.arange(len(present)) % topology.num_devices]
+    loads, variance = unit_loads(ids, unit, choice.visited, choice.table, cases)
+    return Candidate(
+        layer=layer,
+        origin=origin,
+        peaks=peaks_of_days(loads, variance, topology, case, kind, problem.seed_of_days),
+        traffic=float((choice.copies * sources).sum() / max(1, len(ids))),
+    )
+
+
+def _sample(problem: LayerProblem) -> npt.NDArray[np.int64]:
+    """The tokens that all layers and placements are judged by: of fewer units where their loads would take too much memory."""
+    tokens = np.random.default_rng(problem.seed_of_days).permutation(len(problem.ids))[:POLISH_TOKENS]
+    most = FORECAST_CELLS // (problem.topology.num_nodes * problem.topology.num_devices)
+    if len(units := np.unique(problem.unit[tokens])) > most:
+        tokens = tokens[problem.unit[tokens] < units[most]]
+    return tokens
 
 
 def unit_loads(
@@ -34,31 +69,28 @@ def unit_loads(
     Args:
         ids: `[T, k]`, -1 = none.
         unit: `[T]` 0..units - 1.
-        masks: `[T, N]` from `visited_nodes`; all ones where replicas are drawn by weight alone.
+        masks: `[T, N]` nodes visited, as `PredictedChoice` has them.
         sources: `[S, N]` chance of each source node in each case: identity where a unit's tokens come from one node, one row where
             each token's source is its own.
     """
-    shape = len(sources), len(table.node_of_D)
-    loads, variance = np.zeros((int(unit.max(initial=-1)) + 1, *shape)), np.zeros(shape)
-    _unit_loads(ids, unit, masks, table.devices_ER, table.weights_ER, table.node_of_D, sources, loads, variance)
+    loads = np.zeros((int(unit.max(initial=-1)) + 1, len(sources), len(table.node_of_D)))
+    variance: npt.NDArray[np.float64] = _add_unit_loads(
+        ids, unit, masks, table.devices_ER, table.weights_ER, table.node_of_D, sources, loads
+    )
     return loads, variance
 
 
-@njit(cache=True, nogil=True)
-def _unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any, node_of: Any, sources: Any, loads: Any, variance: Any) -> None:
+@kernel
+def _add_unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any, node_of: Any, sources: Any, loads: Any) -> Any:
+    """Add to `loads`; returns the variances."""
     nodes, replicas = masks.shape[1], devices.shape[1]
+    variance = np.zeros((loads.shape[1], loads.shape[2]))
     chance = np.empty((nodes, replicas))
     for t in range(ids.shape[0]):
-        for j in range(ids.shape[1]):
-            e = ids[t, j]
+        for e in ids[t]:
             if e < 0:
                 continue
-            for n in range(nodes):
-                total = 0
-                for r in range(replicas):
-                    total += weights[e, r] * (masks[t, n] >> node_of[devices[e, r]] & 1)
-                for r in range(replicas):
-                    chance[n, r] = weights[e, r] * (masks[t, n] >> node_of[devices[e, r]] & 1) / total
+            _replica_chances(masks[t], devices[e], weights[e], node_of, chance)
             for s in range(sources.shape[0]):
                 for r in range(replicas):
                     if weights[e, r] > 0:
@@ -67,6 +99,18 @@ def _unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any, nod
                             p += sources[s, n] * chance[n, r]
                         loads[unit[t], s, devices[e, r]] += p
                         variance[s, devices[e, r]] += p * (1 - p)
+    return variance
+
+
+@part
+def _replica_chances(masks: Any, devices: Any, weights: Any, node_of: Any, chance: Any) -> None:
+    """`chance[n, r]` that a token from node n has its pair computed by replica r: by weight among those on visited nodes."""
+    for n in range(masks.shape[0]):
+        total = 0
+        for r in range(devices.shape[0]):
+            total += weights[r] * (masks[n] >> node_of[devices[r]] & 1)
+        for r in range(devices.shape[0]):
+            chance[n, r] = weights[r] * (masks[n] >> node_of[devices[r]] & 1) / total
 
 
 def peaks_of_days(

@@ -1,8 +1,8 @@
 """What is independent in a trace: its requests; where none were recorded, runs of streams of tokens.
 
 Neighbouring tokens choose alike. Taken for independent, they make loads look steadier than they are: a plan then keeps on one
-node what one topic needs, and another mix of topics overloads it. Tokens of sequences that were recorded side by side come in turn: the
-stream is every p-th token, p the distance at which tokens agree most.
+node what one topic needs, and another mix of topics overloads it. Sequences that were recorded side by side take turns: with p of
+them, tokens t, t + p, t + 2 p, ... are one stream. p is the distance at which tokens agree most.
 """
 
 from __future__ import annotations
@@ -12,14 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOST_STREAMS = 16
-"""Largest distance tried."""
-ABOUT = 0.9
-"""Share of the most experts shared that is as many: multiples of the distance do nearly as well."""
-RUN = 32
-"""Longest run, tokens of a stream."""
-FEWEST_RUNS = 32
-"""Runs are shortened until there are about as many."""
+from grace_moe.planning.constants import FEWEST_RUNS, MOST_STREAMS, RUN_TOKENS, STREAM_AGREEMENT, STREAM_LAYERS, STREAM_TOKENS
 
 
 def independent_units(topk_ids: npt.NDArray[np.integer[Any]], request: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -33,21 +26,21 @@ def independent_units(topk_ids: npt.NDArray[np.integer[Any]], request: npt.NDArr
     if not tokens or int(request.max()) + 1 < tokens:
         return request
     streams = stream_distance(topk_ids)
-    run = max(1, min(RUN, tokens // FEWEST_RUNS))
+    run = max(1, min(RUN_TOKENS, tokens // FEWEST_RUNS))
     place = np.arange(tokens)
     units: npt.NDArray[np.int64] = np.unique(place // streams // run * streams + place % streams, return_inverse=True)[1]
     return units
 
 
 def stream_distance(topk_ids: npt.NDArray[np.integer[Any]]) -> int:
-    """Shortest distance p <= `MOST_STREAMS` at which tokens share about as many experts as at any, over at most 8 layers.
+    """Shortest distance p <= `MOST_STREAMS` at which tokens share about as many experts as at any, over at most `STREAM_LAYERS` layers.
 
     Args:
         topk_ids: `[T, layers, k]`, -1 = none.
     """
-    sample = topk_ids[:4096, :: -(-topk_ids.shape[1] // 8)]
+    sample = topk_ids[:STREAM_TOKENS, :: -(-topk_ids.shape[1] // STREAM_LAYERS)]
     shared = [0.0]
     for distance in range(1, min(MOST_STREAMS, len(sample) // 4) + 1):
         alike = (sample[distance:, :, :, None] == sample[:-distance, :, None, :]) & (sample[distance:, :, :, None] >= 0)
         shared.append(float(alike.sum()) / max(1, len(sample) - distance))
-    return next((d for d, mean in enumerate(shared) if d and mean >= ABOUT * max(shared)), 1)
+    return next((d for d, mean in enumerate(shared) if d and mean >= STREAM_AGREEMENT * max(shared)), 1)

@@ -1,4 +1,4 @@
-"""How each expert's tokens divide among its replicas, so that devices come out even.
+"""Step 10: how each expert's tokens divide among its replicas, so that devices come out even.
 
 What joint choice may do with a pair depends only on which visited nodes host the expert: the demand counts pairs by
 expert and that mask, over every source node. A replica's part of a cell is its weight over the weights of the replicas there; weights move
@@ -8,33 +8,39 @@ without need, which also is what holds on routing not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from grace_moe.choice.cover import host_masks, visited_nodes
-from grace_moe.choice.joint import MAX_EXACT_NODES, JointChoiceTable
-from grace_moe.placement import MAX_NODE_PRICE
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.node_sets import MAX_EXACT_NODES
+from grace_moe.planning.constants import EVEN_ENOUGH, LATE_POWER, LEAST_LOAD, LEAST_WEIGHT, SPLIT_ROUNDS
 
-_ROUNDS = 200
-_PRICE_ROUNDS = 8
-_FEW_NODES = 4
-_PRICE_TOKENS = 1500
-"""Tokens that prices are found on where nodes are more than a few."""
-_FLOOR = 0.02
-"""Smallest weight of a replica, against the largest of its expert."""
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 
-Cells: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
-"""Demand: `[C, 2]` expert, and mask of the visited nodes that hold it; `[C]` pairs."""
+class Rule(NamedTuple):
+    """The constants of the split."""
+
+    rounds: int
+    enough: float
+    least_load: float
+    late_power: float
+    least_weight: float
+
+
+RULE = Rule(SPLIT_ROUNDS, EVEN_ENOUGH, LEAST_LOAD, LATE_POWER, LEAST_WEIGHT)
+"""Handed to the compiled loop: a global of another module would be compiled in, and stay in numba's cache when it changes."""
+
+Demand: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""`[C, 2]` expert, and mask of the visited nodes that hold it; `[C]` pairs."""
 
 
 def demand(
     ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
-) -> Cells:
+) -> Demand:
     """Pairs by expert and the nodes that its replica may be on; in ascending order of both.
 
     Args:
@@ -43,38 +49,52 @@ def demand(
         hosts: `[E]` mask of the nodes that hold each expert.
         sources: `[T, N]` chance that each token comes from each node.
     """
-    nodes = masks.shape[1]
-    chosen = ids >= 0
+    if masks.shape[1] <= MAX_EXACT_NODES:
+        return _demand_of_all_masks(ids, masks, hosts, sources)
+    return _demand_of_masks_seen(ids, masks, hosts, sources)
+
+
+def _demand_of_all_masks(
+    ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
+) -> Demand:
+    """One cell for every expert and mask, where masks are few."""
+    nodes, chosen = masks.shape[1], ids >= 0
     experts = ids[chosen]
-    if nodes <= MAX_EXACT_NODES:
-        cells = np.zeros(len(hosts) << nodes)
-        for node in range(nodes):
-            visited = np.broadcast_to(masks[:, node, None], ids.shape)[chosen]
-            weight = np.broadcast_to(sources[:, node, None], ids.shape)[chosen]
-            cells += np.bincount((experts << nodes) + (hosts[experts] & visited), weights=weight, minlength=len(cells))
-        where = np.flatnonzero(cells)
-        return np.stack([where >> nodes, where & ((1 << nodes) - 1)], axis=1), cells[where]
-    # Too many masks to count all: those that occur, and most experts have but one.
+    cells = np.zeros(len(hosts) << nodes)
+    for node in range(nodes):
+        visited = np.broadcast_to(masks[:, node, None], ids.shape)[chosen]
+        weight = np.broadcast_to(sources[:, node, None], ids.shape)[chosen]
+        cells += np.bincount((experts << nodes) + (hosts[experts] & visited), weights=weight, minlength=len(cells))
+    where = np.flatnonzero(cells)
+    return np.stack([where >> nodes, where & ((1 << nodes) - 1)], axis=1), cells[where]
+
+
+def _demand_of_masks_seen(
+    ids: npt.NDArray[np.int64], masks: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
+) -> Demand:
+    """The cells that occur, by sorting; an expert on a single node has but one."""
+    token, k = np.nonzero(ids >= 0)
+    experts = ids[token, k]
     alone = hosts & (hosts - 1) == 0
-    token = np.nonzero(chosen)[0]
     one = alone[experts]
     pairs = np.bincount(experts[one], weights=sources[token[one]].sum(axis=1), minlength=len(hosts))
-    expert, mask = np.flatnonzero(alone), hosts[alone]
-    some = np.repeat(experts[~one], nodes)
-    seen = hosts[some] & masks[token[~one]].ravel()
-    order = np.lexsort((seen, some))
-    some, seen, weight = some[order], seen[order], sources[token[~one]].ravel()[order]
-    first = np.flatnonzero(np.append(True, (some[1:] != some[:-1]) | (seen[1:] != seen[:-1]))) if len(some) else np.zeros(0, np.int64)
-    expert, mask = np.concatenate([expert, some[first]]), np.concatenate([mask, seen[first]])
-    counts = np.concatenate([pairs[alone], np.add.reduceat(weight, first) if len(some) else np.zeros(0)])
+    expert, mask, counts = np.flatnonzero(alone), hosts[alone], pairs[alone]
+    some = np.repeat(experts[~one], masks.shape[1])
+    if len(some):
+        seen, weight = hosts[some] & masks[token[~one]].ravel(), sources[token[~one]].ravel()
+        order = np.lexsort((seen, some))
+        some, seen, weight = some[order], seen[order], weight[order]
+        first = np.flatnonzero(np.append(True, (some[1:] != some[:-1]) | (seen[1:] != seen[:-1])))
+        expert, mask = np.concatenate([expert, some[first]]), np.concatenate([mask, seen[first]])
+        counts = np.concatenate([counts, np.add.reduceat(weight, first)])
     order = np.lexsort((mask, expert))
     order = order[counts[order] > 0]
     return np.stack([expert[order], mask[order]], axis=1), counts[order]
 
 
-def balance(
-    cells: Cells,
-    devices: npt.NDArray[np.int64],
+def even_out(
+    cells: Demand,
+    hosts: npt.NDArray[np.int64],
     node_of_device: npt.NDArray[np.int64],
     speed: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -82,100 +102,90 @@ def balance(
 
     Args:
         cells: from `demand`.
-        devices: `[E, R]`, -1 = no replica.
+        hosts: `[E, R]` devices, -1 = no replica.
+        node_of_device, speed: `[D]`.
     """
-    weights = np.where(devices >= 0, 1.0, 0.0)
+    weights = np.where(hosts >= 0, 1.0, 0.0)
     where, counts = cells
     load = np.zeros(len(speed))
     if len(where):
-        _balance(where, counts, devices, node_of_device, speed / speed.mean(), weights, load)
+        mean = counts.cumsum()[-1] / len(speed)
+        _even_out(HostedDemand(where, counts, hosts, node_of_device), mean, speed / speed.mean(), RULE, weights, load)
     return weights, load
 
 
-def node_prices(
-    ids: npt.NDArray[np.int64],
-    table_of: Callable[[tuple[float, ...]], JointChoiceTable],
-    nodes_of_expert: npt.NDArray[np.int64],
-    capacity: npt.NDArray[np.float64],
-    sources: npt.NDArray[np.float64],
-    *,
-    layer_id: int,
-    seed: int,
-    thin: int = 1,
-) -> tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]:
-    """Prices of the nodes under which ties of the cover even out node loads; with the demand and the weights over nodes.
+class HostedDemand(NamedTuple):
+    """Arguments of `even_out`, for its kernel."""
 
-    Args:
-        ids: `[T, k]`, -1 = none.
-        table_of: the joint choice table under given node prices.
-        nodes_of_expert: `[E, R]` that hold each expert, -1 = none.
-        capacity: `[N]` share of all devices' speed.
-        sources: `[T, N]` chance that each token comes from each node.
-        thin: prices are found on every so manieth token; the demand is that of all.
+    where: Ints
+    counts: Floats
+    hosts: Ints
+    node_of_device: Ints
+
+
+@part
+def _device_loads(cells: HostedDemand, weights: Floats, load: Floats) -> None:
+    """Pairs of each device under the weights, into `load` `[D]`."""
+    hosts, node_of_device = cells.hosts, cells.node_of_device
+    replicas = hosts.shape[1]
+    for d in range(load.shape[0]):
+        load[d] = 0.0
+    for c in range(cells.where.shape[0]):
+        e, mask = cells.where[c, 0], cells.where[c, 1]
+        total = 0.0
+        for i in range(replicas):
+            d = hosts[e, i]
+            if d >= 0 and mask >> node_of_device[d] & 1:
+                total += weights[e, i]
+        for i in range(replicas):
+            d = hosts[e, i]
+            if d >= 0 and mask >> node_of_device[d] & 1:
+                load[d] += cells.counts[c] * weights[e, i] / total
+
+
+@part
+def _reweight(hosts: Ints, load: Floats, mean: float, rule: Rule, power: float, weights: Floats) -> None:
+    """Multiply weights by mean load / load of their device, to a power; the largest of each expert is then 1."""
+    for e in range(hosts.shape[0]):
+        top = 0.0
+        for i in range(hosts.shape[1]):
+            if hosts[e, i] >= 0:
+                weights[e, i] *= (mean / max(load[hosts[e, i]], rule.least_load * mean)) ** power
+                top = max(top, weights[e, i])
+        for i in range(hosts.shape[1]):
+            if hosts[e, i] >= 0:
+                weights[e, i] = max(weights[e, i] / top, rule.least_weight)
+
+
+@part
+def _copy(source: Floats, target: Floats) -> None:
+    for e in range(source.shape[0]):
+        for i in range(source.shape[1]):
+            target[e, i] = source[e, i]
+
+
+@kernel
+def _even_out(cells: HostedDemand, mean: float, speed: Floats, rule: Rule, weights: Floats, best_load: Floats) -> None:
+    """Multiply each weight by (mean load / load of its device), round by round; keep the weights of the lowest maximum.
+
+    Loops instead of whole arrays: those take four times as long to compile.
     """
-    nodes = len(capacity)
-    price, least = np.zeros(nodes), np.inf
-    found: tuple[tuple[float, ...], Cells, npt.NDArray[np.float64]]
-    if nodes > _FEW_NODES:  # with many sources fewer tokens tell as much
-        thin = max(thin, len(ids) // _PRICE_TOKENS)
-    thin = 1 if nodes <= 2 else thin
-
-    def divided(prices: tuple[float, ...], step: int) -> tuple[Cells, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        table = table_of(prices)
-        cells = demand(ids[::step], visited_nodes(ids[::step], table, layer_id=layer_id, seed=seed), host_masks(table), sources[::step])
-        return cells, *balance(cells, nodes_of_expert, np.arange(nodes), capacity)
-
-    for step in range(_PRICE_ROUNDS if nodes > 2 else 1):  # two nodes know no ties: the source's is in every set
-        prices = tuple(round(float(p), 4) for p in price)
-        cells, weights, load = divided(prices, thin)
-        over = load / max(load.mean(), 1e-12) - 1
-        if over.max() < least:
-            least, found = over.max(), (prices, cells, weights)
-        price = price + over * 8 / (1 + step / 2)
-        price = np.clip(price - price.min(), 0, MAX_NODE_PRICE)
-    if thin > 1:
-        cells, weights, _ = divided(found[0], 1)
-        return found[0], cells, weights
-    return found
-
-
-@njit(cache=True, nogil=True)
-def _balance(where: Any, count: Any, devices: Any, node_of_device: Any, speed: Any, weights: Any, best_load: Any) -> None:
-    experts, replicas = devices.shape
-    num_devices = speed.shape[0]
-    load = np.empty(num_devices)
-    best = weights.copy()
+    load = np.empty(speed.shape[0])
+    best = np.empty(weights.shape)
+    _copy(weights, best)
     best_max = 1e300
-    mean = count.sum() / num_devices
-    for r in range(_ROUNDS):
-        load[:] = 0
-        for c in range(where.shape[0]):
-            e, mask = where[c, 0], where[c, 1]
-            total = 0.0
-            for i in range(replicas):
-                d = devices[e, i]
-                if d >= 0 and mask >> node_of_device[d] & 1:
-                    total += weights[e, i]
-            for i in range(replicas):
-                d = devices[e, i]
-                if d >= 0 and mask >> node_of_device[d] & 1:
-                    load[d] += count[c] * weights[e, i] / total
-        for d in range(num_devices):
+    for step in range(rule.rounds):
+        _device_loads(cells, weights, load)
+        most = -np.inf
+        for d in range(speed.shape[0]):
             load[d] /= speed[d]
-        if load.max() < best_max:
-            best_max = load.max()
-            best[:] = weights
-            best_load[:] = load
-        if load.max() < 1.0005 * mean:
+            most = max(most, load[d])
+        if most < best_max:
+            best_max = most
+            _copy(weights, best)
+            for d in range(speed.shape[0]):
+                best_load[d] = load[d]
+        if most < rule.enough * mean:
             break
-        power = 1.0 if r < _ROUNDS // 2 else 0.3
-        for e in range(experts):
-            top = 0.0
-            for i in range(replicas):
-                if devices[e, i] >= 0:
-                    weights[e, i] *= (mean / max(load[devices[e, i]], 0.05 * mean)) ** power
-                    top = max(top, weights[e, i])
-            for i in range(replicas):
-                if devices[e, i] >= 0:
-                    weights[e, i] = max(weights[e, i] / top, _FLOOR)
-    weights[:] = best
+        _reweight(cells.hosts, load, mean, rule, 1.0 if step < rule.rounds // 2 else rule.late_power, weights)
+    _copy(best, weights)

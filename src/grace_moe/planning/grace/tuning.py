@@ -1,63 +1,122 @@
-"""All layers: imbalance is priced higher until the busiest device is expected to stay within the tolerance of EPLB's, mean over layers.
+"""Steps 5 to 12 for all layers: imbalance is priced higher until the expected balance is within the tolerance.
 
-Then each layer takes one of its placements, EPLB's own devices gathered on nodes among them.
+The tolerance is on the busiest device over EPLB's, mean over layers. So no layer can be settled alone: after every price, all
+layers choose together among the placements that they have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import DOUBT, DOUBT_UNKNOWN, PRICE_STEPS
+from grace_moe.planning.grace.by_load import floor_of, gathered
 from grace_moe.planning.grace.candidates import Candidate, choose_candidates, excess
-from grace_moe.planning.grace.layer_placement import LayerProblem, expect_by_load, gather_by_load, plan_layer
+from grace_moe.planning.grace.foresight import forecast
+from grace_moe.planning.grace.layer_placement import place_layer
+from grace_moe.planning.grace.problem import LayerProblem
 
-PRICE_STEPS = (1, 4, 16)
-"""Multiples of the first price."""
-DOUBT = 0.5
-"""Standard deviations between days that the mean day must leave to the tolerance."""
-DOUBT_UNKNOWN = 2.0
-"""The same where requests are unknown: how tokens depend on one another is then a guess."""
+Copies = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceGoal:
+    """How busy the busiest device may be."""
+
+    floors: npt.NDArray[np.float64]
+    """`[layers, DAYS]` busiest device of EPLB's placement over the mean."""
+    tolerance: float
+    """Most that ours may have over the floors, mean over layers."""
+    doubt: float
+    """Standard deviations between days that must be within it too."""
+
+    def choose(self, candidates: Sequence[Sequence[Candidate]]) -> tuple[int, ...] | None:
+        """Number of the candidate that each layer takes; None where the goal is out of reach."""
+        return choose_candidates(candidates, self.floors, self.tolerance, self.doubt)
+
+    def met_by(self, index: int, candidate: Candidate) -> bool:
+        """Whether a layer meets the goal by itself."""
+        return excess(candidate.peaks[None], self.floors[index][None], self.doubt) <= self.tolerance
 
 
 def plan_layers(
     problems: Sequence[LayerProblem], tolerance: float, threads: int, on_layer: Callable[[], None] = lambda: None
-) -> list[LayerPlacement]:
-    """The placement of every layer; those placed by load have a `replica_choice` of their own.
+) -> list[Candidate]:
+    """The placement of every layer.
 
     Args:
         tolerance: load of the busiest device that is balanced enough, over EPLB's, mean over layers.
+        threads: layers at once; the plan does not depend on it.
         on_layer: called as each layer has a placement.
     """
-    searched = problems[0].topology.num_devices > 1 and len(problems[0].ids) > 0
-    doubt = DOUBT_UNKNOWN if problems[0].tokens_dealt else DOUBT
+    searchable = problems[0].searchable
     with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
-        by_load = list(pool.map(expect_by_load, problems))
-        floors = np.stack([candidate.peaks for candidate in by_load])
-        options: list[list[Candidate]] = [[] for _ in problems]
-        copies: list[npt.NDArray[np.int64] | None] = [None] * len(problems)
-        chosen = None
-        behind = list(range(len(problems)))
-        for step in PRICE_STEPS if searched else ():
-            found = pool.map(plan_layer, [problems[i] for i in behind], [step] * len(behind), [copies[i] for i in behind])
-            for index, (candidate, held) in zip(behind, found, strict=True):
-                options[index].append(candidate)
-                copies[index] = held
-                if step == PRICE_STEPS[0]:
-                    on_layer()
-            chosen = choose_candidates(options, floors, tolerance, doubt)
-            if problems[0].steady:
-                return [row[0].layer for row in options]
-            if chosen is not None:
-                break
-            behind = [i for i in behind if excess(options[i][-1].peaks[None], floors[i][None], doubt) > tolerance]
+        # Step 5: the floor of balance is EPLB's placement at as many slots.
+        by_load = list(pool.map(floor_of, problems))
+        goal = BalanceGoal(
+            floors=np.stack([candidate.peaks for candidate in by_load]),
+            tolerance=tolerance,
+            doubt=DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT,
+        )
+        tried: list[list[Candidate]] = [[] for _ in problems]
+        chosen = _search_prices(pool, problems, goal, tried, on_layer) if searchable else None
         if chosen is None:
-            for row, candidate in zip(options, pool.map(gather_by_load, problems, by_load), strict=True):
+            # Step 12, where no price is enough: EPLB's devices, gathered on nodes, are a candidate of every layer.
+            for row, candidate in zip(tried, pool.map(gathered, problems, by_load), strict=True):
                 row.append(candidate)
-                if not searched:
+                if not searchable:
                     on_layer()
-            chosen = choose_candidates(options, floors, tolerance, doubt) or tuple(len(row) - 1 for row in options)
-    return [row[index].layer for row, index in zip(options, chosen, strict=True)]
+            chosen = goal.choose(tried) or tuple(len(row) - 1 for row in tried)
+    return [row[index] for row, index in zip(tried, chosen, strict=True)]
+
+
+def plan_layers_once(problems: Sequence[LayerProblem], threads: int, on_layer: Callable[[], None]) -> list[LayerPlacement]:
+    """The placement of every layer at the first price, whatever its balance."""
+    layers = []
+    with ThreadPoolExecutor(threads) as pool:
+        for layer in pool.map(_first_placement, problems):
+            layers.append(layer)
+            on_layer()
+    return layers
+
+
+def _first_placement(problem: LayerProblem) -> LayerPlacement:
+    if not problem.searchable:
+        return gathered(problem, floor_of(problem)).layer
+    return place_layer(problem, PRICE_STEPS[0], None)[0]
+
+
+def _search_prices(
+    pool: Executor, problems: Sequence[LayerProblem], goal: BalanceGoal, tried: list[list[Candidate]], on_layer: Callable[[], None]
+) -> tuple[int, ...] | None:
+    """Number of the candidate that each layer takes, None where the goal is out of reach; adds the candidates to `tried`.
+
+    Only layers that don't meet the goal by themselves are searched again.
+    """
+    copies: list[Copies | None] = [None] * len(problems)
+    behind = list(range(len(problems)))
+    for step in PRICE_STEPS:
+        found = pool.map(_candidate, [problems[i] for i in behind], [step] * len(behind), [copies[i] for i in behind])
+        for index, (candidate, held) in zip(behind, found, strict=True):
+            tried[index].append(candidate)
+            copies[index] = held
+            if step == PRICE_STEPS[0]:
+                on_layer()
+        # Step 12: each layer takes one of its placements.
+        chosen = goal.choose(tried)
+        if chosen is not None:
+            return chosen
+        behind = [i for i in behind if not goal.met_by(i, tried[i][-1])]
+    return None
+
+
+def _candidate(problem: LayerProblem, price_step: int, copies: Copies | None) -> tuple[Candidate, Copies]:
+    """A placement at one price with what is expected of it, and the copies on its nodes."""
+    layer, held = place_layer(problem, price_step, copies)
+    # Step 11: how busy will its busiest device be?
+    return forecast(problem, layer, "search"), held

@@ -1,4 +1,4 @@
-"""How far may loads stray on routing that the plan has not seen?
+"""Step 6: how far may loads stray on routing that the plan has not seen?
 
 Requests are the independent unit: an expert's share of the load on other requests differs from its share here with covariance
 2 * sum_r z_r z_r^T / total^2, where z_r is what request r has above its proportion (a ratio estimate; the 2 because the sample to
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_SHRINK = 0.2
-"""Covariances are shrunk this far towards none: there are more of them than requests."""
+from grace_moe.planning.constants import SHRINKAGE
 
 
 def load_shares(
@@ -45,4 +44,4 @@ def load_shares(
     of_kind /= np.maximum(of_kind.sum(axis=1, keepdims=True), 1)
     excess = counts - counts.sum(axis=1, keepdims=True) * of_kind[kind]
     covariance = 2 * excess.T @ excess / total**2
-    return share, (1 - _SHRINK) * covariance + _SHRINK * np.diag(np.diag(covariance))
+    return share, (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance))

@@ -9,11 +9,11 @@ import torch
 
 from grace_moe.cost.transport import FLAT_BYTES, goes_flat
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
+from grace_moe.runtime.dispatch.dispatcher import Compute, Outgoing, PhaseTimer, Received
 from grace_moe.runtime.dispatch.flat import FlatDispatcher, FlatState
-from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher, HierarchicalState, Splits
-from grace_moe.runtime.dispatch.model import Compute, Received, Span
+from grace_moe.runtime.dispatch.hierarchical import HierarchicalDispatcher, HierarchicalState
 from grace_moe.runtime.dispatch.rank_groups import RankGroups
-from grace_moe.runtime.dispatch.route import LayerRoute
+from grace_moe.runtime.dispatch.splits import Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,12 @@ class AutoDispatcher:
         """For the others."""
         return HierarchicalDispatcher(groups=self.groups, meter=self.meter)
 
-    def dispatch(
-        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
-    ) -> tuple[Received, FlatState | HierarchicalState]:
+    def dispatch(self, outgoing: Outgoing) -> tuple[Received, FlatState | HierarchicalState]:
         """See `Dispatcher`."""
-        splits = self.hierarchical.exchange_splits(devices_TK)
-        if self._is_tiny(splits, hidden_TH):
-            return self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_send, splits.flat_receive)
-        return self.hierarchical.dispatch(route, hidden_TH, devices_TK, slots_TK, weights_TK, splits)
+        splits = self._exchange_splits(outgoing)
+        if self._is_tiny(splits, outgoing):
+            return self.flat.dispatch_to(outgoing, splits.flat_send, splits.flat_receive)
+        return self.hierarchical.dispatch(outgoing, splits)
 
     def combine(self, partial_RH: torch.Tensor, state: FlatState | HierarchicalState) -> torch.Tensor:
         """See `Dispatcher`."""
@@ -49,25 +47,16 @@ class AutoDispatcher:
             return self.flat.combine(partial_RH, state)
         return self.hierarchical.combine(partial_RH, state)
 
-    def run(
-        self,
-        route: LayerRoute,
-        hidden_TH: torch.Tensor,
-        devices_TK: torch.Tensor,
-        slots_TK: torch.Tensor,
-        weights_TK: torch.Tensor,
-        compute: Compute,
-        span: Span,
-    ) -> torch.Tensor:
+    def run(self, outgoing: Outgoing, compute: Compute, timer: PhaseTimer) -> torch.Tensor:
         """See `Dispatcher`."""
-        with span("dispatch"):
-            splits = self.hierarchical.exchange_splits(devices_TK)
-        if not self._is_tiny(splits, hidden_TH):
-            return self.hierarchical.run(route, hidden_TH, devices_TK, slots_TK, weights_TK, compute, span, splits)
-        with span("dispatch"):
-            received, state = self.flat.dispatch_to(hidden_TH, devices_TK, slots_TK, weights_TK, splits.flat_send, splits.flat_receive)
+        with timer("dispatch"):
+            splits = self._exchange_splits(outgoing)
+        if not self._is_tiny(splits, outgoing):
+            return self.hierarchical.run(outgoing, compute, timer, splits)
+        with timer("dispatch"):
+            received, state = self.flat.dispatch_to(outgoing, splits.flat_send, splits.flat_receive)
         sums = compute(received)
-        with span("combine"):
+        with timer("combine"):
             return self.flat.combine(sums, state)
 
     def spread(self, rows_TW: torch.Tensor, state: FlatState | HierarchicalState) -> torch.Tensor:
@@ -76,7 +65,10 @@ class AutoDispatcher:
             return self.flat.spread(rows_TW, state)
         return self.hierarchical.spread(rows_TW, state)
 
-    def _is_tiny(self, splits: Splits, hidden_TH: torch.Tensor) -> bool:
-        topology = self.groups.topology
-        hidden_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
+    def _exchange_splits(self, outgoing: Outgoing) -> Splits:
+        return self.hierarchical.stages.counts.exchange(outgoing.devices_TK)
+
+    def _is_tiny(self, splits: Splits, outgoing: Outgoing) -> bool:
+        topology, hidden = self.groups.topology, outgoing.hidden_TH
+        hidden_bytes = hidden.shape[1] * hidden.element_size()
         return goes_flat(splits.tokens, topology.num_devices, topology.num_nodes, hidden_bytes, self.flat_bytes)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from grace_moe.runtime.dispatch.rank_groups import RankGroups
 from grace_moe.topology import Topology
 
 
@@ -47,35 +48,6 @@ class TrafficMeter:
         return int(self.sent[node == node[self.rank]].sum())
 
 
-def exchange_counts(
-    counts: torch.Tensor,
-    send_splits: Sequence[int],
-    width: int,
-    ranks: Sequence[int],
-    group: dist.ProcessGroup,
-    meter: TrafficMeter,
-    *,
-    own: torch.Tensor,
-) -> tuple[list[list[int]], list[int]]:
-    """Tell every rank what will follow, and learn what comes: the one exchange that every split derives from, and the only time
-    that the host waits for the device in a dispatch.
-
-    Args:
-        counts: int64 `[sum(send_splits)]`, grouped by the rank that is told, in group order.
-        width: counts that each rank tells this one.
-        ranks: global rank of each position in the group.
-        own: int64 counts that the host wants to know of this rank itself.
-
-    Returns:
-        `[ranks][width]` what each rank told; `own` as a list.
-    """
-    told = counts.new_empty(len(ranks) * width)
-    meter.count(ranks, [n * counts.element_size() for n in send_splits])
-    dist.all_to_all_single(told, counts, [width] * len(ranks), list(send_splits), group=group)
-    known: list[int] = torch.cat([told, own]).tolist()
-    return [known[i * width : (i + 1) * width] for i in range(len(ranks))], known[len(told) :]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowsOnTheWay:
     """Rows of an all-to-all that may still be in flight."""
@@ -92,54 +64,74 @@ class RowsOnTheWay:
         return self.received
 
 
-def send_rows(
-    rows: torch.Tensor,
-    send_splits: list[int],
-    receive_splits: list[int],
-    ranks: Sequence[int],
-    group: dist.ProcessGroup,
-    meter: TrafficMeter,
-) -> RowsOnTheWay:
-    """Start an all-to-all of whole rows, unequal and zero splits allowed; it goes on while the caller works.
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """Some ranks that exchange rows, and the meter that counts what this rank hands over."""
 
-    Args:
-        rows: `[sum(send_splits), width]`, grouped by destination in group order.
-    """
-    rows = rows.contiguous()
-    if len(ranks) == 1:
-        return RowsOnTheWay(sent=rows, received=rows, works=())
-    received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
-    row_bytes = rows[0].numel() * rows.element_size() if len(rows) else 0
-    meter.count(ranks, [n * row_bytes for n in send_splits])
-    if dist.get_backend(group) == "gloo":
-        works = _post_receives_first(rows, received, send_splits, receive_splits, ranks, meter.rank, group)
-        return RowsOnTheWay(sent=rows, received=received, works=works)
-    work = dist.all_to_all_single(received, rows, receive_splits, send_splits, group=group, async_op=True)
-    return RowsOnTheWay(sent=rows, received=received, works=(work,))
+    ranks: Sequence[int]
+    """Global rank of each position in the group."""
+    group: dist.ProcessGroup
+    meter: TrafficMeter
 
+    def exchange_counts(
+        self, counts: torch.Tensor, send_splits: Sequence[int], width: int, *, own: torch.Tensor
+    ) -> tuple[list[list[int]], list[int]]:
+        """Tell every rank what will follow, and learn what comes: the one exchange that every split derives from, and the only time
+        that the host waits for the device in a dispatch.
 
-def _post_receives_first(
-    rows: torch.Tensor,
-    received: torch.Tensor,
-    send_splits: list[int],
-    receive_splits: list[int],
-    ranks: Sequence[int],
-    own_rank: int,
-    group: dist.ProcessGroup,
-) -> list[dist.Work]:
-    """An all-to-all of sends and receives. Gloo tells a peer that it may send over the connection that its own rows take: where a rank
-    comes late, its all-to-all sends rows first, and the word that starts the peer's waits behind them, so that the two ways of the
-    link work one after the other. Here the word goes first: 0.5 to 0.9 of the time (benchmarks/rails.py)."""
-    works: list[dist.Work] = []
-    for rank, part in zip(ranks, received.split(receive_splits), strict=True):
-        if rank != own_rank and len(part):
-            works.append(_under_way(dist.irecv(part, rank, group=group)))
-    for rank, part in zip(ranks, rows.split(send_splits), strict=True):
-        if rank != own_rank and len(part):
-            works.append(_under_way(dist.isend(part, rank, group=group)))
-    own = ranks.index(own_rank)
-    received.split(receive_splits)[own].copy_(rows.split(send_splits)[own])
-    return works
+        Args:
+            counts: int64 `[sum(send_splits)]`, grouped by the rank that is told, in group order.
+            width: counts that each rank tells this one.
+            own: int64 counts that the host wants to know of this rank itself.
+
+        Returns:
+            `[ranks][width]` what each rank told; `own` as a list.
+        """
+        told = counts.new_empty(len(self.ranks) * width)
+        self.meter.count(self.ranks, [n * counts.element_size() for n in send_splits])
+        dist.all_to_all_single(told, counts, [width] * len(self.ranks), list(send_splits), group=self.group)
+        known: list[int] = torch.cat([told, own]).tolist()
+        return [known[i * width : (i + 1) * width] for i in range(len(self.ranks))], known[len(told) :]
+
+    def send_rows(self, rows: torch.Tensor, send_splits: list[int], receive_splits: list[int]) -> RowsOnTheWay:
+        """Start an all-to-all of whole rows, unequal and zero splits allowed; it goes on while the caller works.
+
+        Args:
+            rows: `[sum(send_splits), width]`, grouped by destination in group order.
+        """
+        rows = rows.contiguous()
+        if len(self.ranks) == 1:
+            return RowsOnTheWay(sent=rows, received=rows, works=())
+        received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
+        row_bytes = rows[0].numel() * rows.element_size() if len(rows) else 0
+        self.meter.count(self.ranks, [n * row_bytes for n in send_splits])
+        if dist.get_backend(self.group) == "gloo":
+            works = self._post_receives_first(rows.split(send_splits), received.split(receive_splits))
+            return RowsOnTheWay(sent=rows, received=received, works=works)
+        work = dist.all_to_all_single(received, rows, receive_splits, send_splits, group=self.group, async_op=True)
+        return RowsOnTheWay(sent=rows, received=received, works=(work,))
+
+    def exchange_rows(self, rows: torch.Tensor, send_splits: list[int], receive_splits: list[int]) -> torch.Tensor:
+        """`send_rows`, and wait for what comes."""
+        return self.send_rows(rows, send_splits, receive_splits).wait()
+
+    def _post_receives_first(self, to_send: Sequence[torch.Tensor], to_receive: Sequence[torch.Tensor]) -> list[dist.Work]:
+        """An all-to-all of sends and receives, one part a rank.
+
+        Gloo tells a peer that it may send over the connection that its own rows take: where a rank comes late, its all-to-all sends rows
+        first, and the word that starts the peer's waits behind them, so that the two ways of the link work one after the other. Here the
+        word goes first: 0.5 to 0.9 of the time (benchmarks/rails.py).
+        """
+        works: list[dist.Work] = []
+        for rank, part in zip(self.ranks, to_receive, strict=True):
+            if rank != self.meter.rank and len(part):
+                works.append(_under_way(dist.irecv(part, rank, group=self.group)))
+        for rank, part in zip(self.ranks, to_send, strict=True):
+            if rank != self.meter.rank and len(part):
+                works.append(_under_way(dist.isend(part, rank, group=self.group)))
+        own = self.ranks.index(self.meter.rank)
+        to_receive[own].copy_(to_send[own])
+        return works
 
 
 def _under_way(work: dist.Work | None) -> dist.Work:
@@ -147,13 +139,22 @@ def _under_way(work: dist.Work | None) -> dist.Work:
     return work
 
 
-def exchange_rows(
-    rows: torch.Tensor,
-    send_splits: list[int],
-    receive_splits: list[int],
-    ranks: Sequence[int],
-    group: dist.ProcessGroup,
-    meter: TrafficMeter,
-) -> torch.Tensor:
-    """`send_rows`, and wait for what comes."""
-    return send_rows(rows, send_splits, receive_splits, ranks, group, meter).wait()
+def world_channel(groups: RankGroups, meter: TrafficMeter) -> Channel:
+    """Of all ranks."""
+    return Channel(ranks=range(groups.topology.num_devices), group=groups.world, meter=meter)
+
+
+def node_channel(groups: RankGroups, meter: TrafficMeter) -> Channel:
+    """Of the ranks of this node."""
+    return Channel(ranks=groups.node_ranks, group=groups.node, meter=meter)
+
+
+def rail_channel(groups: RankGroups, meter: TrafficMeter) -> Channel:
+    """Of the ranks of this rank's rail."""
+    return Channel(ranks=groups.rail_ranks, group=groups.rail, meter=meter)
+
+
+def is_communication_error(error: BaseException) -> bool:
+    """Whether a collective failed for want of another rank: torch raises RuntimeError for that, and tells it in words only."""
+    words = ("gloo", "NCCL", "onnection", "imed out", "timeout", "Socket", "store")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from grace_moe.errors import MismatchError
@@ -37,6 +39,11 @@ class RankGroups:
     def rail_ranks(self) -> range:
         """Ranks of the rail group, in group order."""
         return _rail(self.topology, self.rank)
+
+
+def rank_device() -> torch.device:
+    """Where this rank computes: its own accelerator by local rank, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:

@@ -9,6 +9,7 @@ import torch
 
 from grace_moe.choice import ChoiceTable, choice_tables, decode_choice_tables
 from grace_moe.placement import Placement
+from grace_moe.runtime.dispatch.dispatcher import Outgoing
 from grace_moe.trace import DECODE, PREFILL
 
 EMPTY_SLOT = -1
@@ -34,6 +35,14 @@ class LayerRoute:
     def slots_width(self) -> int:
         """More than the largest slot number on any device."""
         return int(self.slot_of_DE.max()) + 1
+
+    def outgoing(
+        self, hidden_TH: torch.Tensor, topk_ids_TK: torch.Tensor, weights_TK: torch.Tensor, first_token: int, phase: int = PREFILL
+    ) -> Outgoing:
+        """The tokens with the device and slot of each of their experts. Arguments as of `devices_of`."""
+        devices = self.devices_of(topk_ids_TK, first_token, phase)
+        slots = self.slots_of(devices, topk_ids_TK)
+        return Outgoing(hidden_TH=hidden_TH, devices_TK=devices, slots_TK=slots, weights_TK=weights_TK, slots_width=self.slots_width)
 
     def devices_of(self, topk_ids_TK: torch.Tensor, first_token: int, phase: int = PREFILL) -> torch.Tensor:
         """`[T, K]` device that computes each pair, -1 where no expert is chosen.

@@ -13,19 +13,8 @@ from typing import Any
 
 import torch
 
+from grace_moe.runtime.model.step import Step
 from grace_moe.trace import DECODE, PREFILL
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One forward pass, as the layers see it: rows are tokens in batch-major order."""
-
-    phase: int
-    """PREFILL or DECODE."""
-    valid: torch.Tensor
-    """`[rows]` bool: real tokens, not padding."""
-    request_ids: torch.Tensor
-    """`[rows]` int64."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grace_moe.errors import GraceError, MismatchError, ModelError, RankError, UsageError
-from grace_moe.runtime.job.execution import Job, RunResult, load_results
+from grace_moe.runtime.job.job import Job
+from grace_moe.runtime.job.results import RunResult, load_results
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 12.0

@@ -17,6 +17,8 @@ from torch.distributed import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from grace_moe.errors import GraceError, MismatchError, RankError
+from grace_moe.runtime.dispatch.collectives import is_communication_error
+from grace_moe.runtime.dispatch.rank_groups import rank_device
 
 TIMEOUT = timedelta(seconds=45)
 """How long a rank waits for another in one collective, or for all to join."""
@@ -31,11 +33,6 @@ class Membership:
     rank: int
     world_size: int
     store: Store
-
-
-def rank_device() -> torch.device:
-    """Where this rank computes: its own accelerator by local rank, or the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextmanager
@@ -101,15 +98,11 @@ def naming_lost_ranks(member: Membership) -> Iterator[None]:
         raise
     except RuntimeError as error:  # torch's collectives raise RuntimeError and subclasses of it
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not _is_communication_error(str(error)):
+        if not is_communication_error(error):
             raise
         lost = _roll_call(member)
         named = f"rank {', '.join(map(str, lost))}" if lost else "a rank"
         raise RankError(f"rank {member.rank}: lost {named} ({first_line[:160]}); see its own error, then start all ranks again") from error
-
-
-def _is_communication_error(text: str) -> bool:
-    return any(word in text for word in ("gloo", "NCCL", "onnection", "imed out", "timeout", "Socket", "store"))
 
 
 def _roll_call(member: Membership) -> list[int]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from grace_moe.errors import GraceError
-from grace_moe.runtime.job.execution import Job, execute, save_results
+from grace_moe.runtime.job.job import Job
+from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.ranks import joined, leave
+from grace_moe.runtime.job.results import save_results
 
 
 def main(folder: Path) -> int:
@@ -22,7 +24,7 @@ def main(folder: Path) -> int:
     try:
         job = Job.load(folder / "job.json")
         with joined(rendezvous_file=str(folder / "rendezvous")) as member:
-            results = execute(job, member, on_run=lambda name: _note(folder, name))
+            results = run_on_rank(job, member, on_run=lambda name: _note(folder, name))
             if member.rank == 0:
                 save_results(results, folder)
     except GraceError as error:

@@ -4,7 +4,7 @@ Transformers' ways first copy a row per (row, expert) pair, and their float32 pr
 an expert gets in decode. Here rows are gathered a slot at a time and products go to oneDNN where that is faster (benchmarks/experts.py).
 Weights are read as every architecture of Transformers lays them out: by its flags, through its own gate.
 
-Summation order: that of `dispatch.reference`: for each row, k ascending, in float32 at least. Shape letters as in `dispatch.model`.
+Summation order: for each row, k ascending, in float32 at least. Shape letters as in `dispatch.dispatcher`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grace_moe.runtime.dispatch.model import Received, add_rows
+from grace_moe.runtime.dispatch.dispatcher import Received
+from grace_moe.runtime.dispatch.rows import add_rows
 
 _ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from grace_moe.errors import UsageError
-from grace_moe.runtime.model.expert_parallel import placed_experts
 from grace_moe.runtime.model.loading import LoadedModel
+from grace_moe.runtime.model.placed_experts import placed_experts
 
 
 def finish_expert_gradients(loaded: LoadedModel) -> None:

@@ -10,9 +10,9 @@ import torch
 from grace_moe.runtime.dispatch import Dispatcher
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.route import LayerRoute
-from grace_moe.runtime.job.generation import Step
-from grace_moe.runtime.job.routing_log import RoutingLog
-from grace_moe.runtime.profiling import Monitor
+from grace_moe.runtime.model.routing_log import RoutingLog
+from grace_moe.runtime.model.step import Step
+from grace_moe.runtime.profiling import Profiler
 from grace_moe.trace import PREFILL
 
 
@@ -29,7 +29,7 @@ class ExpertParallelSession:
     """Of the coming pass: PREFILL or DECODE, alike on all ranks; training is prefill."""
     valid_T: torch.Tensor | None = None
     """bool: rows of the coming pass that are real tokens; None = all."""
-    monitor: Monitor | None = None
+    profiler: Profiler | None = None
     """Times the phases of every layer, where given."""
     log: RoutingLog | None = None
     """Keeps what the router chose, where given."""
@@ -46,11 +46,11 @@ class ExpertParallelSession:
         self._rows_of_step = len(step.valid)
         self.phase = step.phase
         self.valid_T = step.valid
-        if self.monitor is not None:
-            self.monitor.step += 1
+        if self.profiler is not None:
+            self.profiler.step += 1
         if self.log is not None:
             self.log.begin_step(step)
 
-    def span(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
-        """Time a phase of a layer, where there is a monitor."""
-        return self.monitor.span(phase, layer_id) if self.monitor is not None else nullcontext({})
+    def timed(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
+        """Time a phase of a layer, where there is a profiler."""
+        return self.profiler.timed(phase, layer_id) if self.profiler is not None else nullcontext({})

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grace_moe.choice.compiled import part
+from grace_moe.choice.compiled import inlined
 
 
 class Cooling(NamedTuple):
@@ -43,7 +43,7 @@ def make_anneal(
 ) -> Callable[[Any, float, Cooling, int], tuple[float, float]]:
     """The loop over four functions of a search, for its own compiled entry to call: what the cache on disk holds is the entry."""
 
-    @part
+    @inlined
     def anneal(state: Any, energy: float, cooling: Cooling, seed: int) -> tuple[float, float]:
         """Leave the best found in `state.best`; the energy at the end, and the best. `energy` is that of the state as it is."""
         np.random.seed(seed)

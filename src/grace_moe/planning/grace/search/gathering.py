@@ -15,11 +15,11 @@ import numpy.typing as npt
 from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.cover import padded, tokens_of_experts
 from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import GATHERING_HEAT, GATHERING_PROPOSALS
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 from grace_moe.topology import Topology
 
-_PROPOSALS = 12_000
-_HOT, _COLD = 5e-3, 1e-5
+_HOT, _COLD = GATHERING_HEAT
 
 
 def gather_devices(layer: LayerPlacement, ids: npt.NDArray[np.int64], topology: Topology, effort: float, seed: int) -> LayerPlacement:
@@ -37,7 +37,7 @@ def gather_devices(layer: LayerPlacement, ids: npt.NDArray[np.int64], topology: 
     for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
         held[list(devices), expert] = weights
     state = gathering_state(held, topology, ids)
-    proposals = int(_PROPOSALS * effort)
+    proposals = int(GATHERING_PROPOSALS * effort)
     cooling = Cooling(proposals=proposals, steps=proposals - 1, hot=_HOT, cold=_COLD, least_gain=1e-12)
     _search(state, 0.0, cooling, seed)
     place = state.best

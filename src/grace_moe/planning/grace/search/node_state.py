@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
-from grace_moe.choice.cover import feasibility, padded, token_cost, tokens_of_experts
+from grace_moe.choice.compiled import part
+from grace_moe.choice.cover import feasibility, padded, token_costs, tokens_of_experts
 from grace_moe.choice.node_sets import NodeSets, node_sets
 from grace_moe.planning.grace.search.node_copies import NodeRoom
 
@@ -45,8 +45,42 @@ class SearchOptions:
     """Share of the moves that swap where both kinds are possible."""
 
 
-class Tokens(NamedTuple):
-    """T tokens that the search judges traffic by. E experts."""
+class Contents(NamedTuple):
+    """What is where. N nodes, E experts, S most slots of a node."""
+
+    copies: Ints
+    """`[N, E]` of each expert on each node."""
+    slot: Ints
+    """`[N, S]` expert in each slot."""
+    total: Ints
+    """`[E]` copies on all nodes."""
+    hosts: Ints
+    """`[E]` mask of the nodes that hold an expert."""
+
+
+class Balance(NamedTuple):
+    """Loads of the nodes, now and after the move that is tried."""
+
+    capacity: Floats
+    """`[N]` share of all devices' speed."""
+    share: Floats
+    """`[E]` of the load."""
+    noise: Floats
+    """`[E, E]` covariance of the shares."""
+    part: Floats
+    """`[N, E]` of an expert's load that a node takes."""
+    pull: Floats
+    """`[N, E]` covariance of an expert's share with the node's load."""
+    load: Floats
+    """`[N]` share of the load."""
+    variance: Floats
+    """`[N]` of the load."""
+    new_load: Floats
+    new_variance: Floats
+
+
+class Traffic(NamedTuple):
+    """Copies that T tokens cost, now and after the move that is tried."""
 
     ids: npt.NDArray[np.int32]
     """`[T, k]`, E = none."""
@@ -55,6 +89,14 @@ class Tokens(NamedTuple):
     starts: Ints
     """`[E + 1]` expert e's tokens are `members[starts[e] : starts[e + 1]]`."""
     members: npt.NDArray[np.int32]
+    sets: NodeSets
+    feasible: Words
+    """`[E + 1, W]` sets of nodes that serve an expert."""
+    known: Words
+    """`[W]` for `token_cost` to work in."""
+    cost: npt.NDArray[np.uint8]
+    """`[T]` copies of a token, summed over source nodes."""
+    new_cost: npt.NDArray[np.uint8]
 
 
 class Terms(NamedTuple):
@@ -72,54 +114,23 @@ class Terms(NamedTuple):
     swap_share: float
 
 
-class NodeState(NamedTuple):
-    """N nodes, E experts, S most slots of a node. Arrays `[1]` hold a number that changes."""
+HEAT, PENALTY, SENT = 0, 1, 2
+"""Sums over the state: load above the limit of a copy, squared; price of imbalance and heat; `cost` over all tokens."""
 
-    tokens: Tokens
-    sets: NodeSets
+
+class NodeState(NamedTuple):
+    """What `nodes.search_nodes` anneals."""
+
+    contents: Contents
+    balance: Balance
+    traffic: Traffic
     terms: Terms
     slots: Ints
-    """`[N]`, as `devices` and `capacity` from `NodeRoom`."""
+    """`[N]`, as `devices` from `NodeRoom`."""
     devices: Ints
-    capacity: Floats
-    share: Floats
-    """`[E]` of the load."""
-    noise: Floats
-    """`[E, E]` covariance of the shares."""
-    copies: Ints
-    """`[N, E]` of each expert on each node."""
-    slot: Ints
-    """`[N, S]` expert in each slot."""
-    total: Ints
-    """`[E]` copies on all nodes."""
-    hosts: Ints
-    """`[E]` mask of the nodes that hold an expert."""
-    feasible: Words
-    """`[E + 1, W]` sets of nodes that serve an expert."""
-    part: Floats
-    """`[N, E]` of an expert's load that a node takes."""
-    pull: Floats
-    """`[N, E]` covariance of an expert's share with the node's load."""
-    load: Floats
-    """`[N]` share of the load."""
-    variance: Floats
-    """`[N]` of the load."""
-    cost: npt.NDArray[np.uint8]
-    """`[T]` copies of a token, summed over source nodes."""
-    heat: Floats
-    """`[1]` what copies hold above the limit, squared, summed over copies."""
-    penalty: Floats
-    """`[1]` price of imbalance and heat."""
-    sent: Ints
-    """`[1]` sum of `cost`."""
-    new_load: Floats
-    new_variance: Floats
-    new_cost: npt.NDArray[np.uint8]
-    new_heat: Floats
-    new_penalty: Floats
-    new_sent: Ints
-    known: Words
-    """`[W]` for `token_cost` to work in."""
+    sums: Floats
+    """`[3]`: `HEAT`, `PENALTY`, `SENT`."""
+    new_sums: Floats
     solution: Ints
     """`copies`, flat."""
     best: Ints
@@ -143,67 +154,65 @@ def node_state(
         unit=1.0 / (max(len(ids), 1) * nodes),
         swap_share=float(options.swap_share),
     )
-    total = copies.sum(axis=0)
-    hosts = ((copies > 0) << np.arange(nodes)[:, None]).sum(axis=0)
-    parts = copies / total
-    pull = parts @ noise
-    slot = np.zeros((nodes, int(room.slots.max())), np.int64)
-    for node, row in enumerate(copies):
-        slot[node, : row.sum()] = np.repeat(np.arange(experts), row)
-    # Sums run in order, as those of the moves do: `cumsum`, as `sum` would pair.
-    load, variance = (share * parts).cumsum(axis=1)[:, -1], (pull * parts).cumsum(axis=1)[:, -1]
-    heat = sum(too_hot(s, n, terms) for s, n in zip(share, total, strict=True))
-    penalty = balance_penalty(load, variance, room.capacity, terms) + options.copy_price * heat
-    tokens = Tokens(choices, np.full(len(ids), -1) if pins is None else pins, *tokens_of_experts(choices, experts))
-    feasible, known = feasibility(hosts, sets), np.empty(sets.meets.shape[1], np.uint64)
-    cost = np.empty(len(ids), np.uint8)
-    count_copies(tokens, feasible, known, sets, cost)
-    return NodeState(
-        tokens=tokens,
+    contents = _contents(copies, int(room.slots.max()))
+    balance = _balance(copies, share, noise, room.capacity)
+    heat = sum(too_hot(s, n, terms) for s, n in zip(share, contents.total, strict=True))
+    penalty = balance_penalty(balance.load, balance.variance, room.capacity, terms) + options.copy_price * heat
+    sources = np.full(len(ids), -1) if pins is None else pins
+    cost = token_costs(choices, sources, contents.hosts, sets)
+    traffic = Traffic(
+        choices,
+        sources,
+        *tokens_of_experts(choices, experts),
         sets=sets,
+        feasible=feasibility(contents.hosts, sets),
+        known=np.empty(sets.meets.shape[1], np.uint64),
+        cost=cost,
+        new_cost=np.empty_like(cost),
+    )
+    return NodeState(
+        contents=contents,
+        balance=balance,
+        traffic=traffic,
         terms=terms,
         slots=room.slots,
         devices=room.devices,
-        capacity=room.capacity,
-        share=share,
-        noise=noise,
-        copies=copies,
-        slot=slot,
-        total=total,
-        hosts=hosts,
-        feasible=feasible,
-        part=parts,
-        pull=pull,
-        load=load,
-        variance=variance,
-        cost=cost,
-        heat=np.array([heat]),
-        penalty=np.array([penalty]),
-        sent=np.array([cost.sum(dtype=np.int64)]),
-        new_load=np.empty(nodes),
-        new_variance=np.empty(nodes),
-        new_cost=np.empty_like(cost),
-        new_heat=np.empty(1),
-        new_penalty=np.empty(1),
-        new_sent=np.empty(1, np.int64),
-        known=known,
+        sums=np.array([heat, penalty, cost.sum(dtype=np.int64)], float),
+        new_sums=np.empty(3),
         solution=copies.reshape(-1),
         best=copies.reshape(-1).copy(),
     )
 
 
+def _contents(copies: Ints, most_slots: int) -> Contents:
+    nodes, experts = copies.shape
+    slot = np.zeros((nodes, most_slots), np.int64)
+    for node, row in enumerate(copies):
+        slot[node, : row.sum()] = np.repeat(np.arange(experts), row)
+    hosts = ((copies > 0) << np.arange(nodes)[:, None]).sum(axis=0)
+    return Contents(copies=copies, slot=slot, total=copies.sum(axis=0), hosts=hosts)
+
+
+def _balance(copies: Ints, share: Floats, noise: Floats, capacity: Floats) -> Balance:
+    """Sums run in order, as those of the moves do: `cumsum`, as `sum` would add pairwise."""
+    part = copies / copies.sum(axis=0)
+    pull = part @ noise
+    return Balance(
+        capacity=capacity,
+        share=share,
+        noise=noise,
+        part=part,
+        pull=pull,
+        load=(share * part).cumsum(axis=1)[:, -1].copy(),
+        variance=(pull * part).cumsum(axis=1)[:, -1].copy(),
+        new_load=np.empty(len(copies)),
+        new_variance=np.empty(len(copies)),
+    )
+
+
 def energy(state: NodeState) -> float:
     """Of the state, in copies between nodes per token."""
-    return float(state.sent[0] * state.terms.unit + state.penalty[0])
-
-
-@kernel
-def count_copies(
-    tokens: Tokens, feasible: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64], sets: NodeSets, cost: npt.NDArray[np.uint8]
-) -> None:
-    """Fill `cost` `[T]` with the copies of each token, summed over source nodes."""
-    for t in range(len(cost)):
-        cost[t] = token_cost(tokens.ids, t, feasible, tokens.pins[t], known, sets)
+    return float(state.sums[SENT] * state.terms.unit + state.sums[PENALTY])
 
 
 def balance_penalty(load: Floats, variance: Floats, capacity: Floats, terms: Terms) -> float:

@@ -16,8 +16,15 @@ from grace_moe.choice.cover import token_cost
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 from grace_moe.planning.grace.search.node_copies import NodeRoom
 from grace_moe.planning.grace.search.node_state import (
+    HEAT,
+    PENALTY,
+    SENT,
+    Balance,
+    Contents,
     NodeState,
     SearchOptions,
+    Terms,
+    Traffic,
     compiled_balance_penalty,
     compiled_too_hot,
     energy,
@@ -64,71 +71,70 @@ def search_nodes(
 
 @part
 def _propose(state: NodeState) -> NodeMove:
-    copies, devices = state.copies, state.devices
+    copies, slot, total, _ = state.contents
     none = NodeMove(-1, 0, 0, 0, 0)
     n = np.random.randint(copies.shape[0])
     i = np.random.randint(state.slots[n])
-    a = state.slot[n, i]
+    a = slot[n, i]
     b = np.random.randint(copies.shape[1])
-    if b == a or copies[n, b] >= devices[n]:
+    if b == a or copies[n, b] >= state.devices[n]:
         return none
     m = n
-    if state.total[a] == 1 or np.random.random() < state.terms.swap_share:
+    if total[a] == 1 or np.random.random() < state.terms.swap_share:
         m = np.random.randint(copies.shape[0])
-        if m == n or copies[m, b] == 0 or copies[m, a] >= devices[m]:
+        if m == n or copies[m, b] == 0 or copies[m, a] >= state.devices[m]:
             return none
     return NodeMove(n, i, a, b, m)
 
 
 @part
 def _change(state: NodeState, move: NodeMove, most: float) -> float:
-    """Of the energy; loads, their variances and tokens' costs after the move are left in the state's `new_` arrays."""
+    """Of the energy; loads, variances and tokens' costs after the move are left in the `new_` arrays."""
+    balance, terms = state.balance, state.terms
+    heat = state.sums[HEAT]
     if move.other == move.node:
-        _replaced(state, move)
+        heat = _replaced(state.contents, balance, terms, move, heat)
     else:
-        _swapped(state, move)
-    terms = state.terms
-    penalty = compiled_balance_penalty(state.new_load, state.new_variance, state.capacity, terms) + terms.copy_price * state.new_heat[0]
-    more = penalty - state.penalty[0]
+        _swapped(state.contents, balance, move)
+    penalty = compiled_balance_penalty(balance.new_load, balance.new_variance, balance.capacity, terms) + terms.copy_price * heat
+    more = penalty - state.sums[PENALTY]
     room = most - more  # what is left for traffic
-    copies = _more_copies(state, move, room)
-    state.new_penalty[0], state.new_sent[0] = penalty, state.sent[0] + copies
-    return np.inf if copies * terms.unit > room else copies * terms.unit + more
+    copies = _more_copies(state.contents, state.traffic, move, terms.unit, room)
+    state.new_sums[HEAT], state.new_sums[PENALTY], state.new_sums[SENT] = heat, penalty, state.sums[SENT] + copies
+    return np.inf if copies * terms.unit > room else float(copies * terms.unit + more)
 
 
 @part
-def _replaced(state: NodeState, move: NodeMove) -> None:
-    """Loads, variances and heat of copies after one expert's copy becomes one of another."""
-    n, a, b, share, terms = move.node, move.given, move.taken, state.share, state.terms
-    total_a, total_b = state.total[a], state.total[b]
-    for x in range(state.copies.shape[0]):
-        step_a = (state.copies[x, a] - (x == n)) / (total_a - 1) - state.part[x, a]
-        step_b = (state.copies[x, b] + (x == n)) / (total_b + 1) - state.part[x, b]
-        _shift(state, x, a, b, step_a, step_b)
-    heat = state.heat[0]
+def _replaced(contents: Contents, balance: Balance, terms: Terms, move: NodeMove, heat: float) -> float:
+    """Loads and variances after a copy of one expert becomes one of another; the heat of copies after it."""
+    n, a, b, share = move.node, move.given, move.taken, balance.share
+    total_a, total_b = contents.total[a], contents.total[b]
+    for x in range(contents.copies.shape[0]):
+        step_a = (contents.copies[x, a] - (x == n)) / (total_a - 1) - balance.part[x, a]
+        step_b = (contents.copies[x, b] + (x == n)) / (total_b + 1) - balance.part[x, b]
+        _shift(balance, x, a, b, step_a, step_b)
     heat += compiled_too_hot(share[a], total_a - 1, terms) - compiled_too_hot(share[a], total_a, terms)
     heat += compiled_too_hot(share[b], total_b + 1, terms) - compiled_too_hot(share[b], total_b, terms)
-    state.new_heat[0] = heat
+    return heat
 
 
 @part
-def _swapped(state: NodeState, move: NodeMove) -> None:
-    """Loads, variances and heat of copies after two nodes swap experts."""
+def _swapped(contents: Contents, balance: Balance, move: NodeMove) -> None:
+    """Loads and variances after two nodes swap experts."""
     n, m, a, b = move.node, move.other, move.given, move.taken
-    for x in range(state.copies.shape[0]):
-        step_a = ((x == m) - (x == n)) / state.total[a]
-        step_b = ((x == n) - (x == m)) / state.total[b]
-        _shift(state, x, a, b, step_a, step_b)
-    state.new_heat[0] = state.heat[0]
+    for x in range(contents.copies.shape[0]):
+        step_a = ((x == m) - (x == n)) / contents.total[a]
+        step_b = ((x == n) - (x == m)) / contents.total[b]
+        _shift(balance, x, a, b, step_a, step_b)
 
 
 @part
-def _shift(state: NodeState, x: int, a: int, b: int, step_a: float, step_b: float) -> None:
+def _shift(balance: Balance, x: int, a: int, b: int, step_a: float, step_b: float) -> None:
     """Load and variance of node x when its parts of experts a and b change by so much."""
-    noise, pull = state.noise, state.pull
-    state.new_load[x] = state.load[x] + state.share[a] * step_a + state.share[b] * step_b
-    state.new_variance[x] = (
-        state.variance[x]
+    noise, pull, share = balance.noise, balance.pull, balance.share
+    balance.new_load[x] = balance.load[x] + share[a] * step_a + share[b] * step_b
+    balance.new_variance[x] = (
+        balance.variance[x]
         + 2 * (step_a * pull[x, a] + step_b * pull[x, b])
         + step_a * step_a * noise[a, a]
         + step_b * step_b * noise[b, b]
@@ -137,59 +143,58 @@ def _shift(state: NodeState, x: int, a: int, b: int, step_a: float, step_b: floa
 
 
 @part
-def _hosts_after(state: NodeState, move: NodeMove) -> tuple[int, int]:
+def _hosts_after(contents: Contents, move: NodeMove) -> tuple[int, int]:
     """Masks of the nodes that hold the two experts after the move."""
     n, m, a, b = move.node, move.other, move.given, move.taken
-    hosts_a, hosts_b = state.hosts[a], state.hosts[b] | 1 << n
-    if state.copies[n, a] == 1:
+    hosts_a, hosts_b = contents.hosts[a], contents.hosts[b] | 1 << n
+    if contents.copies[n, a] == 1:
         hosts_a &= ~(1 << n)
     if m != n:
         hosts_a |= 1 << m
-        if state.copies[m, b] == 1:
+        if contents.copies[m, b] == 1:
             hosts_b &= ~(1 << m)
     return hosts_a, hosts_b
 
 
 @part
-def _more_copies(state: NodeState, move: NodeMove, room: float) -> int:
+def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: float, room: float) -> np.int64:
     """Copies over all tokens and sources that the move adds; only so many where those are surely more than there is room for."""
     a, b = move.given, move.taken
-    hosts_a, hosts_b = _hosts_after(state, move)
-    _set_hosts(state, a, hosts_a)
-    _set_hosts(state, b, hosts_b)
-    copies, counted = 0, -1
-    if hosts_b != state.hosts[b]:
-        copies, counted = _recount(state, b, -1, copies, np.inf), b
-    if hosts_a != state.hosts[a]:
+    hosts_a, hosts_b = _hosts_after(contents, move)
+    _set_hosts(traffic, a, hosts_a)
+    _set_hosts(traffic, b, hosts_b)
+    copies, counted = np.int64(0), np.int64(-1)
+    if hosts_b != contents.hosts[b]:
+        copies, counted = _recount(traffic, b, counted, copies, unit, np.inf), np.int64(b)
+    if hosts_a != contents.hosts[a]:
         # A copy lost only adds copies to send; a swap may also save some.
-        copies = _recount(state, a, counted, copies, room if move.other == move.node else np.inf)
+        copies = _recount(traffic, a, counted, copies, unit, room if move.other == move.node else np.inf)
     return copies
 
 
 @part
-def _set_hosts(state: NodeState, expert: int, hosts: int) -> None:
-    for w in range(state.feasible.shape[1]):
-        state.feasible[expert, w] = state.sets.meets[hosts, w]
+def _set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
+    for w in range(traffic.feasible.shape[1]):
+        traffic.feasible[expert, w] = traffic.sets.meets[hosts, w]
 
 
 @part
-def _recount(state: NodeState, expert: int, counted: int, copies: int, room: float) -> int:
+def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, unit: float, room: float) -> np.int64:
     """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops beyond the room."""
-    tokens = state.tokens
-    for p in range(tokens.starts[expert], tokens.starts[expert + 1]):
-        t = tokens.members[p]
-        if counted >= 0 and _chose(tokens.ids, t, counted):
+    for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
+        t = np.int64(traffic.members[p])
+        if counted >= 0 and _chose(traffic.ids, t, counted):
             continue
-        cost = token_cost(tokens.ids, t, state.feasible, tokens.pins[t], state.known, state.sets)
-        state.new_cost[t] = cost
-        copies += cost - state.cost[t]
-        if copies * state.terms.unit > room:
+        cost = token_cost(traffic.ids, t, traffic.feasible, traffic.pins[t], traffic.known, traffic.sets)
+        traffic.new_cost[t] = cost
+        copies += cost - traffic.cost[t]
+        if copies * unit > room:
             break
     return copies
 
 
 @part
-def _chose(ids: npt.NDArray[np.int32], token: int, expert: int) -> bool:
+def _chose(ids: npt.NDArray[np.int32], token: np.int64, expert: np.int64) -> bool:
     found = False
     for j in range(ids.shape[1]):
         found |= ids[token, j] == expert
@@ -198,60 +203,62 @@ def _chose(ids: npt.NDArray[np.int32], token: int, expert: int) -> bool:
 
 @part
 def _apply(state: NodeState, move: NodeMove, energy: float) -> float:
-    n, m, a, b = move.node, move.other, move.given, move.taken
-    hosts_a, hosts_b = _hosts_after(state, move)
-    if hosts_a != state.hosts[a]:
-        _keep_costs(state, a)
-    if hosts_b != state.hosts[b]:
-        _keep_costs(state, b)
-    state.hosts[a], state.hosts[b] = hosts_a, hosts_b
-    _move_copy(state, n, a, b, move.slot)
+    n, m, a, b, contents = move.node, move.other, move.given, move.taken, state.contents
+    hosts_a, hosts_b = _hosts_after(contents, move)
+    if hosts_a != contents.hosts[a]:
+        _keep_costs(state.traffic, a)
+    if hosts_b != contents.hosts[b]:
+        _keep_costs(state.traffic, b)
+    contents.hosts[a], contents.hosts[b] = hosts_a, hosts_b
+    _move_copy(contents, n, a, b, move.slot)
     if m != n:
         slot = 0
-        while state.slot[m, slot] != b:
+        while contents.slot[m, slot] != b:
             slot += 1
-        _move_copy(state, m, b, a, slot)
+        _move_copy(contents, m, b, a, slot)
     else:
-        state.total[a] -= 1
-        state.total[b] += 1
-    for x in range(state.copies.shape[0]):
-        state.load[x], state.variance[x] = state.new_load[x], state.new_variance[x]
-        _follow(state, x, a, b)
-    state.heat[0], state.penalty[0], state.sent[0] = state.new_heat[0], state.new_penalty[0], state.new_sent[0]
-    return float(state.sent[0] * state.terms.unit + state.penalty[0])  # without the rounding of a long sum
+        contents.total[a] -= 1
+        contents.total[b] += 1
+    _follow(contents, state.balance, a, b)
+    for i in range(3):
+        state.sums[i] = state.new_sums[i]
+    return float(state.sums[SENT] * state.terms.unit + state.sums[PENALTY])  # without the rounding of a long sum
 
 
 @part
-def _keep_costs(state: NodeState, expert: int) -> None:
-    for p in range(state.tokens.starts[expert], state.tokens.starts[expert + 1]):
-        t = state.tokens.members[p]
-        state.cost[t] = state.new_cost[t]
+def _keep_costs(traffic: Traffic, expert: int) -> None:
+    for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
+        t = traffic.members[p]
+        traffic.cost[t] = traffic.new_cost[t]
 
 
 @part
-def _move_copy(state: NodeState, node: int, given: int, taken: int, slot: int) -> None:
-    state.slot[node, slot] = taken
-    state.copies[node, given] -= 1
-    state.copies[node, taken] += 1
+def _move_copy(contents: Contents, node: int, given: int, taken: int, slot: int) -> None:
+    contents.slot[node, slot] = taken
+    contents.copies[node, given] -= 1
+    contents.copies[node, taken] += 1
 
 
 @part
-def _follow(state: NodeState, x: int, a: int, b: int) -> None:
-    """Node x's parts of experts a and b, and their pull on every other's variance, after a move."""
-    noise, pull, part = state.noise, state.pull, state.part
-    step_a = state.copies[x, a] / state.total[a] - part[x, a]
-    step_b = state.copies[x, b] / state.total[b] - part[x, b]
-    if step_a != 0.0 or step_b != 0.0:
-        for e in range(state.copies.shape[1]):
-            pull[x, e] += step_a * noise[a, e] + step_b * noise[b, e]
-        part[x, a] += step_a
-        part[x, b] += step_b
+def _follow(contents: Contents, balance: Balance, a: int, b: int) -> None:
+    """Loads, the nodes' parts of experts a and b, and their pull on every other's variance, after a move."""
+    noise, pull, parts = balance.noise, balance.pull, balance.part
+    for x in range(parts.shape[0]):
+        balance.load[x], balance.variance[x] = balance.new_load[x], balance.new_variance[x]
+        step_a = contents.copies[x, a] / contents.total[a] - parts[x, a]
+        step_b = contents.copies[x, b] / contents.total[b] - parts[x, b]
+        if step_a != 0.0 or step_b != 0.0:
+            for e in range(parts.shape[1]):
+                pull[x, e] += step_a * noise[a, e] + step_b * noise[b, e]
+            parts[x, a] += step_a
+            parts[x, b] += step_b
 
 
 @part
 def _undo(state: NodeState, move: NodeMove) -> None:
-    _set_hosts(state, move.given, state.hosts[move.given])
-    _set_hosts(state, move.taken, state.hosts[move.taken])
+    hosts = state.contents.hosts
+    _set_hosts(state.traffic, move.given, hosts[move.given])
+    _set_hosts(state.traffic, move.taken, hosts[move.taken])
 
 
 _anneal = make_anneal(_propose, _change, _apply, _undo)

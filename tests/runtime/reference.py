@@ -1,4 +1,4 @@
-"""The executable specification: one process, no communication, obvious loops, and in which order sums are made.
+"""The executable specification of dispatch and combine: one process, no communication, obvious loops, and in which order sums are made.
 
 On one device: for each token, k ascending. Placed: a device sums its experts, k ascending; a way (a device with flat dispatch, a node with
 hierarchical) sums its devices, ascending; the source sums the ways. Every sum is accumulated in float32 at least, and rounded

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grace_moe.runtime.job.generation import Step
+from grace_moe.runtime.model.step import Step
 from grace_moe.trace import RoutingTrace
 
 Ints = npt.NDArray[np.int64]

@@ -15,7 +15,24 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from grace_moe.runtime.dispatch.route import LayerRoute
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """The tokens of this rank in one layer, and where each of their experts is reached (made by `LayerRoute.outgoing`)."""
+
+    hidden_TH: torch.Tensor
+    devices_TK: torch.Tensor
+    """int64 device that computes each pair, -1 = no expert chosen."""
+    slots_TK: torch.Tensor
+    """int64 slot on that device, -1 = no expert chosen."""
+    weights_TK: torch.Tensor
+    """Routing weights."""
+    slots_width: int
+    """More than the largest slot number on any device; alike on all ranks."""
+
+    @property
+    def top_k(self) -> int:
+        return self.devices_TK.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +52,14 @@ class Received:
 
 Compute: TypeAlias = Callable[[Received], torch.Tensor]
 """This rank's experts: `[R, H]` weighted sums over the slots that each row names."""
-Span: TypeAlias = Callable[[str], AbstractContextManager[Any]]
+PhaseTimer: TypeAlias = Callable[[str], AbstractContextManager[Any]]
 """Times a phase by name, or does nothing."""
 
 
 class Dispatcher(Protocol):
     """`combine` is the inverse of `dispatch`: it takes the state that `dispatch` made."""
 
-    def dispatch(
-        self, route: LayerRoute, hidden_TH: torch.Tensor, devices_TK: torch.Tensor, slots_TK: torch.Tensor, weights_TK: torch.Tensor
-    ) -> tuple[Received, Any]:
+    def dispatch(self, outgoing: Outgoing) -> tuple[Received, Any]:
         """Send the tokens out. Collective: every rank calls it, also with T = 0."""
         ...
 
@@ -52,16 +67,7 @@ class Dispatcher(Protocol):
         """Bring the weighted sums back: `[T, H]`. Collective."""
         ...
 
-    def run(
-        self,
-        route: LayerRoute,
-        hidden_TH: torch.Tensor,
-        devices_TK: torch.Tensor,
-        slots_TK: torch.Tensor,
-        weights_TK: torch.Tensor,
-        compute: Compute,
-        span: Span,
-    ) -> torch.Tensor:
+    def run(self, outgoing: Outgoing, compute: Compute, timer: PhaseTimer) -> torch.Tensor:
         """`combine(compute(dispatch(...)))`, in whatever order hides most; `compute` may be called several times, on some rows each, and
         times itself. Collective; without gradients."""
         ...
@@ -69,25 +75,3 @@ class Dispatcher(Protocol):
     def spread(self, rows_TW: torch.Tensor, state: Any) -> torch.Tensor:
         """`[R, W]` any rows of the tokens, sent the ways that `dispatch` took: the adjoint of `combine`. Collective."""
         ...
-
-
-def visits(devices_TK: torch.Tensor, num_devices: int) -> torch.Tensor:
-    """`[num_devices, T]` whether a token must reach a device (or node); -1 reaches none."""
-    reached = torch.zeros((devices_TK.shape[0], num_devices + 1), dtype=torch.bool, device=devices_TK.device)
-    reached.scatter_(1, torch.where(devices_TK >= 0, devices_TK, num_devices), True)
-    return reached[:, :num_devices].T
-
-
-def positions(reached: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column, row-major, of each true entry of a matrix known to have `size` of them: the host need not wait to learn it."""
-    found = reached.nonzero_static(size=size)
-    return found[:, 0], found[:, 1]
-
-
-def add_rows(rows_RH: torch.Tensor, index_R: torch.Tensor, size: int, *more: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """`[size, H]` sums of rows by index, accumulated in float32 at least, in ascending row order; then of `more` rows by their index."""
-    wide = torch.promote_types(rows_RH.dtype, torch.float32)
-    total = torch.zeros((size, rows_RH.shape[1]), dtype=wide, device=rows_RH.device)
-    for rows, index in ((rows_RH, index_R), *more):
-        total = total.index_add_(0, index, rows.to(wide))
-    return total.to(rows_RH.dtype)

@@ -13,7 +13,7 @@ import torch
 from grace_moe.cost.wire import SLOT_BYTES, WEIGHT_BYTES
 
 
-def pack(hidden_TH: torch.Tensor, slots_RK: torch.Tensor, weights_TK: torch.Tensor, token_R: torch.Tensor | None = None) -> torch.Tensor:
+def to_wire(hidden_TH: torch.Tensor, slots_RK: torch.Tensor, weights_TK: torch.Tensor, token_R: torch.Tensor | None = None) -> torch.Tensor:
     """`[R, bytes]` uint8 rows: hidden states, slots (any integer below 32768, -1 = none) and weights.
 
     Args:
@@ -31,8 +31,8 @@ def pack(hidden_TH: torch.Tensor, slots_RK: torch.Tensor, weights_TK: torch.Tens
     return rows
 
 
-def unpack(rows: torch.Tensor, dtype: torch.dtype, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The inverse of `pack`: hidden states of `dtype` (where rows they stand in, if those are aligned), int64 slots, float32 weights."""
+def from_wire(rows: torch.Tensor, dtype: torch.dtype, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The inverse of `to_wire`: hidden states of `dtype` (where rows they stand in, if those are aligned), int64 slots, float32 weights."""
     hidden_bytes = rows.shape[1] - top_k * (SLOT_BYTES + WEIGHT_BYTES)
     hidden, slots, weights = torch.split(rows, [hidden_bytes, top_k * SLOT_BYTES, top_k * WEIGHT_BYTES], dim=1)
     in_place = rows.shape[1] % dtype.itemsize == 0 and rows.is_contiguous()

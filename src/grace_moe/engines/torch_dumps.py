@@ -1,0 +1,119 @@
+"""What `torch.save` wrote, from outside: plain containers and tensors, looked through before torch loads them.
+
+torch's own `weights_only` keeps code from running, but not memory from being asked for: `bytearray(n)` is allowed, a tensor may be a view
+of one number, and lists may hold one another many times over.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.engines.dumps import check_archive
+from grace_moe.errors import MissingExtraError, TraceError
+from grace_moe.files import check_budget, open_regular
+
+_GLOBALS = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict", "_codecs encode", "torch Size")
+"""What a pickle of plain data names, besides the types of torch's storages."""
+_CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ")
+_CONTAINER_BYTES, _PUT_BYTES, _OTHER_BYTES = 120, 100, 40
+"""What the unpickler takes for a container, an entry of its memo, and any other step, as measured on 64 bits."""
+_AGAIN = "it may be truncated, or of another kind: copy or record it again"
+
+
+def read_torch(path: Path) -> Any:
+    """What `torch.save` wrote, tensors on CPU: plain containers, numbers, text and tensors only.
+
+    Raises:
+        TraceError: missing, damaged, asking for more memory than its size warrants, or holding anything else.
+        MissingExtraError: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "runtime")
+    import torch
+
+    with open_regular(path, TraceError) as (file, size):
+        try:
+            _check_pickle(path, file, size)
+            file.seek(0)
+            value = torch.load(file, map_location="cpu", weights_only=True)
+        except (TraceError, OSError):
+            raise
+        except Exception as error:  # torch and its unpickler raise many kinds on a damaged file
+            raise TraceError(str(path), "file", f"torch can't load it as plain data ({error})", _AGAIN) from error
+    _check_plain(path, value, size)
+    return value
+
+
+def torch_integers(value: Any, source: str, field: str, dimensions: int) -> npt.NDArray[np.integer[Any]]:
+    """A tensor of whole numbers, signed: in its own type, or as int64. Raises TraceError: anything else, or other dimensions."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.dim() != dimensions or value.is_floating_point() or value.is_complex():
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TraceError(source, field, f"{found} is not a tensor of whole numbers with {dimensions} dimensions", _AGAIN)
+    array: npt.NDArray[Any] = value.numpy()
+    return array if array.dtype.kind == "i" else array.astype(np.int64)
+
+
+def _check_pickle(path: Path, file: BinaryIO, size: int) -> None:
+    """Raise TraceError where the archive unpacks to too much, or its pickle names what plain data does not, or asks for too much."""
+    with zipfile.ZipFile(file) as archive:
+        check_archive(path, archive, size)
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        for name in pickles:
+            wanted = 0
+            for opcode, argument, _ in pickletools.genops(archive.read(name)):
+                if opcode.name in ("GLOBAL", "INST") and not _is_plain(str(argument)):
+                    raise TraceError(str(path), name, f"names {str(argument).replace(' ', '.')}", "give plain data: numbers, text, tensors")
+                if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                    raise TraceError(str(path), name, "of another pickle protocol than torch's", "write it with torch.save as it is")
+                wanted += _bytes_of(opcode.name)
+            check_budget(wanted, size, kind=TraceError, source=str(path), field=name)
+
+
+def _is_plain(name: str) -> bool:
+    return name in _GLOBALS or (name.startswith("torch ") and name.endswith("Storage"))
+
+
+def _bytes_of(opcode: str) -> int:
+    if opcode in _CONTAINERS:
+        return _CONTAINER_BYTES
+    return _PUT_BYTES if opcode.endswith("PUT") or opcode == "MEMOIZE" else _OTHER_BYTES
+
+
+def _check_plain(path: Path, value: Any, size: int) -> None:
+    """Raise TraceError where what was loaded, with all that is in it several times over, is more than the file's size warrants."""
+    import torch
+
+    wanted, stack = 0, [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, torch.Tensor):
+            wanted += _bytes_of_tensor(path, item)
+        elif isinstance(item, dict):
+            stack += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple, set)):
+            stack += item
+        wanted += _OTHER_BYTES
+        check_budget(wanted, size, kind=TraceError, source=str(path), field="what it holds")
+
+
+def _bytes_of_tensor(path: Path, tensor: Any) -> int:
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise TraceError(
+            str(path), "tensor", f"{tensor.layout} on {tensor.device} holds no plain numbers", "write plain tensors on the CPU"
+        )
+    shown: int = tensor.numel() * tensor.element_size()
+    if shown > tensor.untyped_storage().nbytes():
+        problem = f"{list(tensor.shape)} shows more numbers than it has: a view over the limit"
+        raise TraceError(str(path), "tensor", problem, "write it with .contiguous()")
+    return shown if tensor.dtype.is_signed else 8 * int(tensor.numel())  # `torch_integers` makes it int64

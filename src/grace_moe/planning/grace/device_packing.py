@@ -1,0 +1,80 @@
+"""Step 9: each node's experts on its devices, by what the node will compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import PACKING_TOKENS
+from grace_moe.planning.grace.predicted_choice import chosen_devices
+from grace_moe.planning.grace.problem import LayerProblem
+from grace_moe.planning.grace.replica_shares import Hosts
+from grace_moe.planning.grace.schedule import PACK, REPACK
+from grace_moe.planning.grace.search.devices import NodeShare, pack_devices
+from grace_moe.topology import Topology
+
+
+def pack_nodes(
+    problem: LayerProblem,
+    ids: npt.NDArray[np.int64],
+    sources: npt.NDArray[np.float64],
+    copies: npt.NDArray[np.int64],
+    on_nodes: LayerPlacement,
+    covariance: npt.NDArray[np.float64],
+) -> Hosts:
+    """Per expert, the devices that hold it; one that a device would hold twice is there once.
+
+    Args:
+        ids: `[T, k]` of a sample of tokens, -1 = none.
+        sources: `[T, N]` chance that each of them comes from each node.
+        copies: `[N, E]`.
+        on_nodes: the layer on nodes instead of devices (step 8).
+        covariance: `[E, E]` of the experts' shares of the load.
+    """
+    topology, devices = problem.topology, problem.topology.num_devices
+    rows, computed_on = _sample_computed(problem, ids, sources, on_nodes)
+    pairs = max(int((computed_on >= 0).sum()), 1)
+    whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
+    held = None if problem.serving is None else _held(problem.serving, devices)
+    hosts: list[list[int]] = [[] for _ in range(problem.experts)]
+    for node in range(topology.num_nodes):
+        members = topology.devices_of_node(node)
+        here = np.where(computed_on == node, rows, -1)
+        here = here[(here >= 0).any(axis=1)]
+        load = np.bincount(here[here >= 0], minlength=problem.experts).astype(float)
+        share = NodeShare(
+            copies=copies[node],
+            load=load,
+            share_here=load / whole,
+            rows=here,
+            fair=pairs * topology.relative_speed[list(members)] / topology.relative_speed.sum(),
+            held=None if held is None else held[list(members)],
+        )
+        options = PACK if held is None else REPACK
+        slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
+        for device, experts in zip(members, slots, strict=True):
+            for expert in experts:
+                if expert >= 0 and device not in hosts[expert]:
+                    hosts[expert].append(device)
+    return tuple(tuple(row) for row in hosts)
+
+
+def _sample_computed(
+    problem: LayerProblem, ids: npt.NDArray[np.int64], sources: npt.NDArray[np.float64], on_nodes: LayerPlacement
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`[T, k]` choices, and the node that computes each of them: every token from one source, drawn by its chances."""
+    tokens = PACKING_TOKENS if problem.serving is None else PACKING_TOKENS // 2
+    sample = np.arange(tokens) % max(1, len(ids))
+    drawn = np.random.default_rng(problem.seed).random(tokens)
+    source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
+    one_device_a_node = Topology.regular(problem.topology.num_nodes, 1)
+    return ids[sample], chosen_devices(on_nodes, one_device_a_node, ids[sample], source, problem.seed)
+
+
+def _held(serving: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:
+    """`[D, E]` which device holds which expert already."""
+    held = np.zeros((devices, len(serving.devices_of_expert)), bool)
+    for expert, hosts in enumerate(serving.devices_of_expert):
+        held[list(hosts), expert] = True
+    return held

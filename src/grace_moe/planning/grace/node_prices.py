@@ -1,0 +1,82 @@
+"""Step 8: prices of nodes, by which joint choice picks among sets of nodes that serve a token equally well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import MAX_NODE_PRICE, LayerPlacement, even_weights
+from grace_moe.planning.constants import FEW_NODES, PRICE_ROUNDS, PRICE_STEP, PRICE_TOKENS, REPLAN_THINNING
+from grace_moe.planning.grace.predicted_choice import predict_choice
+from grace_moe.planning.grace.problem import LayerProblem
+from grace_moe.planning.grace.replica_shares import Hosts, host_table, layer_of_weights
+from grace_moe.planning.grace.split import Demand, demand, even_out
+from grace_moe.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePlan:
+    """The layer as if each node were one device: what each node computes is known then, but not on which device."""
+
+    prices: tuple[float, ...]
+    """`[N]`"""
+    cells: Demand
+    """Pairs by expert and the nodes that may compute them, under the prices."""
+    layer: LayerPlacement
+    """On nodes instead of devices."""
+
+
+def price_nodes(
+    problem: LayerProblem, ids: npt.NDArray[np.int64], sources: npt.NDArray[np.float64], copies: npt.NDArray[np.int64]
+) -> NodePlan:
+    """Raise the price of nodes that are busier than the mean, round by round; keep the round with the lowest maximum.
+
+    Two nodes know no ties: the source's own is in every set that serves. They get no prices.
+
+    Args:
+        ids: `[T, k]` of a sample of tokens, -1 = none.
+        sources: `[T, N]` chance that each of them comes from each node.
+        copies: `[N, E]`.
+    """
+    nodes = len(copies)
+    hosts: Hosts = tuple(tuple(int(n) for n in np.flatnonzero(copies[:, e])) for e in range(problem.experts))
+    speed = problem.topology.relative_speed
+    capacity = np.bincount(problem.topology.node_of_device, weights=speed) / speed.sum()
+    on_nodes = Topology.regular(nodes, 1)
+
+    def divided(prices: tuple[float, ...], step: int) -> tuple[Demand, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        layer = LayerPlacement(
+            layer_id=problem.layer_id,
+            devices_of_expert=hosts,
+            replica_weights=even_weights(hosts),
+            node_prices=prices if any(prices) else (),
+        )
+        choice = predict_choice(layer, on_nodes, ids[::step], problem.seed)
+        cells = demand(ids[::step], choice.visited, choice.hosts, sources[::step])
+        return cells, *even_out(cells, host_table(hosts), np.arange(nodes), capacity)
+
+    thinning = _thinning(problem, nodes, len(ids))
+    price, least = np.zeros(nodes), np.inf
+    best: tuple[tuple[float, ...], Demand, npt.NDArray[np.float64]]
+    for step in range(PRICE_ROUNDS if nodes > 2 else 1):
+        prices = tuple(round(float(p), 4) for p in price)
+        cells, weights, load = divided(prices, thinning)
+        over = load / max(load.mean(), 1e-12) - 1
+        if over.max() < least:
+            least, best = over.max(), (prices, cells, weights)
+        price = price + over * PRICE_STEP / (1 + step / 2)
+        price = np.clip(price - price.min(), 0, MAX_NODE_PRICE)
+    prices, cells, weights = best
+    if thinning > 1:  # the demand is that of all tokens
+        cells, weights, _ = divided(prices, 1)
+    return NodePlan(prices=prices, cells=cells, layer=layer_of_weights(problem.layer_id, hosts, weights, prices))
+
+
+def _thinning(problem: LayerProblem, nodes: int, tokens: int) -> int:
+    """Prices are found on one token of this many."""
+    if nodes <= 2:
+        return 1
+    thinning = 1 if problem.serving is None else REPLAN_THINNING
+    return max(thinning, tokens // PRICE_TOKENS) if nodes > FEW_NODES else thinning

@@ -1,0 +1,106 @@
+"""Step 3: one problem a layer, in canonical names, with what is independent in the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import CAUTION, TRUST
+from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, renamed
+from grace_moe.planning.grace.independent_units import independent_units
+from grace_moe.planning.grace.options import GraceOptions
+from grace_moe.planning.grace.search.node_copies import copies_on_nodes
+from grace_moe.planning.task import PlanningTask
+from grace_moe.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProblem:
+    """What to plan of one layer, and how hard to try. T tokens, E experts, N nodes."""
+
+    layer_id: int
+    ids: npt.NDArray[np.int64]
+    """`[T, k]` choices, -1 = none."""
+    unit: npt.NDArray[np.int64]
+    """`[T]` 0, 1, ...: the request of each token, or what stands for it (`independent_units`)."""
+    requests_unknown: bool = False
+    """Whether each token is dealt to a device by itself."""
+    experts: int
+    topology: Topology
+    slots: int
+    """Of each device."""
+    start: npt.NDArray[np.int64] | None = None
+    """`[N, E]` copies on each node to begin from; None = from nothing."""
+    serving: LayerPlacement | None = None
+    """Of which `start` are the copies, where it serves already: few experts should move. None = there is none."""
+    node_of_request: npt.NDArray[np.int64] | None = None
+    """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
+    loads_certain: bool = False
+    """Whether loads are taken as they are, without doubt: requests will be placed so that they are even (step 4)."""
+    imbalance_price: float
+    """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
+    effort: float
+    """Multiplies the moves that searches try."""
+    seed: int
+    """Of whatever is drawn for this layer."""
+    seed_of_days: int
+    """Of the bootstrap samples: the same for all layers, so that their sums make sense."""
+
+    @property
+    def searchable(self) -> bool:
+        """Whether there is anything to choose, and something to choose by."""
+        return self.topology.num_devices > 1 and len(self.ids) > 0
+
+
+def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[CanonicalNames]) -> list[LayerProblem]:
+    """The problem of every layer.
+
+    Args:
+        names: of each layer.
+    """
+    trace, topology, slots = task.trace, by_speed(task.topology), task.equal_slots
+    _, request_of_token = np.unique(trace.requests, return_inverse=True)
+    units = request_of_token if options.request_placement else independent_units(trace.topk_ids, request_of_token)
+    unknown = units is not request_of_token
+    serving = [None if task.start is None else own.canonical(task.start.layers[index]) for index, own in enumerate(names)]
+    return [
+        LayerProblem(
+            layer_id=layer_id,
+            ids=renamed(trace.topk_ids[:, index], names[index].experts),
+            unit=units,
+            requests_unknown=unknown,
+            experts=task.num_experts,
+            topology=topology,
+            slots=slots,
+            start=None if (layer := serving[index]) is None else copies_on_nodes(layer, topology, slots),
+            serving=serving[index],
+            imbalance_price=options.price * (CAUTION if unknown else 1),
+            effort=options.effort,
+            seed=(task.seed * 1_000_003 + index) % 2**32,
+            seed_of_days=task.seed,
+        )
+        for index, layer_id in enumerate(trace.layer_ids)
+    ]
+
+
+def source_chances(problem: LayerProblem) -> npt.NDArray[np.float64]:
+    """`[T, N]` chance that each token comes from each node.
+
+    A front-end's node gets `TRUST` of it; the rest is spread evenly. Without one, requests are dealt to the devices in turn.
+    """
+    topology, requests = problem.topology, int(problem.unit.max(initial=0)) + 1
+    dealt = topology.node_of_device[np.arange(requests) % topology.num_devices]
+    if problem.requests_unknown:
+        dealt = topology.node_of_device
+    if problem.node_of_request is not None:  # every node gets as many
+        dealt = np.arange(topology.num_nodes)
+    shares = np.bincount(dealt, minlength=topology.num_nodes) / len(dealt)
+    chances: npt.NDArray[np.float64] = np.tile(shares, (len(problem.ids), 1))
+    if problem.node_of_request is not None:
+        chances *= 1 - TRUST
+        chances[np.arange(len(chances)), problem.node_of_request[problem.unit]] += TRUST
+    return chances

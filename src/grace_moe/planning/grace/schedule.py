@@ -1,0 +1,35 @@
+"""How hard each search tries, and by which prices: `plan` from nothing, at a higher price, and from a placement that serves."""
+
+from grace_moe.planning.constants import (
+    AGAIN_HEAT,
+    AGAIN_PROPOSALS,
+    LONG_HEAT,
+    LONG_PROPOSALS,
+    PACKING_HEAT,
+    REPACK_HEAT,
+    REPACK_SWAPS_PER_SLOT,
+    REPLAN_HEAT,
+    REPLAN_PROPOSALS,
+    SHORT_HEAT,
+    SHORT_PROPOSALS,
+    START_HEAT,
+    START_PROPOSALS,
+    STAY,
+    SWAPS_PER_SLOT,
+)
+from grace_moe.planning.grace.search.devices import PackingOptions
+from grace_moe.planning.grace.search.node_state import SearchOptions
+
+
+def _search(proposals: int, heat: tuple[float, float]) -> SearchOptions:
+    return SearchOptions(proposals=proposals, hot=heat[0], cold=heat[1])
+
+
+LONG = _search(LONG_PROPOSALS, LONG_HEAT)
+SHORT = _search(SHORT_PROPOSALS, SHORT_HEAT)
+AGAIN = _search(AGAIN_PROPOSALS, AGAIN_HEAT)
+FROM_START = _search(START_PROPOSALS, START_HEAT)
+REPLAN = _search(REPLAN_PROPOSALS, REPLAN_HEAT)
+"""From a placement that serves already: a short, cold search moves few experts."""
+PACK = PackingOptions(proposals_per_slot=SWAPS_PER_SLOT, hot=PACKING_HEAT[0], cold=PACKING_HEAT[1])
+REPACK = PackingOptions(proposals_per_slot=REPACK_SWAPS_PER_SLOT, hot=REPACK_HEAT[0], cold=REPACK_HEAT[1], stay=STAY)

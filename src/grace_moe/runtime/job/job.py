@@ -1,0 +1,63 @@
+"""A job: one model, some requests, one or more runs (a placement and a dispatch each)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from grace_moe.cost.transport import DISPATCHES
+from grace_moe.errors import UsageError
+from grace_moe.files import dump_json, write_atomically
+from grace_moe.runtime.job.generation import GenerationOptions, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One way to run the job."""
+
+    name: str
+    placement: str
+    """Path of the placement; its topology must have as many devices as there are ranks."""
+    dispatch: str
+    """One of `cost.transport.DISPATCHES`."""
+
+    def __post_init__(self) -> None:
+        if self.dispatch not in DISPATCHES:
+            raise UsageError(f"--dispatch: {self.dispatch!r} is unknown; use one of {', '.join(DISPATCHES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all ranks do together. Requests are dealt round-robin over the ranks."""
+
+    model: str
+    requests: tuple[Request, ...]
+    options: GenerationOptions
+    runs: tuple[RunSpec, ...]
+    seed: int = 0
+    warm_up: bool = True
+    """Make one unmeasured batch first."""
+    profile: bool = False
+    """Time the phases of every MoE layer; not for vanilla dispatch, whose phases are Transformers' own."""
+    keep_routing: bool = False
+    """Keep what the router chose; not of vanilla dispatch, either."""
+
+    def save(self, path: Path) -> None:
+        """Write the job for the ranks of this machine."""
+        write_atomically(path, dump_json(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """Read what `save` wrote."""
+        value = json.loads(path.read_text())
+        return cls(
+            model=value["model"],
+            requests=tuple(Request(request_id=r["request_id"], prompt=tuple(r["prompt"])) for r in value["requests"]),
+            options=GenerationOptions(**value["options"]),
+            runs=tuple(RunSpec(**r) for r in value["runs"]),
+            seed=value["seed"],
+            warm_up=value["warm_up"],
+            profile=value["profile"],
+            keep_routing=value["keep_routing"],
+        )

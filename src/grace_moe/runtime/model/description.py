@@ -1,0 +1,55 @@
+"""What a model's folder says of the model without its weights: configuration and tokenizer. No code of the folder is ever run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from grace_moe.errors import ModelError
+from grace_moe.runtime.model.reading import read_model_json, reading
+
+_KNOWN = "use a model that Transformers knows"
+
+
+def load_config(path: str) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError: no model there, one that needs code of its own, or not a Mixture-of-Experts.
+    """
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise ModelError(f"{path}: no such folder; give a model folder or hub id")
+    if Path(path, "config.json").exists():
+        read_model_json(Path(path, "config.json"))  # within bounds, which Transformers does not keep
+    with reading(path, "config.json", "give a model folder or hub id"):
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise ModelError(f"{path}: config.json: auto_map: the model needs code of its own, which is not run; {_KNOWN}") from error
+            raise
+        num_experts_of(config, path)
+    return config
+
+
+def num_experts_of(config: Any, path: str = "model") -> int:
+    """Experts in each MoE layer. Raises ModelError for a model that has none."""
+    text = config.get_text_config()
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 1:
+            return value
+    raise ModelError(f"{path}: config.json: {config.model_type!r} has no experts; give a Mixture-of-Experts model")
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer. Raises ModelError where there is none, or one that needs code of its own."""
+    with reading(path, "tokenizer", "add the model's own tokenizer files"):
+        try:
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise ModelError(f"{path}: tokenizer: auto_map: it needs code of its own, which is not run; {_KNOWN}") from error
+            raise

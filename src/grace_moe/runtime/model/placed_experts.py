@@ -1,0 +1,83 @@
+"""The experts of a rank's own slots, as the parameters of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers.distributed.expert_parallel import ExpertParallelLayer
+
+from grace_moe.errors import MismatchError, ModelError
+from grace_moe.runtime.dispatch.route import LayerRoute
+from grace_moe.runtime.model.load_under_way import load_under_way
+from grace_moe.runtime.model.parameter_names import layer_number
+from grace_moe.runtime.model.session import ExpertParallelSession
+
+_SESSION = "_grace_session"
+_LAYER = "_grace_layer_id"
+
+
+def assign_layer(experts: torch.nn.Module, session: ExpertParallelSession, layer_id: int) -> None:
+    """Make the module the experts of one layer of the session."""
+    setattr(experts, _SESSION, session)
+    setattr(experts, _LAYER, layer_id)
+
+
+def session_of(experts: torch.nn.Module) -> ExpertParallelSession:
+    """The session that the module was assigned to. Raises ModelError where it never was."""
+    session: ExpertParallelSession | None = getattr(experts, _SESSION, None)
+    if session is None:
+        raise ModelError(
+            'ep_implementation="grace" needs ep_plan to name "grace_experts": load with grace_moe.runtime.model.loading.load_model'
+        )
+    return session
+
+
+def route_of(experts: torch.nn.Module) -> LayerRoute:
+    """The route of the layer that the module was assigned to."""
+    return session_of(experts).routes[getattr(experts, _LAYER)]
+
+
+def experts_by_layer(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
+    """The experts modules of any model of Transformers, by the layer's own number."""
+    found = ((name, module) for name, module in model.named_modules() if name.endswith(".experts") and hasattr(module, "num_experts"))
+    return {layer_number(name): module for name, module in found}
+
+
+def placed_experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, LayerRoute]]:
+    """Each experts module of a loaded model, with its route."""
+    for module in model.modules():
+        if hasattr(module, _SESSION):
+            yield module, route_of(module)
+
+
+class PlacedExperts(ExpertParallelLayer):
+    """Parameter style: a rank keeps the experts of its own slots, in slot order.
+
+    A rank without experts in a layer keeps one spare slot that no token is sent to: Transformers' loader and FSDP take
+    no empty parameters.
+    """
+
+    def validate_param(self, module: torch.nn.Module, param: str, mesh: Any, parameter_name: str | None = None) -> None:
+        """Note which layer the module is: the seam names it here and nowhere else."""
+        session = load_under_way().session
+        assert session is not None, "only a placed model's plan names this style"
+        layer_id = layer_number(parameter_name or "")
+        if layer_id not in session.routes:
+            raise MismatchError(f"placement: layers: layer {layer_id} of the model is not placed; plan on a trace of this model")
+        assign_layer(module, session, layer_id)
+
+    def shard_param(self, module: torch.nn.Module, param: str, mesh: Any) -> None:
+        """Shrink one parameter `[experts, ...]` to this rank's slots."""
+        full = module._parameters.get(param)
+        if full is None:
+            return
+        route = route_of(module)
+        placed = route.slot_of_DE.shape[1]
+        if full.shape[0] != placed:
+            raise MismatchError(f"placement: num_experts: {placed} placed, the model has {full.shape[0]}; plan on its own trace")
+        slots = max(1, len(route.local_experts))
+        local = torch.empty((slots, *full.shape[1:]), dtype=full.dtype, device=full.device)
+        module._parameters[param] = torch.nn.Parameter(local, requires_grad=full.requires_grad)
+        module.num_experts = slots  # type: ignore[assignment]
