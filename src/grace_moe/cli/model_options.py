@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from grace_moe.engines import Hints, ModelShape, read_model_shape
-from grace_moe.errors import UsageError
+from grace_moe.errors import UsageError, printable
 
 MAX_LAYER = 9_999
 
@@ -52,7 +52,7 @@ def read_hints(
             num_hidden_layers=known.num_hidden_layers if num_hidden_layers is None else num_hidden_layers,
             layer_ids=known.layer_ids if layers is None else layer_numbers("--layers", layers),
             skip_tokens=skip_tokens,
-            model=name or folder,
+            model=name or printable(folder),
             dataset=dataset,
         ),
         shape,

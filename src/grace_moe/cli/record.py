@@ -12,6 +12,7 @@ from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.engines.vllm_recording import record_with_vllm
+from grace_moe.errors import printable
 from grace_moe.runtime import require_runtime
 from grace_moe.trace import RecordingSizes, RoutingTrace, skew
 
@@ -53,7 +54,7 @@ def record(
 ) -> None:
     """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
     contents = [read_text(path) for path in texts]
-    named = {"name": Path(model).name, "dataset": ", ".join(p.name for p in texts)}
+    named = {"name": printable(Path(model).name), "dataset": printable(", ".join(p.name for p in texts))}
     sizes = RecordingSizes(requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, dtype=dtype)
     by = _by_vllm if engine == "vllm" else _by_transformers
     trace, made, bytes_of_expert = by(model, contents, named, sizes)

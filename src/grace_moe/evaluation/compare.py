@@ -66,13 +66,24 @@ class Comparison:
     planned_on: RoutingTrace
     measured_on: RoutingTrace
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers should know: layers that they leave out."""
+        recorded = self.rows[0].evaluation.recorded
+        missing = [str(layer_id) for layer_id, found in zip(self.measured_on.layer_ids, recorded, strict=True) if not found]
+        if not missing:
+            return ()
+        layers = f"layer{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        return (f"{self.measured_on.source}: nothing was recorded of {layers}: left out of all means.",)
+
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of `grace-moe compare --json`."""
+        """The JSON of `grace-moe compare --json` (docs/metrics.md); `notes` only where there are any."""
         return {
             "rows": [row.to_dict(self.topology) for row in self.rows] + [refusal.to_dict() for refusal in self.refused],
             "topology": self.topology.shape,
             "trace": _identity(self.planned_on),
             "eval": _identity(self.measured_on),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def require(self, *methods: str) -> None:

@@ -29,7 +29,7 @@ def check_budget(wanted: int, file_bytes: int, *, kind: type[InputFileError], so
     allowed = budget_of(file_bytes)
     if wanted > allowed:
         problem = f"asks for {_mebibytes(wanted)} of memory, and a file of {file_bytes} bytes gets {_mebibytes(allowed)}"
-        raise kind(source, field, problem, "is it the right file? If so, write it without compression, or split it")
+        raise kind(source, field, problem, "is it the right file? If so, write it uncompressed and indented, or split it")
 
 
 def _mebibytes(size: int) -> str:
