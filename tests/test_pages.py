@@ -83,12 +83,15 @@ def test_every_folder_of_the_house_has_a_sentence():
     assert {name for name in told if not name.endswith(".py")} == folders
 
 
-@pytest.mark.parametrize("page", ["how-it-works.md", "method.md"])
-def test_files_of_the_package_that_a_page_names_exist(page):
+@pytest.mark.parametrize(
+    ("page", "below"), [("how-it-works.md", ""), ("method.md", ""), ("planner.md", "planning/grace"), ("runtime.md", "runtime")]
+)
+def test_files_of_the_package_that_a_page_names_exist(page, below):
     names = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?|[a-z_]+\.py)`", (ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert names
+    package = ROOT / "src" / "grace_moe"
     for name in names:
-        assert (ROOT / "src" / "grace_moe" / name).exists() or (ROOT / name).exists(), name
+        assert any((home / name).exists() for home in (package / below, package, ROOT)), name
 
 
 def test_every_page_of_results_is_listed_with_its_script():
