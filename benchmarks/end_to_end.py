@@ -22,6 +22,7 @@ from grace_moe import Topology, plan
 from grace_moe.embedded import embedded_model, embedded_texts
 from grace_moe.runtime.job.generation import GenerationOptions
 from grace_moe.runtime.job.job import Job, RunSpec
+from grace_moe.runtime.job.launch import hand_over
 from grace_moe.runtime.job.recording import record_trace, requests_from_text
 from grace_moe.runtime.job.results import RunResult, load_results
 from grace_moe.runtime.model.description import load_tokenizer
@@ -69,13 +70,14 @@ def main() -> None:
 
 def run(job: Job, folder: Path, rate: str) -> tuple[tuple[RunResult, ...], str]:
     """The job on ranks in namespaces, as `grace-moe run --local` would run it without."""
-    job.save(folder / "job.json")
     with nodes(rate) as (prefixes, link):
         ranks = []
         for rank in range(RANKS):
             environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), OMP_NUM_THREADS="1")
             worker = [*prefixes[rank * NODES // RANKS], sys.executable, "-m", "grace_moe.runtime.job.worker", str(folder)]
-            ranks.append(subprocess.Popen(worker, env=environment))
+            ranks.append(subprocess.Popen(worker, env=environment, stdin=subprocess.PIPE, bufsize=0))
+        for process in ranks:
+            hand_over(job, process)
         finish(ranks)
     return load_results(folder), link
 

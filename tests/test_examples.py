@@ -18,5 +18,5 @@ def test_examples_give_what_they_show(name):
 
 
 def test_what_the_readme_shows_has_examples():
-    homes = ("placement.model", "topology.model", "trace.model", "evaluation.replay", "evaluation.compare")
+    homes = ("placement.model", "topology.model", "trace.model", "evaluation.replay", "evaluation.compare", "planning.planner")
     assert {"grace_moe", *(f"grace_moe.{home}" for home in homes)} <= set(WITH_EXAMPLES)

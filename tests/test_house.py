@@ -38,6 +38,8 @@ HEAVY = {
 
 INNER = {
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
+    "grace_moe.engines.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
+    "grace_moe.runtime.job.worker:main": "the launcher is watched before torch is imported",
 }
 """Other functions that may import, and why."""
 
@@ -48,13 +50,10 @@ OPEN_FUNCTIONS = {
     for name in (
         "planning.grace.search.nodes:_anneal",
         "planning.grace.search.devices:_swap",
-        "planning.planner:plan",
         "choice.cover:token_cost",
         "choice.cover:_smallest",
-        "engines.vllm_recording:record_with_vllm",
     )
 }
-OPEN_LINES = 2
 
 
 def test_files_are_short_enough_to_read():
@@ -69,7 +68,7 @@ def test_most_files_are_short():
 def test_functions_are_short():
     assert {f.name for f in functions() if f.lines > MOST_FUNCTION_LINES} <= OPEN_FUNCTIONS
     lengths = sorted(f.lines for f in functions())
-    assert lengths[int(0.95 * len(lengths))] <= USUAL_FUNCTION_LINES + OPEN_LINES
+    assert lengths[int(0.95 * len(lengths))] <= USUAL_FUNCTION_LINES
 
 
 def test_functions_take_few_parameters():

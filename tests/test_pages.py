@@ -1,5 +1,6 @@
 """The pages that ship with the source: their links lead somewhere, their snippets run, and what they name exists."""
 
+import importlib
 import re
 import statistics
 from pathlib import Path
@@ -82,12 +83,15 @@ def test_every_folder_of_the_house_has_a_sentence():
     assert {name for name in told if not name.endswith(".py")} == folders
 
 
-@pytest.mark.parametrize("page", ["how-it-works.md", "method.md"])
-def test_files_of_the_package_that_a_page_names_exist(page):
+@pytest.mark.parametrize(
+    ("page", "below"), [("how-it-works.md", ""), ("method.md", ""), ("planner.md", "planning/grace"), ("runtime.md", "runtime")]
+)
+def test_files_of_the_package_that_a_page_names_exist(page, below):
     names = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?|[a-z_]+\.py)`", (ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert names
+    package = ROOT / "src" / "grace_moe"
     for name in names:
-        assert (ROOT / "src" / "grace_moe" / name).exists() or (ROOT / name).exists(), name
+        assert any((home / name).exists() for home in (package / below, package, ROOT)), name
 
 
 def test_every_page_of_results_is_listed_with_its_script():
@@ -107,4 +111,28 @@ def test_bench_runs_scripts_that_exist():
         assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
 
 
-OPEN = {"planner.md"}
+def cited(pattern):
+    """(module, match) of a pattern in the package's source."""
+    return [(module, match) for module, path in modules().items() for match in re.findall(pattern, path.read_text(encoding="utf-8"))]
+
+
+def test_pages_that_the_source_cites_exist():
+    for module, (page, anchor) in cited(r"((?:docs|benchmarks)/[\w/-]+\.(?:md|py))(?:#([\w-]+))?"):
+        assert (ROOT / page).exists() or page in OPEN, (module, page)
+        if anchor and page not in OPEN:
+            assert anchor in anchors(ROOT / page), (module, page, anchor)
+
+
+def test_the_source_cites_only_pages_that_ship():
+    assert cited(r"METHOD\.md|DESIGN\.md|STYLE\.md") == []
+
+
+def test_modules_that_docstrings_name_exist():
+    """`choice.joint`, `evaluation.Evaluation`: from the package's root."""
+    rooms = "|".join(sorted({name.split(".")[1] for name in modules() if "." in name}))
+    for module, name in cited(rf"`((?:{rooms})(?:\.\w+)+)`"):
+        home, _, last = f"grace_moe.{name}".rpartition(".")
+        assert f"{home}.{last}" in modules() or hasattr(importlib.import_module(home), last), (module, name)
+
+
+OPEN = {"docs/metrics.md"}

@@ -1,6 +1,6 @@
 """Every error that a user can cause, with the exit code of its kind.
 
-    GraceError                  1   base; also what went wrong without a kind of its own
+    GraceError                  1   base; also errors without a kind of their own
     ├── UsageError              2   options that don't go together, values out of range
     ├── InputFileError          3   a file that can't be read as what it should be
     │   ├── TraceError          3

@@ -157,6 +157,8 @@ def test_plan_takes_options_of_the_method_and_notes_what_has_no_effect(call, tra
     assert Placement.load("plan.json").provenance["options"]["r"] == 0.15
     _, out, _ = call("plan", trace, "--topology", "2x2", "--method", "linear", "--redundancy", "2", "-o", "plan.json")
     assert "note: redundancy 2.0 has no effect" in out
+    _, out, _ = call("plan", trace, "--topology", "2x2", "--method", "eplb", "--redundancy", "auto", "-o", "plan.json")
+    assert "note: redundancy auto became 1.00: 4 slots on each of 4 devices" in out
 
 
 def test_several_traces_weigh_the_same(call, trace, folder):
@@ -360,6 +362,7 @@ FAILURES = [
     (2, "compare TRACE --topology 2x2 --methods=", "--methods: method '' is unknown"),
     (2, "plan TRACE --topology 2x2 --redundancy 0.5", "redundancy 0.5 is out of range; use 1"),
     (2, "plan TRACE --topology 2x2 --redundancy nan", "redundancy nan is out of range"),
+    (2, "plan TRACE --topology 2x2 --redundancy many", "'many' is neither a number nor auto"),
     (
         2,
         "plan TRACE --topology 2x2 --slots-per-device 3",

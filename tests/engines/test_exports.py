@@ -53,10 +53,12 @@ def test_sglang_refuses_a_layer_that_the_model_has_not():
         EXPORTERS["sglang"](SLOTS, Hints(num_hidden_layers=3), ())
 
 
-def test_sglang_takes_rows_in_order_for_dense_layers(tmp_path):
+def test_sglang_takes_rows_in_order_for_layers_as_any_others(tmp_path):
     path = tmp_path / "location.json"
     path.write_bytes(EXPORTERS["sglang"](SLOTS, HINTS, ()).data)
-    assert MAP_IMPORTERS["sglang"](path, 2, Hints()).layer_ids == (3,)  # layer 1 happens to be in order
+    every = MAP_IMPORTERS["sglang"](path, 2, Hints())  # layer 1 has a plan that happens to be in order
+    assert every.layer_ids == (0, 1, 2, 3, 4)
+    assert every.notes == ("4 rows in order, first [0]: taken as layers with experts; if some are dense, --model or --layers says so",)
     assert MAP_IMPORTERS["sglang"](path, 2, HINTS).layer_ids == (1, 3)
 
 
@@ -123,8 +125,12 @@ BROKEN = [
     ("tensorrt-llm", b"a: [", "not valid YAML"),
     ("tensorrt-llm", b"num_slots: &a [1]\ninitial_global_assignments: *a\n", "references are not taken"),
     ("tensorrt-llm", b"num_slots: !!python/object/apply:os.system [id]\n", "not valid YAML"),
-    ("vllm-ascend", b'{"moe_layer_count": 2, "layer_list": [{}]}', "not moe_layer_count layers"),
-    ("vllm-ascend", b'{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_list": [{}]}]}', "not layer 0 with 2 devices"),
+    ("vllm-ascend", b'{"moe_layer_count": 2, "layer_list": [{}]}', "1 layers, not moe_layer_count 2"),
+    (
+        "vllm-ascend",
+        b'{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_list": [{}]}]}',
+        "1 devices, and not the 2 of the topology",
+    ),
     (
         "vllm-ascend",
         b'{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_list": [{"device_id": 0, "device_expert": [0]}, {"device_id": 1}]}]}',

@@ -43,6 +43,20 @@ def test_a_bytearray_of_gigabytes_is_refused_by_name(tmp_path):
     refused(path, r"names __builtin__\.bytearray")
 
 
+def test_members_that_another_reader_could_take_for_others_are_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"a": 1}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("A/DATA.PKL", b"")
+    refused(path, "a name is there twice")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data + bytes(1000))
+    refused(path, "compressed, or a name is there twice")
+
+
 def test_a_view_of_one_number_is_refused(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"logical_count": torch.zeros(1, dtype=torch.int32).expand(1000, 1000, 1000)}, path)

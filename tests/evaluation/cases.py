@@ -62,6 +62,8 @@ def cases(draw):
         tokens, layers, k
     )
     ids[generator.random(ids.shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = -1
+    if draw(st.booleans()):
+        ids[:, 0] = -1  # a layer that was not recorded
     trace = RoutingTrace(
         topk_ids=ids,
         num_experts=experts,

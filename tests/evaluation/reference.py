@@ -1,5 +1,8 @@
 """A slow, obvious replay: one token, one expert, one device at a time, from the definitions of docs/metrics.md."""
 
+import math
+import statistics
+
 import numpy as np
 
 from grace_moe.choice import choice_table
@@ -25,7 +28,7 @@ def reference_steps(requests, phase):
 
 
 def reference(placement: Placement, trace: RoutingTrace, *, seed=0, passes=()):
-    """Every number of docs/metrics.md, one token, one expert, one device at a time. Copies and pairs by phase: [prefill, decode]."""
+    """Counts of every layer, one token, one expert, one device at a time. Copies and pairs by phase: [prefill, decode]."""
     topology = placement.topology
     members = [list(topology.devices_of_node(n)) for n in range(topology.num_nodes)]
     node_of = {device: n for n, devices in enumerate(members) for device in devices}
@@ -105,3 +108,87 @@ def reference(placement: Placement, trace: RoutingTrace, *, seed=0, passes=()):
             batches = range(max(steps.values()) + 1)
             result["active"].append([max((len(experts) for experts in active.get(b, {}).values()), default=0) for b in batches])
     return result
+
+
+BATCH_TOKENS, ROW_BYTES, PAIRS_PER_SECOND = 32_768, 4096, 8e6
+
+
+def mean(values):
+    values = list(values)
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def reference_metrics(placement: Placement, trace: RoutingTrace, counts) -> dict:
+    """Every metric by its JSON name, from the counts of `reference`: means over the layers that have any pair."""
+    layers = [layer for layer, load in enumerate(counts["load"]) if any(load)]
+    chose = [any(expert >= 0 for row in token for expert in row) for token in trace.topk_ids.tolist()]
+    tokens = max(1, sum(chose))
+
+    def copies(name):
+        return mean(counts[name][layer] for layer in layers) / tokens
+
+    loads = [counts["load"][layer] for layer in layers]
+    found = {
+        "cross_node_copies": copies("cross"),
+        "intra_node_copies": copies("intra"),
+        "flat_copies": copies("flat"),
+        "flat_cross_node_copies": copies("flat_cross"),
+        "pair_copies": copies("pairs"),
+        "pair_cross_node_copies": copies("pairs_cross"),
+        "load_max_over_mean": mean(max(load) / mean(load) for load in loads),
+        "load_std_over_mean": mean(statistics.pstdev(load) / mean(load) for load in loads),
+        "idle_fraction": mean(1 - mean(load) / max(load) for load in loads),
+        "active_experts_max": None,
+    }
+    phases = [0] * trace.num_tokens if trace.phase is None else trace.phase.tolist()
+    if any(phases):
+        by_layer = [[most for most in batches if most] for batches in counts["active"]]
+        found["active_experts_max"] = mean(mean(most) for most in by_layer if most)
+    in_phase = [sum(c for c, p in zip(chose, phases, strict=True) if p == phase) for phase in (0, 1)]
+    for phase, name in enumerate(("prefill", "decode")):
+        seen = [layer for layer in range(len(counts["load"])) if any(counts["phase_load"][layer][phase])]
+        found[f"{name}_cross_node_copies"] = found[f"{name}_load_max_over_mean"] = None
+        if all(in_phase):
+            found[f"{name}_cross_node_copies"] = mean(counts["phase_cross"][layer][phase] for layer in seen) / in_phase[phase]
+            of_phase = [counts["phase_load"][layer][phase] for layer in seen]
+            found[f"{name}_load_max_over_mean"] = mean(max(load) / mean(load) for load in of_phase)
+    every = range(placement.topology.num_devices)
+    held = [[sum(device in devices for devices in layer.devices_of_expert) for device in every] for layer in placement.layers]
+    found["slots_total_over_experts"] = mean(sum(slots) for slots in held) / placement.num_experts
+    found["slots_max_per_device"] = max(max(slots) for slots in held)
+    return found | _reference_times(placement, counts, layers, loads, tokens)
+
+
+def _reference_times(placement: Placement, counts, layers, loads, tokens) -> dict:
+    """The modelled time of a layer, link by link."""
+    topology = placement.topology
+    members = [list(topology.devices_of_node(n)) for n in range(topology.num_nodes)]
+    scale = BATCH_TOKENS / tokens
+
+    def stage(name, link, receiver):
+        seconds = []
+        for layer in layers:
+            sends, takes_in = [0.0] * topology.num_devices, [0.0] * topology.num_devices
+            for sender, row in enumerate(counts[name][layer]):
+                for column, number in enumerate(row):
+                    if number:
+                        time = number * scale * ROW_BYTES / link.bandwidth_bytes_per_s
+                        sends[sender] += time
+                        takes_in[receiver(sender, column)] += time
+            longest = max(*sends, *takes_in, 0.0)
+            seconds.append(longest + link.latency_s if longest else 0.0)
+        return mean(seconds)
+
+    node_of = {device: n for n, devices in enumerate(members) for device in devices}
+    local = {device: devices.index(device) for devices in members for device in devices}
+    dispatch = stage("cross_links", topology.cross_node, lambda d, n: members[n][local[d] % len(members[n])])
+    dispatch += stage("intra_links", topology.intra_node, lambda d, rank: members[node_of[d]][rank])
+    compute = mean(mean(load) for load in loads) * scale / PAIRS_PER_SECOND
+    idle = mean(max(load) for load in loads) * scale / PAIRS_PER_SECOND - compute
+    return {
+        "modelled_layer_time": 2 * dispatch + compute + idle,
+        "modelled_dispatch_time": dispatch,
+        "modelled_compute_time": compute,
+        "modelled_combine_time": dispatch,
+        "modelled_idle_time": idle,
+    }

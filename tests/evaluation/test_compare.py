@@ -2,12 +2,16 @@
 
 import importlib
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from grace_moe import compare, evaluate
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation import METRICS
+from grace_moe.report import comparison_table
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
@@ -68,7 +72,7 @@ def test_it_is_refused_before_anything_is_planned(monkeypatch):
 def test_limits_reach_every_plan():
     """A device of 1,000 bytes holds 5 experts of 100 bytes in each of two layers: four of them hold 20, not 1.25 x 16."""
     small = Topology.from_dict({"nodes": [{"devices": [{"memory_bytes": 1000}] * 2}] * 2})
-    methods = ("linear", "eplb", "grace_paper")
+    methods = ("linear", "eplb", "biased")
     for row in compare(TRACE, small, methods=methods, expert_bytes=100).rows:
         assert row.placement.provenance["options"]["expert_bytes"] == 100
         assert row.evaluation.slots_max_per_device <= 5
@@ -100,3 +104,17 @@ def test_where_no_method_can_plan_the_first_reason_is_raised():
 def test_an_unknown_method_is_refused():
     with pytest.raises(UsageError, match="method 'best' is unknown; use one of grace, "):
         compare(TRACE, TOPOLOGY, methods=("best",))
+
+
+def test_layers_that_were_not_recorded_are_named():
+    ids = np.concatenate([TRACE.topk_ids, np.full_like(TRACE.topk_ids[:, :1], -1)], axis=1)
+    trace = replace(TRACE, topk_ids=ids, layer_ids=(3, 4, 7))
+    comparison = compare(trace, TOPOLOGY, methods=("linear",))
+    (note,) = comparison.to_dict()["notes"]
+    assert note.endswith("nothing was recorded of layer 7: left out of all means.")
+    assert "notes" not in compare(TRACE, TOPOLOGY, methods=("linear",)).to_dict()
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(comparison_table(comparison))
+    assert note in shown.get()
+    assert comparison.rows[0].evaluation.to_dict() == compare(TRACE, TOPOLOGY, methods=("linear",)).rows[0].evaluation.to_dict()

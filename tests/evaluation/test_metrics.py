@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from grace_moe.cost.layer_time import modelled_layer_time
 from grace_moe.evaluation import METRICS, evaluate
 
 from .cases import placement_of, topology_of, trace_of
@@ -68,3 +69,23 @@ def test_an_empty_trace_costs_nothing():
     numbers = got.to_dict()
     assert tuple(numbers) == METRICS
     assert {name for name, value in numbers.items() if value not in (0, None)} == {"slots_total_over_experts", "slots_max_per_device"}
+
+
+def test_what_was_not_recorded_is_left_out():
+    """Layer 1 has no pair, and token 1 no choice: the numbers are those of layer 0 and the other two tokens."""
+    topology = topology_of([1, 1])
+    layer = [[0], [1]]
+    whole = evaluate(placement_of(topology, layer), trace_of([[[1]], [[1]]], 2, request_ids=np.array([0, 1], np.int32)))
+    requests, ids = np.array([0, 0, 1], np.int32), [[[1], [-1]], [[-1], [-1]], [[1], [-1]]]
+    partly = evaluate(placement_of(topology, layer, layer), trace_of(ids, 2, request_ids=requests))
+    assert partly.recorded.tolist() == [True, False]
+    assert partly.num_tokens == 2
+    assert partly.to_dict() == whole.to_dict()
+    assert (whole.cross_node_copies, whole.load_max_over_mean) == (0.5, 2)
+    assert modelled_layer_time(partly, topology) == modelled_layer_time(whole, topology)
+
+
+def test_decode_steps_without_a_pair_are_left_out():
+    """One device of two experts: step 0 uses both, step 1 was not recorded."""
+    trace = trace_of([[[0, 1]], [[-1, -1]]], 2, request_ids=np.zeros(2, np.int32), phase=np.ones(2, np.uint8))
+    assert evaluate(placement_of(topology_of([1]), [[0], [0]]), trace).active_experts_max == 2

@@ -14,7 +14,7 @@ from grace_moe.trace import synthetic_trace
 
 @pytest.fixture(scope="module")
 def trace():
-    return synthetic_trace(tokens=1500, experts=16, top_k=3, clusters=4, affinity=0.9, skew=0.7, requests=40, seed=3)
+    return synthetic_trace(tokens=600, experts=16, top_k=3, clusters=4, affinity=0.9, skew=0.7, requests=40, seed=3)
 
 
 def test_the_frontier_is_what_nothing_beats(trace):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from grace_moe.placement import LayerPlacement, even_weights
@@ -123,8 +123,7 @@ def test_planning_again_does_not_know_names_either(case):
         ),
     )
     loads = [np.bincount(second.topk_ids[:, layer].ravel(), minlength=trace.num_experts) for layer in range(2)]
-    if any((load == 0).sum() > 1 for load in loads):
-        return  # experts that never fire are told apart by number only
+    assume(all((load == 0).sum() <= 1 for load in loads))  # experts that never fire are told apart by number only
     before = plan(second, topology, "grace", start=start, **QUICK)
     after = plan(relabelled(second, names, generator), topology, "grace", start=other_start, **QUICK)
     same_by_other_names(before, after, names)

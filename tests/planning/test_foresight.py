@@ -115,6 +115,23 @@ def test_draws_of_replicas_make_days_differ():
     assert peaks.mean() == pytest.approx(1 + 0.564 * 2 / 8, abs=0.04)
 
 
+def test_a_fast_device_may_carry_more():
+    """Every request puts 2 on a device of speed 2 and 1 on one of speed 1: even on every day."""
+    fast = Topology.from_dict({"nodes": [{"devices": [{"relative_speed": 2.0}, {"relative_speed": 1.0}]}]})
+    none = np.zeros(8, np.int64)
+    assert peaks_of_days(np.tile([2.0, 1.0], (8, 1, 1)), np.zeros((1, 2)), fast, none, none, 0) == pytest.approx(np.ones(DAYS))
+
+
+def test_days_stray_as_two_samples_of_requests_do():
+    """Each of 100 requests loads one of two devices. The share of a day has the variance 2 * 0.25 / 100: the trace is a sample, and the
+    day is another. The busiest carries 1 + 2 * sqrt(2 / pi) deviations of the mean; with one sample's variance it would be 1.080."""
+    loads = np.zeros((100, 1, 2))
+    loads[np.arange(100), 0, np.arange(100) % 2] = 1.0
+    none = np.zeros(100, np.int64)
+    peaks = np.concatenate([peaks_of_days(loads, np.zeros((1, 2)), Topology.parse("1x2"), none, none, seed) for seed in range(10)])
+    assert peaks.mean() == pytest.approx(1 + 2 * (2 / np.pi) ** 0.5 * (0.5 / 100) ** 0.5, abs=0.01)
+
+
 def test_doubt_makes_the_busiest_busier_and_placement_of_requests_takes_it_away():
     """Requests load device 0 or device 1: even in the mean, not on a day; where each kind has its node, every day is the mean."""
     kinds = np.arange(10) % 2

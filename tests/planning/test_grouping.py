@@ -146,5 +146,16 @@ def test_no_knee(monkeypatch, curve):
     assert knee_ratio([]) is None
 
 
-def test_knee_of_a_real_draft_is_a_candidate_or_none():
-    assert knee_ratio([flat_draft(AFFINITY, [16] * 4, seed=0)]) in (None, *knee.CANDIDATES)
+def test_the_knee_is_where_the_dense_group_is_whole():
+    """Groups of 10, 12, 5 and 5 of 32 experts, E = 8. The 10 have most of the affinity and need d = 2; from there on U gains little."""
+    device = np.repeat(range(4), (10, 12, 5, 5))
+    affinity = np.where(device[:, None] == device, np.array([100, 5, 50, 50])[device], 1).astype(np.int64)
+    np.fill_diagonal(affinity, 0)
+    assert knee_ratio([flat_draft(affinity, [32] * 4, seed=0)]) == 0.2  # the least that rounds 8 r to 2
+
+
+def test_a_curve_of_one_point_has_no_knee():
+    """Sizes 5, 3, 4 and 4 are within d = 1, the least that any ratio gives."""
+    draft = flat_draft(AFFINITY, [16] * 4, seed=0)
+    assert len(set(utilisation_curve([draft])[0])) == 1
+    assert knee_ratio([draft]) is None

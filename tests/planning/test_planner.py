@@ -1,3 +1,4 @@
+import inspect
 import os
 import subprocess
 import sys
@@ -80,6 +81,46 @@ def test_progress_is_reported_layer_by_layer():
 def test_errors_name_the_mend(arguments, message):
     with pytest.raises(UsageError, match=message):
         plan(TRACE, TOPOLOGY, **arguments)
+
+
+def test_redundancy_that_is_rounded_to_whole_slots_says_to_what():
+    """12 experts on 4 devices: 13.2 slots are 4 a device, 16 in all."""
+    for method in ("eplb", "grace"):
+        said = "redundancy 1.1 became 1.33: 4 slots on each of 4 devices"
+        assert said in plan(TRACE, TOPOLOGY, method, redundancy=1.1).provenance["notes"]
+        assert not any("became" in note for note in plan(TRACE, TOPOLOGY, method, redundancy=4 / 3).provenance["notes"])
+
+
+@pytest.mark.parametrize(("experts", "shape", "slots"), [(12, "2x2", 3), (13, "2x2", 4), (3, "2x2", 1)])
+def test_auto_redundancy_is_the_least_that_fits(experts, shape, slots):
+    trace = synthetic_trace(tokens=100, experts=experts, top_k=2)
+    placement = plan(trace, Topology.parse(shape), "eplb", redundancy="auto")
+    assert (placement.slots_per_device() == slots).all()
+    assert placement.provenance["options"]["redundancy"] == "auto"
+    assert any(note.startswith(f"redundancy auto became {slots * 4 / experts:.2f}: {slots} slot") for note in placement.provenance["notes"])
+    assert plan(trace, Topology.parse(shape), "linear", redundancy="auto").provenance["notes"] == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fewer_experts_than_devices_are_placed_or_refused(method):
+    trace = synthetic_trace(tokens=100, experts=3, top_k=2)
+    if method == "grace_paper":
+        with pytest.raises(UsageError, match="3 experts on 4 devices: groups need an expert each; use fewer devices, or method eplb"):
+            plan(trace, TOPOLOGY, method)
+    else:
+        assert plan(trace, TOPOLOGY, method).slots_total_over_experts >= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_option_of_a_method_is_an_argument_of_plan(method):
+    """Else `plan` could not hand it on; the command line refuses such names by the same signature."""
+    own = plan(TRACE, TOPOLOGY, method).provenance["options"].keys() - {"redundancy", "slots_per_device", "expert_bytes"}
+    assert not own & inspect.signature(plan).parameters.keys()
+
+
+def test_a_trace_without_tokens():
+    with pytest.raises(UsageError, match=r"synthetic trace: the trace has no tokens; record some, or select others"):
+        plan(synthetic_trace(tokens=0, experts=4, top_k=2), TOPOLOGY, "linear")
 
 
 def test_a_trace_without_layers():

@@ -23,6 +23,7 @@ def clique(members, weight):
     ("experts", "groups", "ratio", "bounds"),
     [
         (64, 4, 0.15, (14, 18)),  # E = 16, d = round(2.4) = 2
+        (64, 4, 0.16, (13, 19)),  # d = round(2.56) = 3
         (64, 4, 0.0, (15, 17)),  # d is at least 1
         (64, 4, 1.0, (1, 32)),  # at least 1 expert
         (10, 4, 0.5, (1, 3)),  # E = floor(2.5) = 2, d = 1

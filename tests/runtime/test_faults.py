@@ -14,10 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import grace_moe.embedded
+from grace_moe.cli import main
 from grace_moe.errors import MismatchError, ModelError, RankError
 from grace_moe.runtime.job.generation import GenerationOptions
 from grace_moe.runtime.job.job import Job, RunSpec
-from grace_moe.runtime.job.launch import run_local
+from grace_moe.runtime.job.launch import rank_environment, run_local
 
 from .conftest import contiguous, make_model, placement_of, requests_of
 
@@ -32,9 +33,9 @@ def make_job(model, tmp_path, shape="1x2", devices=2, **options):
     return Job(model=str(model), requests=requests_of([4, 4]), options=options, runs=(run,))
 
 
-def workers() -> list[int]:
-    """Rank processes that this test process started, in rank order."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True).stdout
+def workers(parent: int) -> list[int]:
+    """Rank processes that a process started, in rank order."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=False).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.job.worker" in line]
 
 
@@ -54,7 +55,7 @@ def test_a_killed_rank_is_named_and_nothing_is_left(tiny_model, tmp_path):
     def kill_rank_1():
         started.wait(60)
         time.sleep(3)  # into the forward passes
-        os.kill(workers()[1], signal.SIGKILL)
+        os.kill(workers(os.getpid())[1], signal.SIGKILL)
         killed_at.append(time.monotonic())
 
     thread = threading.Thread(target=kill_rank_1)
@@ -63,7 +64,7 @@ def test_a_killed_rank_is_named_and_nothing_is_left(tiny_model, tmp_path):
         run_local(job, 2, on_status=lambda _: started.set())
     thread.join()
     assert time.monotonic() - killed_at[0] < 60
-    assert workers() == []
+    assert workers(os.getpid()) == []
 
 
 def test_topology_that_does_not_match_the_ranks(tiny_model, tmp_path):
@@ -101,16 +102,28 @@ except RankError as error:
 """
 
 LOSE = """
-import os, sys
+import os, re, signal, sys, time
 from datetime import timedelta
+from pathlib import Path
 import torch, torch.distributed as dist
 from grace_moe.errors import RankError
 from grace_moe.runtime.dispatch.rank_groups import rank_device
 from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=20)) as member:
+        dist.all_reduce(torch.ones(1, device=rank_device()))
+        links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        own = {match[1] for match in map(re.compile("socket:.(\\d+).").fullmatch, links) if match}
+        rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+        print("listens on", *{row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in own}, flush=True)
         if member.rank == 1:
+            member.store.set("gone", "1")
             os._exit(9)
+        if member.rank == 2:  # far from any collective, and ended as torchrun ends the ranks that are left
+            while not member.store.check(["gone"]):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
         dist.all_reduce(torch.ones(1, device=rank_device()))
 except RankError as error:
     print(error)
@@ -119,9 +132,12 @@ except RankError as error:
 
 
 def start_rank(code, rank, world_size, path):
-    environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(path)],
+        env=rank_environment(rank, world_size),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -135,7 +151,7 @@ from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.ranks import joined, leave
 try:
     with joined(rendezvous_file=sys.argv[1], timeout=timedelta(seconds=60)) as member:
-        run_on_rank(Job.load(Path(sys.argv[1]).with_name(f"job{member.rank}.json")), member)
+        run_on_rank(Job.from_json(Path(sys.argv[1]).with_name(f"job{member.rank}.json").read_bytes()), member)
 except GraceError as error:
     print(error)
     leave(error.exit_code)
@@ -158,9 +174,9 @@ def test_ranks_that_were_told_different_things_all_say_so(tiny_model, tmp_path, 
         placement_of("2x1", (lambda e: (e % 2,)) if other and differs == "placement" else contiguous(2)).save(tmp_path / f"{rank}.json")
         dispatch = "hierarchical" if other and differs == "dispatch" else "flat"
         run = RunSpec(name="run", placement=str(tmp_path / f"{rank}.json"), dispatch=dispatch)
-        Job(model=str(tiny_model), requests=requests_of([4, 4]), options=GenerationOptions(new_tokens=1, batch_size=2), runs=(run,)).save(
-            tmp_path / f"job{rank}.json"
-        )
+        options = GenerationOptions(new_tokens=1, batch_size=2)
+        job = Job(model=str(tiny_model), requests=requests_of([4, 4]), options=options, runs=(run,))
+        (tmp_path / f"job{rank}.json").write_bytes(job.to_json())
     if differs == "dtype":
         half = "import torch, grace_moe.runtime.job.on_rank as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
         code = half + RUN
@@ -177,34 +193,51 @@ def test_a_rank_that_never_joins_is_named(tmp_path):
     assert "rank 0: rank 1 never joined within 2 s" in out
 
 
-def test_survivors_name_the_lost_rank(tmp_path):
-    """Without our launcher (as under torchrun), the ranks find out among themselves."""
-    processes = [start_rank(LOSE, rank, 3, tmp_path / "store") for rank in range(3)]
-    outputs = [p.communicate(timeout=60)[0] for p in processes]
-    for rank in (0, 2):
-        assert processes[rank].returncode == RankError.exit_code, outputs[rank]
-        assert f"rank {rank}: lost rank 1" in outputs[rank]
+@pytest.fixture(scope="module")
+def after_a_loss(device, tmp_path_factory):
+    """Exit codes and outputs of three ranks of which rank 1 dies and rank 2 is told to end; nobody launched them."""
+    store = tmp_path_factory.mktemp("lost") / "store"
+    processes = [start_rank(LOSE, rank, 3, store) for rank in range(3)]
+    outputs = [p.communicate(timeout=100)[0] for p in processes]
+    return [p.returncode for p in processes], outputs
 
 
-def test_ranks_leave_when_their_parent_is_killed(tiny_model, tmp_path):
-    """The launcher itself is killed: it can stop nobody, so the ranks watch it."""
-    make_job(tiny_model, tmp_path, new_tokens=100_000).save(tmp_path / "job.json")
+def test_survivors_name_the_lost_rank_and_no_other(after_a_loss):
+    codes, outputs = after_a_loss
+    assert codes == [RankError.exit_code, 9, 128 + signal.SIGTERM], outputs
+    assert "rank 0: lost rank 1 (" in outputs[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="no /proc")
+def test_local_ranks_listen_on_loopback_alone(after_a_loss):
+    for output in after_a_loss[1]:
+        assert output.splitlines()[0] == "listens on 0100007F"
+
+
+@pytest.mark.parametrize(("moment", "sent"), [("started", signal.SIGTERM), ("running", signal.SIGKILL)])
+def test_ranks_leave_with_their_launcher_and_take_the_folder_along(tiny_model, tmp_path, moment, sent):
+    """It can stop nobody: the ranks find out, before they import torch as well as in the middle of the work."""
+    (tmp_path / "job.json").write_bytes(make_job(tiny_model, tmp_path, new_tokens=100_000).to_json())
+    (tmp_path / "tmp").mkdir()
     code = (
         "import sys; from pathlib import Path; from grace_moe.runtime.job.job import Job; from grace_moe.runtime.job.launch import run_local\n"
-        "run_local(Job.load(Path(sys.argv[1])), 2, on_status=lambda _: print('running', flush=True))"
+        "run_local(Job.from_json(Path(sys.argv[1]).read_bytes()), 2, on_status=lambda _: print('running', flush=True))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "running\n"
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent.pid)], capture_output=True, text=True).stdout
-    ranks = [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.job.worker" in line]
-    assert len(ranks) == 2
-    parent.kill()
+    command = [sys.executable, "-c", code, str(tmp_path / "job.json")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")})
+    if moment == "running":
+        assert parent.stdout.readline() == "running\n"
+    while len(ranks := workers(parent.pid)) < 2:
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.send_signal(sent)
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and any(map(runs, ranks)):
-        time.sleep(0.2)
+        time.sleep(0.1)
     assert not any(map(runs, ranks))
+    assert list((tmp_path / "tmp").glob("grace-moe*")) == []
 
 
 def test_vanilla_needs_experts_that_divide(tiny_model, tmp_path):
@@ -237,3 +270,13 @@ def test_a_full_disk_costs_the_profile_and_not_what_was_generated(tmp_path, form
     assert result.returncode == 1, result.stderr
     assert "No space left on device" in result.stderr
     assert ("completions" if form else "hierarchical: ") in result.stdout
+
+
+def test_a_plan_without_one_of_the_models_layers_ends_with_the_code_of_a_mismatch(tmp_path, capsys):
+    """The rank refuses, and the launcher ends with the rank's own code."""
+    placement_of("1x1", lambda e: (0,), layers=3, experts=64).save(tmp_path / "plan.json")
+    words = ["run", grace_moe.embedded.embedded_model(), "--placement", tmp_path / "plan.json", "--local", "1x1", "--prompt", "The"]
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in words])
+    assert exit_.value.code == MismatchError.exit_code
+    assert "layers: layer 3 of" in capsys.readouterr().err.splitlines()[-1]

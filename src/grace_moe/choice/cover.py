@@ -5,7 +5,7 @@ token visits from each of them (`visited_nodes`). Both read the same feasibility
 NumPy and torch, `JointChoiceTable.visited`, which is the reference.
 
 With K the size of the smallest feasible set, a source inside some smallest set sends K - 1 copies, any other K; summed over
-all sources: N * K - |union of the smallest sets|.
+all sources: N * K - |union of the smallest sets|. This is what joint replica choice will send (`choice.joint`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`grace-moe compare`: methods side by side, measured on requests that were not planned on."""
 
 from pathlib import Path
+from typing import Unpack
 
 import click
 from rich.console import Console
@@ -21,7 +22,7 @@ from grace_moe.cli.options import (
 )
 from grace_moe.cli.output import show_json
 from grace_moe.cli.progress import progress_bar
-from grace_moe.evaluation import compare
+from grace_moe.evaluation import SlotLimits, compare
 from grace_moe.planning import METHODS
 from grace_moe.report import comparison_table
 
@@ -47,11 +48,9 @@ def compare_command(
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
-    redundancy: float | None,
-    slots_per_device: int | None,
-    expert_bytes: int | None,
     seed: int,
     as_json: bool,
+    **limits: Unpack[SlotLimits],
 ) -> None:
     """Plan on TRACE with each method and measure traffic, balance and memory on other requests.
 
@@ -64,11 +63,9 @@ def compare_command(
             topology,
             measure_on=measure_on,
             methods=chosen,
-            redundancy=redundancy,
-            slots_per_device=slots_per_device,
-            expert_bytes=expert_bytes,
             seed=seed,
             on_method=lambda _: advance(1),
+            **limits,
         )
     if as_json:
         show_json(comparison.to_dict())

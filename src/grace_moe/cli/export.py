@@ -94,7 +94,7 @@ def export_command(
         "experts_moved": equal.moved,
         "experts_swapped": equal.swapped,
         "launch": launch,
-        "predicted": {} if trace is None or trace.counts_only else _predicted(equal.placement, trace),
+        "predicted": {} if trace is None or trace.counts_only or trace.surrogate else _predicted(equal.placement, trace),
         "notes": [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)],
     }
     show_json(summary) if as_json else say(_text(summary, slots))

@@ -24,6 +24,7 @@ Examples:
   grace-moe import --engine sglang expert_distribution_recorder_*.pt -o trace.safetensors
   grace-moe import --engine tensorrt-llm ./expert_statistic -o trace.safetensors
   grace-moe import --engine llama.cpp moe_trace.csv --num-experts 128 --top-k 8 -o trace.safetensors
+  grace-moe import --engine loads expert_load_rank*.csv --model ./DeepSeek-V3 -o loads.safetensors
   grace-moe import --engine sglang location.json --topology 2x8 --model ./DeepSeek-V3 -o running.json
 """,
 )
@@ -38,6 +39,9 @@ Examples:
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="Experts that a token chooses.")
 @hidden_layers_option
 @click.option("--layers", metavar="L", help="Layers that have experts, such as 1-26.  [default: by --model, else by the dump]")
+@click.option(
+    "--skip-tokens", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out the first N tokens, such as an engine's warm-up."
+)
 @click.option("--name", default="", help="Name of the model, for the trace.")
 @click.option("--dataset", default="", help="What text it was, for the trace.")
 @json_option
@@ -51,6 +55,7 @@ def import_command(
     top_k: int | None,
     num_hidden_layers: int | None,
     layers: str | None,
+    skip_tokens: int,
     name: str,
     dataset: str,
     as_json: bool,
@@ -60,7 +65,14 @@ def import_command(
     Given --topology, import a slot map that an engine runs with instead, as a placement to inspect, evaluate or start from.
     """
     hints, _ = read_hints(
-        model, num_experts=num_experts, top_k=top_k, num_hidden_layers=num_hidden_layers, layers=layers, name=name, dataset=dataset
+        model,
+        num_experts=num_experts,
+        top_k=top_k,
+        num_hidden_layers=num_hidden_layers,
+        layers=layers,
+        skip_tokens=skip_tokens,
+        name=name,
+        dataset=dataset,
     )
     if topology_text is not None:
         summary, text = _import_map(engine, dumps, topology_text, hints, output)
@@ -75,12 +87,14 @@ def _import_map(engine: str, dumps: tuple[Path, ...], topology_text: str, hints:
         raise UsageError(f"--topology: one slot map of {', '.join(MAP_IMPORTERS)}; leave it out to import a trace")
     topology = Topology.parse(topology_text)
     slots = MAP_IMPORTERS[engine](dumps[0], topology.num_devices, hints)
-    slots.to_placement(topology, model=hints.model, engine=engine).save(output)
+    placement = slots.to_placement(topology, model=hints.model, engine=engine)
+    placement.save(output)
     facts = {
         "placement": str(output),
         "layers": len(slots.layer_ids),
         "num_experts": slots.num_experts,
         "slots_per_device": slots.slots_per_rank,
+        "notes": placement.provenance["notes"],
     }
     of = f"{len(slots.layer_ids)} MoE layers of {slots.num_experts} experts"
     return facts, f"{output}: {of} on {topology.shape}, {slots.slots_per_rank} slots a device"
@@ -102,6 +116,7 @@ def _import_trace(engine: str, dumps: tuple[Path, ...], hints: Hints, output: Pa
         "num_experts": trace.num_experts,
         "top_k": None if trace.counts_only else trace.top_k,
         "counts_only": trace.counts_only,
+        "surrogate": trace.surrogate,
         "expert_load_max_over_mean": hottest,
         "notes": list(imported.notes),
     }

@@ -8,7 +8,7 @@ from rich.console import Console
 from grace_moe.cli.options import expert_bytes_option, json_option, shared
 from grace_moe.cli.output import show_json
 from grace_moe.errors import InputFileError, UsageError
-from grace_moe.files import read_json
+from grace_moe.files import read_json, starts_with
 from grace_moe.placement import Placement, difference
 from grace_moe.report import describe, describe_difference, facts_table
 from grace_moe.topology import Topology
@@ -59,6 +59,4 @@ def _load(file: str) -> RoutingTrace | Topology | Placement:
 
 
 def _starts_like_json(path: Path) -> bool:
-    from grace_moe.files import starts_with
-
     return starts_with(path, 1, InputFileError) in (b"{", b"")  # a safetensors file starts with a multiple of 8, its header's size

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from grace_moe.engines import Hints, ModelShape, read_model_shape
-from grace_moe.errors import UsageError
+from grace_moe.errors import UsageError, printable
 
 MAX_LAYER = 9_999
 
@@ -37,6 +37,7 @@ def read_hints(
     top_k: int | None = None,
     num_hidden_layers: int | None = None,
     layers: str | None = None,
+    skip_tokens: int = 0,
     name: str = "",
     dataset: str = "",
 ) -> tuple[Hints, ModelShape | None]:
@@ -50,7 +51,8 @@ def read_hints(
             top_k=known.top_k if top_k is None else top_k,
             num_hidden_layers=known.num_hidden_layers if num_hidden_layers is None else num_hidden_layers,
             layer_ids=known.layer_ids if layers is None else layer_numbers("--layers", layers),
-            model=name or folder,
+            skip_tokens=skip_tokens,
+            model=name or printable(folder),
             dataset=dataset,
         ),
         shape,

@@ -22,11 +22,23 @@ from grace_moe.trace import RoutingTrace, mixed
 MAX_TEXT_BYTES = 2**30
 """Of a file of text to run a model on."""
 
+
+def _redundancy(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--redundancy: {text!r} is neither a number nor auto; write 1.25, or auto") from error
+
+
 traces_argument = click.argument("trace_paths", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 topology_option = click.option(
     "--topology", "topology_text", type=click.Path(), required=True, metavar="T", help="NxG, NxG:preset, or a topology file."
 )
-redundancy_option = click.option("--redundancy", type=float, metavar="X", help="Slots in all over experts, such as 1.25.")
+redundancy_option = click.option(
+    "--redundancy", callback=_redundancy, metavar="X", help="Slots in all over experts, such as 1.25; auto = the least that fits."
+)
 slots_option = click.option(
     "--slots-per-device", type=click.IntRange(min=1), metavar="S", help="Most experts a device may hold in a layer."
 )
@@ -123,7 +135,7 @@ def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tu
 
 
 def budgets(option: str, text: str, devices: int) -> tuple[float, ...]:
-    """A comma-separated list of redundancies that so many devices have room for."""
+    """A comma-separated list of redundancies, each from 1 to the number of devices."""
     return numbers(option, text, 1, devices, f"from 1 (no replicas) to {devices} (every expert on all devices)")
 
 

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any, Unpack
 
 import click
 
@@ -20,6 +21,7 @@ from grace_moe.cli.options import (
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_of
+from grace_moe.evaluation import SlotLimits
 from grace_moe.placement import Placement
 from grace_moe.planning import DEFAULT_METHOD, plan
 from grace_moe.topology import Topology
@@ -49,14 +51,12 @@ def plan_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     method: str | None,
-    redundancy: float | None,
-    slots_per_device: int | None,
-    expert_bytes: int | None,
     seed: int,
     start: Path | None,
     pairs: tuple[str, ...],
     output: Path,
     as_json: bool,
+    **limits: Unpack[SlotLimits],
 ) -> None:
     """Plan a placement from TRACE for a topology; several traces of one model weigh the same."""
     options = method_options(pairs)
@@ -68,30 +68,36 @@ def plan_command(
             topology,
             method or DEFAULT_METHOD,
             seed=seed,
-            redundancy=redundancy,
-            slots_per_device=slots_per_device,
-            expert_bytes=expert_bytes,
             start=None if start is None else Placement.load(start),
             progress=reach,
+            **limits,
             **options,
         )
     seconds = time.perf_counter() - began
     placement.save(output)
-    slots = placement.slots_per_device()
-    summary = {
+    if as_json:
+        show_json(_facts(placement, output, seconds))
+    else:
+        say(_line(placement, output, seconds), placement.provenance["notes"])
+
+
+def _facts(placement: Placement, output: Path, seconds: float) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {
         "placement": str(output),
         "method": placement.provenance["method"],
-        "topology": topology.shape,
+        "topology": placement.topology.shape,
         "plan_seconds": round(seconds, 3),
         "slots_total_over_experts": placement.slots_total_over_experts,
-        "slots_max_per_device": int(slots.max()),
+        "slots_max_per_device": int(placement.slots_per_device().max()),
         "notes": placement.provenance["notes"],
     }
-    if as_json:
-        show_json(summary)
-        return
-    say(
-        f"{output}: {summary['method']} for {topology.shape}, {len(placement.layers)} layers in {seconds:.1f} s, "
-        f"{placement.slots_total_over_experts:.2f}x expert memory, {int(slots.min())} to {int(slots.max())} experts a device",
-        summary["notes"],
+
+
+def _line(placement: Placement, output: Path, seconds: float) -> str:
+    """What a person reads."""
+    slots = placement.slots_per_device()
+    return (
+        f"{output}: {placement.provenance['method']} for {placement.topology.shape}, {len(placement.layers)} layers in {seconds:.1f} s, "
+        f"{placement.slots_total_over_experts:.2f}x expert memory, {int(slots.min())} to {int(slots.max())} experts a device"
     )

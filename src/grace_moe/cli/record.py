@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,8 +12,9 @@ from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.engines.vllm_recording import record_with_vllm
+from grace_moe.errors import printable
 from grace_moe.runtime import require_runtime
-from grace_moe.trace import RoutingTrace, skew
+from grace_moe.trace import RecordingSizes, RoutingTrace, skew
 
 
 @click.command(
@@ -54,14 +54,8 @@ def record(
 ) -> None:
     """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
     contents = [read_text(path) for path in texts]
-    named: dict[str, Any] = {"name": Path(model).name, "dataset": ", ".join(p.name for p in texts)}
-    sizes: dict[str, Any] = {
-        "requests": requests,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "batch_size": batch_size,
-        "dtype": dtype,
-    }
+    named = {"name": printable(Path(model).name), "dataset": printable(", ".join(p.name for p in texts))}
+    sizes = RecordingSizes(requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, dtype=dtype)
     by = _by_vllm if engine == "vllm" else _by_transformers
     trace, made, bytes_of_expert = by(model, contents, named, sizes)
     trace.save(output)
@@ -85,7 +79,7 @@ def record(
         )
 
 
-def _by_transformers(model: str, contents: list[str], named: dict[str, Any], sizes: dict[str, Any]) -> tuple[RoutingTrace, int, int | None]:
+def _by_transformers(model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes) -> tuple[RoutingTrace, int, int | None]:
     """Trace, requests, and bytes of one expert of one layer."""
     require_runtime()
     import torch
@@ -95,17 +89,17 @@ def _by_transformers(model: str, contents: list[str], named: dict[str, Any], siz
     from grace_moe.runtime.model.description import load_tokenizer
     from grace_moe.runtime.model.loading import expert_bytes, load_whole_model
 
-    loaded = load_whole_model(model, dtype=getattr(torch, sizes["dtype"]))
+    loaded = load_whole_model(model, dtype=getattr(torch, sizes.dtype))
     tokenizer = load_tokenizer(model)
-    prompts = requests_from_text(contents, tokenizer, tokens_per_request=sizes["prompt_tokens"], max_requests=sizes["requests"])
-    options = GenerationOptions(new_tokens=sizes["new_tokens"], batch_size=sizes["batch_size"], stop_at_eos=True)
-    with progress_bar("recording", total=len(prompts) * sizes["new_tokens"]) as advance:
+    prompts = requests_from_text(contents, tokenizer, tokens_per_request=sizes.prompt_tokens, max_requests=sizes.requests)
+    options = GenerationOptions(new_tokens=sizes.new_tokens, batch_size=sizes.batch_size, stop_at_eos=True)
+    with progress_bar("recording", total=len(prompts) * sizes.new_tokens) as advance:
         trace, _ = record_trace(loaded, prompts, options, progress=advance, **named)
     return trace, len(prompts), expert_bytes(loaded) // (trace.num_layers * trace.num_experts)
 
 
-def _by_vllm(model: str, contents: list[str], named: dict[str, Any], sizes: dict[str, Any]) -> tuple[RoutingTrace, int, int | None]:
+def _by_vllm(model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes) -> tuple[RoutingTrace, int, int | None]:
     """The same by vLLM, which does not tell the bytes."""
-    with progress_bar("recording with vLLM", total=sizes["requests"] * sizes["new_tokens"]) as advance:
-        trace, made = record_with_vllm(model, contents, progress=advance, **sizes, **named)
+    with progress_bar("recording with vLLM", total=sizes.requests * sizes.new_tokens) as advance:
+        trace, made = record_with_vllm(model, contents, sizes, progress=advance, **named)
     return trace, made, None

@@ -1,6 +1,7 @@
 """`grace-moe report`: a comparison as one HTML page."""
 
 from pathlib import Path
+from typing import Unpack
 
 import click
 
@@ -22,7 +23,7 @@ from grace_moe.cli.options import (
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
-from grace_moe.evaluation import compare, over_memory
+from grace_moe.evaluation import SlotLimits, compare, over_memory
 from grace_moe.report import AFTER, BEFORE, report_content, report_numbers, require_report, sentence, write_report
 
 MEMORY = (1.0, 1.1, 1.25, 1.5)
@@ -48,13 +49,11 @@ def report_command(
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
-    redundancy: float | None,
-    slots_per_device: int | None,
-    expert_bytes: int | None,
     seed: int,
     memory: str | None,
     output: Path,
     as_json: bool,
+    **limits: Unpack[SlotLimits],
 ) -> None:
     """Compare methods on TRACE and show what was gained as one HTML page that works offline. linear and grace are always compared."""
     require_report()
@@ -68,14 +67,12 @@ def report_command(
             topology,
             measure_on=measure_on,
             methods=chosen,
-            redundancy=redundancy,
-            slots_per_device=slots_per_device,
-            expert_bytes=expert_bytes,
             seed=seed,
             on_method=lambda _: advance(1),
+            **limits,
         )
         comparison.require(BEFORE, AFTER)
-        sweep = over_memory(comparison, tried, expert_bytes=expert_bytes, seed=seed, on_budget=lambda _: advance(1))
+        sweep = over_memory(comparison, tried, expert_bytes=limits.get("expert_bytes"), seed=seed, on_budget=lambda _: advance(1))
     content = report_content(comparison, memory=sweep, seed=seed, command=command_line())
     write_report(content, output)
     if as_json:

@@ -13,8 +13,9 @@ Nothing overlaps, and the copies of one link share it without contention in betw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ _BLOCK_CELLS = 2**20
 """(device, receiver) cells priced at once; bounds memory."""
 
 
+Ints = npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerTraffic:
     """What the MoE layers send under hierarchical dispatch, and compute, for all tokens of a trace."""
@@ -46,10 +50,16 @@ class LayerTraffic:
     device_load: npt.NDArray[np.float64]
     """`[layers, devices]` pairs computed, over the device's relative speed."""
 
+    @property
+    def recorded(self) -> npt.NDArray[np.bool_]:
+        """`[layers]` whether the trace has any pair of the layer; means over layers leave the others out."""
+        found: npt.NDArray[np.bool_] = np.any(self.device_load, axis=1)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
-    """Seconds of one layer, mean over the layers."""
+    """Seconds of one layer, mean over the layers that were recorded."""
 
     dispatch: float
     compute: float
@@ -64,13 +74,11 @@ class LayerTime:
 
     def to_dict(self) -> dict[str, float]:
         """By the names of docs/metrics.md."""
-        return {
-            "modelled_layer_time": self.total,
-            "modelled_dispatch_time": self.dispatch,
-            "modelled_compute_time": self.compute,
-            "modelled_combine_time": self.combine,
-            "modelled_idle_time": self.idle,
-        }
+        return dict(zip(TIMES, (self.total, self.dispatch, self.compute, self.combine, self.idle), strict=True))
+
+
+TIMES = ("modelled_layer_time", "modelled_dispatch_time", "modelled_compute_time", "modelled_combine_time", "modelled_idle_time")
+"""Names of the numbers that `LayerTime.to_dict` gives."""
 
 
 def modelled_layer_time(
@@ -96,49 +104,50 @@ def modelled_layer_time(
     if traffic.devices_per_node != tuple(len(node.devices) for node in topology.nodes):
         sizes = "+".join(map(str, traffic.devices_per_node))
         raise MismatchError(f"{topology.source}: nodes: {topology.shape}, but the evaluation is of nodes of {sizes}; evaluate again")
-    batches = batch_tokens / max(1, traffic.num_tokens)
+    layers = np.flatnonzero(traffic.recorded)
+    if not len(layers):
+        return LayerTime(dispatch=0.0, compute=0.0, combine=0.0, idle=0.0)
+    batches = batch_tokens / traffic.num_tokens
     copy_bytes = batches * row_bytes
-    cross = _stage_time(traffic.cross_node_links, copy_bytes, topology.rail_peers, topology.cross_node, topology)
-    intra = _stage_time(traffic.intra_node_links, copy_bytes, _neighbours(topology), topology.intra_node, topology)
-    load = traffic.device_load * batches / pairs_per_second
+    across, inside = ([links[layer] for layer in layers] for links in (traffic.cross_node_links, traffic.intra_node_links))
+    cross = _stage_time(across, copy_bytes, topology.rail_peer, topology.cross_node, topology)
+    intra = _stage_time(inside, copy_bytes, partial(_neighbour, topology), topology.intra_node, topology)
+    load = traffic.device_load[layers] * batches / pairs_per_second
     compute = float(load.mean())
     idle = max(0.0, float(np.mean(load.max(axis=1))) - compute)
     return LayerTime(dispatch=cross + intra, compute=compute, combine=cross + intra, idle=idle)
 
 
-def _neighbours(topology: Topology) -> npt.NDArray[np.int64]:
-    """`[devices, local ranks]` the devices of each device's own node; on smaller nodes they repeat."""
-    sizes = np.array([len(node.devices) for node in topology.nodes])
-    first = np.cumsum(sizes) - sizes
-    node = topology.node_of_device[:, None]
-    found: npt.NDArray[np.int64] = first[node] + np.arange(sizes.max()) % sizes[node]
-    return found
+def _neighbour(topology: Topology, device: Ints, local_rank: Ints) -> Ints:
+    """The device of this local rank on each device's own node."""
+    return topology.devices_of_nodes[0][topology.node_of_device[device]] + local_rank
 
 
 def _stage_time(
-    links: Sequence[sparse.csr_array], copy_bytes: float, receiver: npt.NDArray[np.int64], link: Link, topology: Topology
+    links: Sequence[sparse.csr_array], copy_bytes: float, receiver_of: Callable[[Ints, Ints], Ints], link: Link, topology: Topology
 ) -> float:
     """Mean over layers of one stage's time, in seconds.
 
     Args:
         links: a `[devices, j]` a layer: copies from each device to each of its receivers.
         copy_bytes: of one copy.
-        receiver: `[devices, j]` their device numbers.
+        receiver_of: gives the receiver's device number for a device and j.
     """
     bandwidth = None if topology.bandwidth is None else np.array(topology.bandwidth)
-    num_devices, width = receiver.shape
+    num_devices, width = links[0].shape
     block = max(1, _BLOCK_CELLS // width)
     busiest = []
     for copies in links:
-        sends = np.zeros(num_devices)
-        takes_in = np.zeros(num_devices)
+        sends, takes_in = np.zeros(num_devices), np.zeros(num_devices)
         for start in range(0, num_devices, block):
-            rows, to = slice(start, start + block), receiver[start : start + block]
-            devices = np.arange(start, start + len(to))[:, None]
-            speed = link.bandwidth_bytes_per_s if bandwidth is None else bandwidth[devices, to]
-            seconds = copies[rows].toarray() * copy_bytes / speed
-            sends[rows] = seconds.sum(axis=1)
-            np.add.at(takes_in, to.ravel(), seconds.ravel())
+            some = copies[start : start + block].tocoo()
+            sender = some.row.astype(np.int64) + start
+            receiver = receiver_of(sender, some.col.astype(np.int64))
+            speed = link.bandwidth_bytes_per_s if bandwidth is None else bandwidth[sender, receiver]
+            seconds = np.zeros(some.shape)
+            seconds[some.row, some.col] = some.data * copy_bytes / speed
+            sends[start : start + block] = seconds.sum(axis=1)
+            np.add.at(takes_in, receiver, seconds[some.row, some.col])
         longest = max(sends.max(), takes_in.max())
         busiest.append(longest + link.latency_s if longest else 0.0)
     return float(np.mean(busiest))

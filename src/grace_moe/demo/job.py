@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_moe.cost.wire import WireFormat
@@ -16,6 +14,7 @@ from grace_moe.evaluation import cross_node_bytes, evaluate
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.runtime import require_runtime
+from grace_moe.runtime.job.folder import job_folder
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -209,11 +208,11 @@ def _run_on_ranks(
     from grace_moe.runtime.job.job import Job, RunSpec
     from grace_moe.runtime.job.launch import run_local
 
-    with tempfile.TemporaryDirectory(prefix="grace-demo-") as folder:
+    with job_folder() as folder:
         for method, placement in placements.items():
-            placement.save(Path(folder) / f"{method}.json")
+            placement.save(folder / f"{method}.json")
         runs = tuple(
-            RunSpec(name=f"{method} placement, {dispatch} dispatch", placement=str(Path(folder) / f"{method}.json"), dispatch=dispatch)
+            RunSpec(name=f"{method} placement, {dispatch} dispatch", placement=str(folder / f"{method}.json"), dispatch=dispatch)
             for method, dispatch in ROWS
         )
         job = Job(

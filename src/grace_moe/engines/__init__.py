@@ -9,6 +9,7 @@ from grace_moe.engines.equaliser import Equalised, equalise
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.llama_cpp import import_csv
+from grace_moe.engines.loads import import_loads
 from grace_moe.engines.model_config import ModelShape, read_model_shape
 from grace_moe.engines.npz import import_npz
 from grace_moe.engines.sglang_location import export_location, import_location
@@ -41,6 +42,7 @@ TRACE_IMPORTERS: dict[str, Callable[[Sequence[Path], Hints], Imported]] = {
     "tensorrt-llm": import_statistics,
     "llama.cpp": import_csv,
     "npz": import_npz,
+    "loads": import_loads,
 }
 """Engine -> what reads its recordings."""
 

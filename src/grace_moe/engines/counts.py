@@ -1,54 +1,110 @@
-"""From counts that an engine kept to a trace that knows loads alone."""
+"""From loads that an engine kept (how often each expert fired) to a trace that knows loads alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.layers import check_layers
-from grace_moe.errors import TraceError
+from grace_moe.engines.layers import choose_layers, numbers_of_rows
+from grace_moe.engines.signs import even_counts
+from grace_moe.errors import TraceError, UsageError
+from grace_moe.files import MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, bounded_counts
 from grace_moe.trace import RoutingTrace
 
 COUNT_ROWS = 65_536
 """Rows of a trace made of counts: enough to keep loads to a part in thousands, few enough to plan on at once."""
+MAX_CELLS = 2**23
+"""Rows times layers: of models with over 128 layers rows are fewer."""
 COUNTS_NOTE = "counts only: they tell how often each expert fires, not which fire together, so plans on them are by load alone"
 
+Counts = npt.NDArray[Any]
+"""`[layers, experts]` whole numbers or floats."""
 
-def trace_of_counts(counts: npt.NDArray[np.int64], layer_ids: Sequence[int], hints: Hints, source: str) -> Imported:
-    """A trace of `[layers, experts]` counts: each row one expert a layer, as often as it was counted, so that it knows loads alone.
 
-    Counts over `COUNT_ROWS` a layer are scaled down, each layer by itself, to the nearest.
+def trace_of_counts(
+    counts: Counts, hints: Hints, source: str, *, field: str = "counts", layer_ids: Sequence[int] | None = None
+) -> Imported:
+    """A trace of `[layers, experts]` counts or mean loads: each row one expert a layer, as often as it was counted.
+
+    Whole numbers of up to `COUNT_ROWS` a layer stay exactly as they are; others are scaled to that, each layer by itself, to the nearest,
+    and no expert that fired is lost. Layers without any count, or that `hints.layer_ids` leaves out, are left out.
+
+    Args:
+        field: what the counts are called in the file.
+        layer_ids: the model's own numbers of the rows, where the dump has them (`numbers_of_rows`).
 
     Raises:
-        TraceError: negative counts, or none at all.
+        TraceError: negative, too large or no finite counts, none at all, or more layers or experts than there may be.
+        UsageError: `hints` name layers or a number of experts that the counts don't have, or tokens to skip.
     """
-    if counts.min(initial=0) < 0 or not counts.sum():
-        raise TraceError(source, "counts", "none, or some negative", "record some requests")
-    rows = min(COUNT_ROWS, int(counts.sum(axis=1).max()))
-    ids = np.full((rows, len(counts), 1), -1, dtype=np.int32)
-    for layer, row in enumerate(counts):
-        total = int(row.sum())
-        if not total:
-            continue
-        ends = np.round(np.cumsum(row) * (min(rows, total) / total)).astype(np.int64)
-        ids[: ends[-1], layer, 0] = np.repeat(np.arange(len(row)), np.diff(ends, prepend=0))
+    if hints.skip_tokens:
+        raise UsageError(f"--skip-tokens: {source} has counts, which can't be told apart by token; leave it out")
+    loads = _checked(counts, source, field)
+    if hints.num_experts is not None and hints.num_experts != loads.shape[1]:
+        raise TraceError(source, field, f"{loads.shape[1]} counts a layer for {hints.num_experts} experts", "check the number of experts")
+    numbers = numbers_of_rows(len(loads), hints, source, layer_ids)
+    rows, kept, notes = choose_layers(numbers, np.asarray(loads.any(axis=1)), hints, source, own=layer_ids is not None)
+    whole, scaled = _rows_of_experts(loads[rows])
     trace = RoutingTrace(
-        topk_ids=ids.astype(np.int16),
-        num_experts=counts.shape[1],
-        layer_ids=tuple(int(i) for i in layer_ids),
+        topk_ids=_ids(whole),
+        num_experts=loads.shape[1],
+        layer_ids=kept,
         model=hints.model,
         dataset=hints.dataset,
         counts_only=True,
         source=source,
     )
-    return Imported(trace=trace, notes=(COUNTS_NOTE,))
+    said = (f"loads are scaled to {len(trace.topk_ids):,} rows a layer; an expert that fired at all keeps one",) if scaled else ()
+    return Imported(trace=trace, notes=(*notes, *said, *even_counts(loads[rows]), COUNTS_NOTE))
 
 
-def layers_of_counts(counts: npt.NDArray[np.int64], hints: Hints, source: str) -> Imported:
-    """The trace of `[decoder layers, experts]` counts; layers without any, or that `hints.layer_ids` leaves out, have no experts."""
-    layers = hints.layer_ids or tuple(int(i) for i in np.flatnonzero(counts.sum(axis=1)))
-    check_layers(layers, len(counts), source)
-    return trace_of_counts(counts[list(layers)], layers, hints, source)
+def _checked(counts: Counts, source: str, field: str) -> npt.NDArray[np.float64]:
+    """The counts as finite numbers of 0 or more, in a shape that there may be."""
+    if counts.ndim != 2 or not 1 <= counts.shape[1] <= MAX_EXPERTS or not 1 <= counts.shape[0] <= MAX_LAYERS:
+        raise TraceError(source, field, f"shape {counts.shape} is not [layers, experts]", "sum it over what else it has")
+    if counts.dtype.kind in "iu":
+        loads = bounded_counts(counts, kind=TraceError, source=source, field=field).astype(np.float64)
+    else:
+        loads = counts.astype(np.float64)
+        if not np.isfinite(loads).all() or loads.min() < 0 or loads.max() > MAX_COUNT:
+            raise TraceError(source, field, f"not all are numbers of 0 to {MAX_COUNT}", "check what wrote it")
+    if not loads.any():
+        raise TraceError(source, field, "none: all counts are 0", "record some requests")
+    return loads
+
+
+def _rows_of_experts(loads: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], bool]:
+    """`[layers, experts]` rows that name each expert, and whether they are not the counts themselves."""
+    most = min(COUNT_ROWS, max(1, MAX_CELLS // len(loads)))
+    totals = loads.sum(axis=1)
+    exact = bool((loads == np.floor(loads)).all())
+    if exact and totals.max() <= most:
+        return loads.astype(np.int64), False
+    whole = [row if exact and total <= most else _apportioned(row, most) for row, total in zip(loads, totals, strict=True)]
+    return np.stack(whole).astype(np.int64), True
+
+
+def _apportioned(loads: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.int64]:
+    """So many rows shared by load, to the nearest; every expert with a load gets one, where there are enough."""
+    few = np.zeros(len(loads), dtype=bool)
+    while True:
+        target = np.where(few, 1.0, loads * ((rows - few.sum()) / loads[~few].sum()))
+        less = (target < 1) & (loads > 0)
+        if not less.any() or np.count_nonzero(loads) > rows:
+            break
+        few |= less
+    share = np.floor(target).astype(np.int64)
+    share[np.argsort(share - target, kind="stable")[: rows - int(share.sum())]] += 1
+    return share
+
+
+def _ids(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
+    """`[tokens, layers, 1]` experts, each as often as it has rows."""
+    ids = np.full((int(rows.sum(axis=1).max()), len(rows), 1), -1, dtype=np.int16)
+    for layer, row in enumerate(rows):
+        ids[: row.sum(), layer, 0] = np.repeat(np.arange(len(row), dtype=np.int16), row)
+    return ids

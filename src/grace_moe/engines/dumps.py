@@ -22,8 +22,11 @@ MAX_ELEMENTS = 2**33
 _AGAIN = "it may be truncated, or of another kind: copy or record it again"
 
 
-def npy_array(data: bytes | bytearray, source: str) -> npt.NDArray[np.integer[Any]]:
+def npy_array(data: bytes | bytearray, source: str, kinds: str = "iu") -> npt.NDArray[Any]:
     """An array of whole numbers from the bytes of a `.npy` file, as a view of them; its header may not claim more than is there.
+
+    Args:
+        kinds: NumPy's letters for the kinds of numbers that are taken; with "f", floats too.
 
     Raises:
         TraceError: not a `.npy`, not whole numbers, or of another size than its header says.
@@ -37,8 +40,8 @@ def npy_array(data: bytes | bytearray, source: str) -> npt.NDArray[np.integer[An
         raise TraceError(source, "file", f"not a .npy array ({error})", _AGAIN) from error
     if len(shape) > MAX_DIMENSIONS or any(size < 0 for size in shape) or (0 in shape and max(shape) > MAX_ELEMENTS):
         raise TraceError(source, "shape", f"{shape} is not a shape of up to {MAX_DIMENSIONS} dimensions", _AGAIN)
-    if dtype.kind not in "iu":
-        raise TraceError(source, "dtype", f"{dtype} are not whole numbers", "give the expert ids")
+    if dtype.kind not in kinds:
+        raise TraceError(source, "dtype", f"{dtype} are not {'numbers' if 'f' in kinds else 'whole numbers'}", "give the expert ids")
     rest = len(data) - stream.tell()
     if math.prod(shape) * dtype.itemsize != rest:
         raise TraceError(source, "shape", f"{shape} of {dtype} is not {rest} bytes", _AGAIN)
@@ -51,8 +54,12 @@ def read_npy(path: Path) -> npt.NDArray[np.integer[Any]]:
     return npy_array(read_bytes(path, TraceError, MAX_BYTES), str(path))
 
 
-def read_npz(path: Path) -> dict[str, npt.NDArray[np.integer[Any]]]:
-    """The arrays of whole numbers in a `.npz` file. Raises TraceError: not one, damaged, or unpacking to more than its size warrants."""
+def read_npz(path: Path, kinds: str = "iu") -> dict[str, npt.NDArray[Any]]:
+    """The arrays of whole numbers (`kinds`: see `npy_array`) in a `.npz` file.
+
+    Raises:
+        TraceError: not one, damaged, or unpacking to more than its size warrants.
+    """
     arrays = {}
     with open_regular(path, TraceError) as (file, size):
         try:
@@ -60,7 +67,9 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[np.integer[Any]]]:
                 check_archive(path, archive, size)
                 for entry in archive.infolist():
                     if entry.filename.endswith(".npy"):
-                        arrays[entry.filename.removesuffix(".npy")] = npy_array(_unpacked(archive, entry), f"{path}: {entry.filename}")
+                        arrays[entry.filename.removesuffix(".npy")] = npy_array(
+                            _unpacked(archive, entry), f"{path}: {entry.filename}", kinds
+                        )
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise TraceError(str(path), "file", f"not a whole .npz ({error})", _AGAIN) from error  # RuntimeError: of a password
     return arrays

@@ -18,6 +18,8 @@ class Hints:
     num_hidden_layers: int | None = None
     layer_ids: tuple[int, ...] | None = None
     """Decoder layers that have experts."""
+    skip_tokens: int = 0
+    """Tokens at the beginning of the dump that are not to be imported."""
     model: str = ""
     dataset: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,14 @@ from grace_moe.engines.imported import Hints
 from grace_moe.engines.notes import several
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.engines.slot_tables import matrix, slot_map
-from grace_moe.errors import MismatchError, PlacementError
+from grace_moe.engines.torch_dumps import read_torch, torch_numbers
+from grace_moe.errors import MismatchError, PlacementError, TraceError
 from grace_moe.files import dump_json, read_json
 
 FIELD = "physical_to_logical_map"
 """The one key of an initial expert location; another makes SGLang refuse the file."""
+LOADS = "logical_count"
+"""The other form of an initial expert location: loads, of which SGLang makes a map itself. Kept beside a map, it is not read."""
 
 
 def export_location(slots: SlotMap, num_hidden_layers: int | None = None) -> Exported:
@@ -49,22 +53,45 @@ def export_location(slots: SlotMap, num_hidden_layers: int | None = None) -> Exp
 
 
 def import_location(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
-    """Read the JSON of an initial expert location. Rows that are in order (`filler_row`) count as dense layers, unless
-    `hints.layer_ids` says which have experts.
+    """Read an initial expert location (`.json` or `.pt`). Every row is a layer with experts, unless `hints.layer_ids` says which have:
+    dense layers are filled in order, and a plan may be in order too.
 
     Raises:
         PlacementError: not such a file, or a broken map.
     """
-    value, source = read_json(path, PlacementError), str(path)
-    if not isinstance(value, dict) or set(value) != {FIELD}:
-        raise PlacementError(source, FIELD, "missing, or not the only key", "give the JSON of --init-expert-location")
+    source = str(path)
+    value = _read(path)
+    if not isinstance(value, dict) or FIELD not in value:
+        alone = isinstance(value, dict) and LOADS in value
+        mend = "its loads can be imported as a trace, without --topology" if alone else "give the file of --init-expert-location"
+        raise PlacementError(source, FIELD, "missing", mend)
+    if not set(value) <= {FIELD, LOADS}:
+        raise PlacementError(source, FIELD, "not the only key", "give the file of --init-expert-location")
     table = matrix(value[FIELD], source, FIELD)
     experts = int(table.max()) + 1 if hints.num_experts is None else hints.num_experts
     layers = hints.layer_ids
     if layers is None:
         filler = np.array(filler_row(table.shape[1], experts), dtype=np.int32)
-        planned = np.flatnonzero((table != filler).any(axis=1))
-        layers = tuple(int(i) for i in (planned if planned.size else range(len(table))))
-    if max(layers, default=0) >= len(table):
+        in_order = np.flatnonzero((table == filler).all(axis=1))
+        which = f"{several(len(in_order), 'row')} in order, first {in_order[:1].tolist()}"
+        notes = (f"{which}: taken as layers with experts; if some are dense, --model or --layers says so",) if in_order.size else ()
+        every = tuple(range(len(table)))
+        return slot_map(table, layer_ids=every, num_experts=experts, num_ranks=num_ranks, source=source, notes=notes)
+    if max(layers) >= len(table):
         raise PlacementError(source, FIELD, f"{len(table)} rows, and the model has a MoE layer {max(layers)}", "check the model")
     return slot_map(table[list(layers)], layer_ids=layers, num_experts=experts, num_ranks=num_ranks, source=source)
+
+
+def _read(path: Path) -> Any:
+    """What the file holds, tensors as lists. Raises PlacementError."""
+    if path.suffix != ".pt":
+        return read_json(path, PlacementError)
+    try:
+        value = read_torch(path)
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: item if isinstance(item, list) else torch_numbers(item, str(path), str(name)).tolist() for name, item in value.items()
+        }
+    except TraceError as error:
+        raise PlacementError(error.source, error.field, "not a location that torch can load as plain data", "write it again") from error

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.engines.notes import several
 from grace_moe.errors import MismatchError, PlacementError
-from grace_moe.placement import LayerPlacement, Placement, even_weights
+from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.topology import Topology
 
 MAX_SLOTS = 2**16
@@ -22,7 +23,7 @@ class SlotMap:
     """Which expert is in which physical slot, the one object that every engine's file derives from.
 
     Raises:
-        PlacementError: on construction, where a slot names no expert, an expert has no slot, or a rank holds one twice.
+        PlacementError: on construction, where a slot names no expert, or an expert has no slot.
     """
 
     physical_to_logical: IntMatrix
@@ -33,6 +34,8 @@ class SlotMap:
     num_ranks: int
     source: str = "slot map"
     """Where it came from, for messages."""
+    notes: tuple[str, ...] = ()
+    """What was assumed when it was read."""
 
     def __post_init__(self) -> None:
         table = self.physical_to_logical
@@ -56,13 +59,6 @@ class SlotMap:
             missing = np.flatnonzero(np.bincount(row, minlength=self.num_experts) == 0)
             if missing.size:
                 raise PlacementError(self.source, f"layer {layer_id}", f"expert {missing[0]} is in no slot", "give every expert a slot")
-            ranks = np.sort(row.reshape(self.num_ranks, -1), axis=1)
-            twice = np.argwhere(ranks[:, 1:] == ranks[:, :-1])
-            if twice.size:
-                rank, slot = twice[0]
-                raise PlacementError(
-                    self.source, f"layer {layer_id}", f"rank {rank} holds expert {ranks[rank, slot]} twice", "keep one replica a rank"
-                )
 
     @property
     def num_slots(self) -> int:
@@ -113,7 +109,10 @@ class SlotMap:
         )
 
     def to_placement(self, topology: Topology, *, model: str = "", engine: str = "") -> Placement:
-        """The placement that the map describes, its replicas sharing evenly: engines keep neither weights nor primaries.
+        """The placement that the map describes, its slots sharing evenly: engines keep neither weights nor primaries.
+
+        An expert may be in several slots of a rank, as engines' own balancers put it. It is one replica then, with the weight of all
+        its slots there, and a note says how many there are.
 
         Raises:
             MismatchError: the topology has another number of devices.
@@ -125,17 +124,20 @@ class SlotMap:
         counts, slots = self.logical_replica_count(), self.logical_to_physical_map()
         layers = []
         for layer, layer_id in enumerate(self.layer_ids):
-            devices = tuple(
-                tuple(int(slot) // self.slots_per_rank for slot in row[:count])
-                for row, count in zip(slots[layer], counts[layer], strict=True)
+            ranks = [(row[:count] // self.slots_per_rank).tolist() for row, count in zip(slots[layer], counts[layer], strict=True)]
+            devices = tuple(tuple(dict.fromkeys(of_expert)) for of_expert in ranks)
+            weights = tuple(
+                tuple(of_expert.count(device) / len(of_expert) for device in held) for of_expert, held in zip(ranks, devices, strict=True)
             )
-            layers.append(LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=even_weights(devices)))
+            layers.append(LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=weights))
+        spare = int(counts.sum()) - sum(len(held) for layer in layers for held in layer.devices_of_expert)
+        again = f"{several(spare, 'slot')} hold an expert that is on the rank already: its replica there weighs as much as its slots do"
         return Placement(
             topology=topology,
             num_experts=self.num_experts,
             layers=tuple(layers),
             model=model,
-            provenance={"method": "import", "engine": engine, "notes": []},
+            provenance={"method": "import", "engine": engine, "notes": [*self.notes, *((again,) if spare else ())]},
             source=self.source,
         )
 

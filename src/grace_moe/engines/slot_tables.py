@@ -32,7 +32,15 @@ def matrix(value: Any, source: str, field: str) -> IntMatrix:
     return np.array(value, dtype=np.int32)
 
 
-def slot_map(table: IntMatrix, *, layer_ids: tuple[int, ...] | None, num_experts: int | None, num_ranks: int, source: str) -> SlotMap:
+def slot_map(
+    table: IntMatrix,
+    *,
+    layer_ids: tuple[int, ...] | None,
+    num_experts: int | None,
+    num_ranks: int,
+    source: str,
+    notes: tuple[str, ...] = (),
+) -> SlotMap:
     """The map of a table of MoE layers, which are numbered from 0 where `layer_ids` is None; as many experts as it names.
 
     Raises:
@@ -40,10 +48,12 @@ def slot_map(table: IntMatrix, *, layer_ids: tuple[int, ...] | None, num_experts
     """
     if layer_ids is not None and len(layer_ids) != len(table):
         raise PlacementError(source, "layers", f"{len(table)} rows, and the model has {len(layer_ids)} MoE layers", "check the model")
+    counted = ("MoE layers are numbered from 0, as the map has no numbers: --model or --layers says which they are",)
     return SlotMap(
         physical_to_logical=table,
         layer_ids=tuple(range(len(table))) if layer_ids is None else layer_ids,
         num_experts=int(table.max()) + 1 if num_experts is None else num_experts,
         num_ranks=num_ranks,
         source=source,
+        notes=(*notes, *(counted if layer_ids is None else ())),
     )

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints
+from grace_moe.engines.plain_yaml import parse_yaml
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.engines.slot_tables import MAX_LAYERS, matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError
+from grace_moe.files import read_bytes
 
 KEYS = ("num_slots", "initial_global_assignments", "layer_updates_per_iter")
 """All that its strict schema takes."""
@@ -60,14 +59,7 @@ def import_yaml(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
         PlacementError: not such a file, or a broken map.
     """
     source = str(path)
-    try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise PlacementError(source, "size", f"over the limit of {MAX_YAML_BYTES} bytes", "is it the right file?")
-        value = yaml.load(path.read_bytes(), Loader=_NoAliasLoader)
-    except OSError as error:
-        raise PlacementError(source, "file", str(error.strerror), "check the path") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PlacementError(source, "file", f"not valid YAML ({error})", "write it again") from error
+    value = parse_yaml(read_bytes(path, PlacementError, MAX_YAML_BYTES), PlacementError, source)
     if not isinstance(value, dict) or not set(value) <= set(KEYS):
         raise PlacementError(source, "keys", "others than TensorRT-LLM takes", f"it has {', '.join(KEYS)}")
     layers = value.get("initial_global_assignments")
@@ -80,13 +72,3 @@ def import_yaml(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
     if value.get("num_slots") != table.shape[1]:
         raise PlacementError(source, "num_slots", f"{value.get('num_slots')!r}, and a layer has {table.shape[1]}", "make them equal")
     return slot_map(table, layer_ids=wanted, num_experts=hints.num_experts, num_ranks=num_ranks, source=source)
-
-
-class _NoAliasLoader(yaml.SafeLoader):
-    """YAML without references, which could unfold to any size."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node of the document."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references are not taken")
-        return super().compose_node(parent, index)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from grace_moe.engines.counts import trace_of_counts
 from grace_moe.engines.dumps import MAX_ELEMENTS
 from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.notes import counted, several
+from grace_moe.engines.same_passes import repeated_passes
 from grace_moe.engines.slot_tables import MAX_LAYERS
+from grace_moe.engines.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import InputFileError, TraceError
-from grace_moe.files import read_json
+from grace_moe.files import bounded_counts, check_regular, read_json
 
 _AGAIN = "record it again with EXPERT_STATISTIC_PATH"
 
@@ -47,50 +49,63 @@ def import_statistics(paths: Sequence[Path], hints: Hints) -> Imported:
         for (_, layer), counts in _tensors(path, 1).items():
             if len(counts) != experts:
                 raise TraceError(str(path), f"layer {layer}", f"{len(counts)} counts for {experts} experts", _AGAIN)
+            counts = bounded_counts(counts, kind=TraceError, source=str(path), field=f"layer {layer}")
             total[layer] = total.get(layer, np.zeros(experts, dtype=np.int64)) + counts
-    layers = hints.layer_ids or tuple(sorted(total))
-    absent = [layer for layer in layers if layer not in total]
-    if absent or not layers:
-        raise TraceError(str(folder), "layers", f"no counts of layer {absent[:1]}", "check the layers with experts")
-    return trace_of_counts(np.stack([total[layer] for layer in layers]), layers, hints, str(folder))
+    layers = tuple(sorted(total))
+    if not layers:
+        raise TraceError(str(folder), "layers", "none has counts", _AGAIN)
+    return trace_of_counts(np.stack([total[layer] for layer in layers]), hints, str(folder), layer_ids=layers)
 
 
 def _import_raw(files: Sequence[Path], hints: Hints, num_experts: int) -> Imported:
     """Tokens of each rank and iteration, where all layers saw the same number of them."""
-    passes: list[npt.NDArray[np.int64]] = []
-    layers: tuple[int, ...] | None = hints.layer_ids
-    seen, dropped, alike = set(), 0, 0
+    ranks: list[dict[int, dict[int, npt.NDArray[np.int64]]]] = []
     for path in files:
         by_iteration: dict[int, dict[int, npt.NDArray[np.int64]]] = defaultdict(dict)
         for (iteration, layer), ids in _tensors(path, 2).items():
             by_iteration[iteration][layer] = ids
-        for _, chosen in sorted(by_iteration.items()):
-            layers = layers or tuple(sorted(chosen))
-            if set(chosen) < set(layers) or len({chosen[layer].shape for layer in layers}) > 1:
-                dropped += 1
-                continue
-            stacked = np.stack([chosen[layer] for layer in layers], axis=1)
-            key = stacked.tobytes()
-            alike += key in seen
-            if key not in seen:
-                passes.append(stacked)
-            seen.add(key)
+        ranks.append(by_iteration)
     source = str(files[0].parent)
-    if layers is None or not passes:
+    layers = _layers(ranks, hints)
+    repeated = repeated_passes([{iteration: _digest(chosen) for iteration, chosen in rank.items()} for rank in ranks])
+    kept = [chosen for rank, again in zip(ranks, repeated, strict=True) for it, chosen in sorted(rank.items()) if it not in again]
+    whole = [chosen for chosen in kept if set(layers) <= set(chosen) and len({chosen[layer].shape for layer in layers}) == 1]
+    if not whole:
         raise TraceError(source, "tokens", "no iteration has the same tokens in all layers", _AGAIN)
-    known = Hints(layer_ids=tuple(range(len(layers))), model=hints.model, dataset=hints.dataset)
-    imported = trace_of_requests([RoutedRequest(topk_ids=ids) for ids in passes], known, num_experts=num_experts, source=source)
+    passes = [np.stack([chosen[layer] for layer in layers], axis=1) for chosen in whole]
+    if len({ids.shape[2] for ids in passes}) > 1:
+        raise TraceError(source, "k", "iterations differ in it", "import one model at a time")
+    tokens = Tokens(topk_ids=np.concatenate(passes), num_experts=num_experts, source=source, layer_ids=layers)
+    imported = trace_of_tokens(tokens, hints)
     notes = ["TensorRT-LLM names neither requests nor phases: each token counts as a request"]
-    if dropped:
-        notes.append(f"{dropped} iterations left out: their layers saw different numbers of tokens")
-    if alike:
-        notes.append(f"{alike} iterations were recorded by several ranks alike and count once")
-    return Imported(trace=replace(imported.trace, layer_ids=layers, request_ids=None), notes=tuple(notes))
+    if dropped := len(kept) - len(whole):
+        lost = sum(max(len(ids) for ids in chosen.values()) for chosen in kept if not any(chosen is one for one in whole))
+        what = f"{several(dropped, 'iteration')} of up to {several(lost, 'token')}"
+        notes.append(f"{what} left out: their layers saw different numbers of tokens")
+    if alike := sum(map(len, repeated)):
+        notes.append(f"{several(alike, 'iteration')} {counted(alike, 'was', 'were')} recorded by several ranks alike: counted once")
+    return Imported(trace=imported.trace, notes=(*imported.notes, *notes))
+
+
+def _layers(ranks: Sequence[dict[int, dict[int, npt.NDArray[np.int64]]]], hints: Hints) -> tuple[int, ...]:
+    """The layers that most iterations have, of those that the model has experts in."""
+    found = Counter(tuple(sorted(chosen)) for rank in ranks for chosen in rank.values())
+    most = max(found, key=lambda layers: (found[layers], len(layers)), default=())
+    return most if hints.layer_ids is None else tuple(layer for layer in most if layer in hints.layer_ids)
+
+
+def _digest(chosen: dict[int, npt.NDArray[np.int64]]) -> str:
+    """Of all that a rank recorded in an iteration."""
+    sha = hashlib.sha256()
+    for layer, ids in sorted(chosen.items()):
+        sha.update(f"{layer} {ids.shape}".encode() + ids.tobytes())
+    return sha.hexdigest()
 
 
 def _tensors(path: Path, dimensions: int) -> dict[tuple[int, int], npt.NDArray[np.int64]]:
     """(iteration, layer) -> whole numbers, of keys `"{iteration}_{layer}"`."""
     found = {}
+    check_regular(path, TraceError)
     try:
         with safe_open(path, framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)

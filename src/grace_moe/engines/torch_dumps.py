@@ -7,6 +7,7 @@ of one number, and lists may hold one another many times over.
 from __future__ import annotations
 
 import importlib.util
+import io
 import pickletools
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from grace_moe.engines.dumps import check_archive
 from grace_moe.errors import MissingExtraError, TraceError
-from grace_moe.files import check_budget, open_regular
+from grace_moe.files import budget_of, check_budget, open_regular
 
 _GLOBALS = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict", "_codecs encode", "torch Size")
 """What a pickle of plain data names, besides the types of torch's storages."""
@@ -40,9 +41,7 @@ def read_torch(path: Path) -> Any:
 
     with open_regular(path, TraceError) as (file, size):
         try:
-            _check_pickle(path, file, size)
-            file.seek(0)
-            value = torch.load(file, map_location="cpu", weights_only=True)
+            value = torch.load(_checked(path, file, size), map_location="cpu", weights_only=True)
         except (TraceError, OSError):
             raise
         except Exception as error:  # torch and its unpickler raise many kinds on a damaged file
@@ -62,20 +61,49 @@ def torch_integers(value: Any, source: str, field: str, dimensions: int) -> npt.
     return array if array.dtype.kind == "i" else array.astype(np.int64)
 
 
-def _check_pickle(path: Path, file: BinaryIO, size: int) -> None:
-    """Raise TraceError where the archive unpacks to too much, or its pickle names what plain data does not, or asks for too much."""
-    with zipfile.ZipFile(file) as archive:
+def torch_numbers(value: Any, source: str, field: str) -> npt.NDArray[Any]:
+    """A tensor of whole numbers or floats, of any dimensions. Raises TraceError: anything else."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_complex() or value.dtype is torch.bool:
+        found = f"{value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TraceError(source, field, f"{found} is not a tensor of numbers", _AGAIN)
+    array: npt.NDArray[Any] = (value.float() if value.is_floating_point() else value).numpy()
+    return array
+
+
+def _checked(path: Path, file: BinaryIO, size: int) -> io.BytesIO:
+    """The archive, written again of the members that were looked through: torch's own reader may find others in the same bytes.
+
+    Raises:
+        TraceError: it unpacks to too much, or a pickle in it names what plain data does not, or asks for too much.
+    """
+    stream = io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(stream, "w") as again:
         check_archive(path, archive, size)
-        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        for name in pickles:
-            wanted = 0
-            for opcode, argument, _ in pickletools.genops(archive.read(name)):
-                if opcode.name in ("GLOBAL", "INST") and not _is_plain(str(argument)):
-                    raise TraceError(str(path), name, f"names {str(argument).replace(' ', '.')}", "give plain data: numbers, text, tensors")
-                if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-                    raise TraceError(str(path), name, "of another pickle protocol than torch's", "write it with torch.save as it is")
-                wanted += _bytes_of(opcode.name)
-            check_budget(wanted, size, kind=TraceError, source=str(path), field=name)
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > size or len({entry.filename.lower() for entry in entries}) < len(entries):
+            raise TraceError(str(path), "members", "compressed, or a name is there twice", "write it with torch.save as it is")
+        for entry in entries:
+            with archive.open(entry) as member:
+                data = member.read()
+            if entry.filename.lower().endswith("data.pkl"):
+                _check_pickle(path, entry.filename, data, size)
+            again.writestr(entry.filename, data)
+    stream.seek(0)
+    return stream
+
+
+def _check_pickle(path: Path, name: str, data: bytes, size: int) -> None:
+    wanted = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("GLOBAL", "INST") and not _is_plain(str(argument)):
+            raise TraceError(str(path), name, f"names {str(argument).replace(' ', '.')}", "give plain data: numbers, text, tensors")
+        if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+            raise TraceError(str(path), name, "of another pickle protocol than torch's", "write it with torch.save as it is")
+        wanted += _bytes_of(opcode.name)
+    check_budget(wanted, size, kind=TraceError, source=str(path), field=name)
 
 
 def _is_plain(name: str) -> bool:
@@ -92,7 +120,7 @@ def _check_plain(path: Path, value: Any, size: int) -> None:
     """Raise TraceError where what was loaded, with all that is in it several times over, is more than the file's size warrants."""
     import torch
 
-    wanted, stack = 0, [value]
+    wanted, allowed, stack = 0, budget_of(size), [value]
     while stack:
         item = stack.pop()
         if isinstance(item, torch.Tensor):
@@ -102,7 +130,8 @@ def _check_plain(path: Path, value: Any, size: int) -> None:
         elif isinstance(item, (list, tuple, set)):
             stack += item
         wanted += _OTHER_BYTES
-        check_budget(wanted, size, kind=TraceError, source=str(path), field="what it holds")
+        if wanted > allowed:
+            check_budget(wanted, size, kind=TraceError, source=str(path), field="what it holds")
 
 
 def _bytes_of_tensor(path: Path, tensor: Any) -> int:

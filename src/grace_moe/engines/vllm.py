@@ -15,10 +15,12 @@ import numpy as np
 from grace_moe.engines.dumps import npy_array, read_npy
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.requests import Ids, RoutedRequest, trace_of_requests
+from grace_moe.engines.requests import RoutedRequest, trace_of_requests
 from grace_moe.engines.responses import base64_bytes, read_objects
 from grace_moe.engines.slot_map import SlotMap
-from grace_moe.engines.slot_tables import matrix, slot_map
+from grace_moe.engines.slot_tables import slot_map
+from grace_moe.engines.tokens import Ids
+from grace_moe.engines.vllm_maps import read_map
 from grace_moe.errors import MismatchError, PlacementError, TraceError
 from grace_moe.files import dump_json, read_json
 
@@ -77,10 +79,13 @@ def export_loads(loads: Any) -> bytes:
 
 
 def import_map(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
-    """Read a slot map. Raises PlacementError: not such a file, or a broken map."""
-    source = str(path)
-    table = matrix(read_json(path, PlacementError), source, "map")
-    return slot_map(table, layer_ids=hints.layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=source)
+    """Read a slot map, in any of the forms that are proposed for vLLM (`read_map`).
+
+    Raises:
+        PlacementError: not such a file, or a broken map.
+    """
+    table, layer_ids = read_map(read_json(path, PlacementError), num_ranks, hints, str(path))
+    return slot_map(table, layer_ids=layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=str(path))
 
 
 def _three(array: Ids, where: str) -> Ids:

@@ -38,30 +38,63 @@ def export_map(slots: SlotMap) -> Exported:
 
 
 def import_map(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
-    """Read an expert map. Raises PlacementError: not such a file, or a broken map."""
+    """Read an expert map. Layers and devices without numbers are in order; those with count from 0 or 1, or layers have the model's own.
+
+    Raises:
+        PlacementError: not such a file, or a broken map.
+    """
     source, value = str(path), read_json(path, PlacementError)
     layers = value.get("layer_list") if isinstance(value, dict) else None
-    if not isinstance(layers, list) or not layers or value.get("moe_layer_count") != len(layers):
-        raise PlacementError(source, "layer_list", "missing, or not moe_layer_count layers", _MEND)
-    rows = [_row(source, index, layer, num_ranks) for index, layer in enumerate(layers)]
-    table = matrix(rows, source, "device_expert")
-    return slot_map(table, layer_ids=hints.layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=source)
+    if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
+        raise PlacementError(source, "layer_list", "missing, or not a list of layers", _MEND)
+    if value.get("moe_layer_count", len(layers)) != len(layers):
+        raise PlacementError(source, "layer_list", f"{len(layers)} layers, not moe_layer_count {value['moe_layer_count']!r}", _MEND)
+    ordered, numbers = _in_order(layers, "layer_id", f"{source}: layer_list")
+    table = matrix(
+        [_row(f"{source}: layer_list[{index}]", layer, num_ranks) for index, layer in enumerate(ordered)], source, "device_expert"
+    )
+    layer_ids = hints.layer_ids
+    notes: tuple[str, ...] = ()
+    if numbers is not None and numbers[0] not in (0, 1):
+        layer_ids = numbers if hints.layer_ids is None else hints.layer_ids
+        if numbers != layer_ids:
+            raise PlacementError(source, "layer_id", f"{list(numbers)[:5]} are not the model's {list(layer_ids)[:5]}", "check the model")
+    elif numbers is not None and numbers[0] == 1 and layer_ids is None:
+        notes = ("layers are counted from 1 there",)
+    return slot_map(table, layer_ids=layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=source, notes=notes)
 
 
-def _row(source: str, index: int, layer: Any, num_ranks: int) -> list[Any]:
+def _in_order(items: list[dict[str, Any]], field: str, where: str) -> tuple[list[dict[str, Any]], tuple[int, ...] | None]:
+    """Items by their numbers, and the numbers; as they are, and None, where none has any.
+
+    Raises:
+        PlacementError: some without a number, or numbers that leave one out or come twice.
+    """
+    numbers = [item.get(field) for item in items]
+    if all(number is None for number in numbers):
+        return items, None
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(set(numbers)) != len(numbers):
+        raise PlacementError(where, field, f"{numbers[:5]} are not different numbers", "number all, or none")
+    ordered = sorted(items, key=lambda item: int(item[field]))
+    found = tuple(int(item[field]) for item in ordered)
+    if found[0] in (0, 1) and found != tuple(range(found[0], found[0] + len(found))):
+        raise PlacementError(where, field, f"{list(found)[:9]} leave one out", "give all, in the order of MoE layers")
+    return ordered, found
+
+
+def _row(where: str, layer: dict[str, Any], num_ranks: int) -> list[Any]:
     """The experts of all devices of a layer, in their order."""
-    where = f"layer_list[{index}]"
-    devices = layer.get("device_list") if isinstance(layer, dict) else None
-    if not isinstance(devices, list) or len(devices) != num_ranks or layer.get("layer_id") != index:
-        raise PlacementError(source, where, f"not layer {index} with {num_ranks} devices", "check the topology and the order of the layers")
+    devices = layer.get("device_list")
+    if not isinstance(devices, list) or len(devices) != num_ranks or not all(isinstance(device, dict) for device in devices):
+        found = f"{len(devices)} devices" if isinstance(devices, list) else "no list of devices"
+        raise PlacementError(where, "device_list", f"{found}, and not the {num_ranks} of the topology", "check it")
+    ordered, numbers = _in_order(devices, "device_id", f"{where}.device_list")
+    if numbers is not None and numbers[0] > 1:
+        raise PlacementError(where, "device_id", f"{list(numbers)[:5]} don't start at 0 or 1", "number the devices of all nodes")
     row: list[Any] = []
-    for number, device in enumerate(devices):
-        experts = device.get("device_expert") if isinstance(device, dict) else None
-        if (
-            not isinstance(experts, list)
-            or device.get("device_id") != number
-            or len(experts) * num_ranks != len(devices[0]["device_expert"]) * num_ranks
-        ):
-            raise PlacementError(source, f"{where}.device_list[{number}]", f"not device {number} with as many experts as the others", _MEND)
-        row += experts
+    for number, device in enumerate(ordered):
+        held, first = device.get("device_expert"), ordered[0].get("device_expert")
+        if not isinstance(held, list) or not isinstance(first, list) or len(held) != len(first):
+            raise PlacementError(where, f"device_list[{number}]", f"not device {number} with as many experts as the others", _MEND)
+        row += held
     return row

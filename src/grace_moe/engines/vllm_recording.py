@@ -15,9 +15,10 @@ import numpy as np
 
 from grace_moe.engines.imported import Hints
 from grace_moe.engines.model_config import ModelShape, shape_of_config
-from grace_moe.engines.requests import Ids, RoutedRequest, trace_of_requests
+from grace_moe.engines.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.tokens import Ids
 from grace_moe.errors import ModelError, UsageError
-from grace_moe.trace import RoutingTrace, prompts_from_text
+from grace_moe.trace import RecordingSizes, RoutingTrace, prompts_from_text
 
 _IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """Set before vLLM is imported, where the user has not: its model must be in this process to be asked; its CPU cache has no need of
@@ -27,12 +28,8 @@ half the machine."""
 def record_with_vllm(
     model: str,
     texts: Sequence[str],
+    sizes: RecordingSizes,
     *,
-    requests: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    batch_size: int,
-    dtype: str,
     name: str,
     dataset: str,
     progress: Callable[[int], None] | None = None,
@@ -56,14 +53,14 @@ def record_with_vllm(
     returned = not current_platform.is_cpu()
     llm = LLM(
         model=model,
-        dtype=dtype,
-        max_num_seqs=batch_size if returned else 1,
-        max_model_len=prompt_tokens + new_tokens,
+        dtype=sizes.dtype,
+        max_num_seqs=sizes.batch_size if returned else 1,
+        max_model_len=sizes.prompt_tokens + sizes.new_tokens,
         enforce_eager=not returned,
         **({"enable_return_routed_experts": True} if returned else {"enable_prefix_caching": False}),
     )
-    prompts = prompts_from_text(texts, llm.get_tokenizer(), tokens_per_prompt=prompt_tokens, max_prompts=requests)
-    sampling = SamplingParams(max_tokens=new_tokens, temperature=0.0)
+    prompts = prompts_from_text(texts, llm.get_tokenizer(), tokens_per_prompt=sizes.prompt_tokens, max_prompts=sizes.requests)
+    sampling = SamplingParams(max_tokens=sizes.new_tokens, temperature=0.0)
     shape = shape_of_config(llm.llm_engine.model_config.hf_config.to_dict(), model)
     record = _returned if returned else _captured
     routed = record(llm, prompts, sampling, shape, progress)

@@ -1,7 +1,7 @@
 """What a placement costs: traffic, load and memory on a trace."""
 
 from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
-from grace_moe.evaluation.compare import Comparison, ComparisonRow, compare
+from grace_moe.evaluation.compare import Comparison, ComparisonRow, SlotLimits, compare
 from grace_moe.evaluation.memory import over_memory
 from grace_moe.evaluation.methods import parse_method
 from grace_moe.evaluation.metrics import METRICS, Evaluation
@@ -18,6 +18,7 @@ __all__ = [
     "LayerTime",
     "ParetoPoint",
     "Serving",
+    "SlotLimits",
     "compare",
     "cross_node_bytes",
     "cross_node_bytes_per_token",

@@ -26,7 +26,7 @@ def batch_balance(devices: Ints, batches: Ints, speed: npt.NDArray[np.float64]) 
 
 
 def active_experts(topk_ids: npt.NDArray[np.integer[Any]], devices: Ints, steps: Ints, num_devices: int) -> float:
-    """Most distinct experts that any device computes in a decode batch, mean over the decode batches.
+    """Most distinct experts that any device computes in a decode batch, mean over the batches that have any; 0 where none has.
 
     Args:
         topk_ids, devices: `[tokens, k]` expert and device of each pair of a layer, -1 = none.
@@ -37,4 +37,5 @@ def active_experts(topk_ids: npt.NDArray[np.integer[Any]], devices: Ints, steps:
     step, device, expert = steps[token], devices[token, k], topk_ids[token, k].astype(np.int64)
     distinct = np.unique((step * num_devices + device) * num_experts + expert) // num_experts
     counts = np.bincount(distinct, minlength=(int(steps.max()) + 1) * num_devices)
-    return float(counts.reshape(-1, num_devices).max(axis=1).mean())
+    most = counts.reshape(-1, num_devices).max(axis=1)
+    return float(most[most > 0].mean()) if most.any() else 0.0

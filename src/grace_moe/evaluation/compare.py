@@ -14,7 +14,7 @@ from grace_moe.evaluation.metrics import Evaluation
 from grace_moe.evaluation.replay import evaluate
 from grace_moe.evaluation.serving import PREFILL_BATCH
 from grace_moe.placement import Placement, check_same_model
-from grace_moe.planning import METHODS, plan
+from grace_moe.planning import METHODS, Redundancy, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -22,7 +22,7 @@ from grace_moe.trace import RoutingTrace
 class SlotLimits(TypedDict, total=False):
     """What limits the slots of every plan; see `planning.plan`."""
 
-    redundancy: float | None
+    redundancy: Redundancy | None
     slots_per_device: int | None
     expert_bytes: int | None
 
@@ -66,13 +66,24 @@ class Comparison:
     planned_on: RoutingTrace
     measured_on: RoutingTrace
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers should know: layers that they leave out."""
+        recorded = self.rows[0].evaluation.recorded
+        missing = [str(layer_id) for layer_id, found in zip(self.measured_on.layer_ids, recorded, strict=True) if not found]
+        if not missing:
+            return ()
+        layers = f"layer{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        return (f"{self.measured_on.source}: nothing was recorded of {layers}: left out of all means.",)
+
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of `grace-moe compare --json`."""
+        """The JSON of `grace-moe compare --json` (docs/metrics.md); `notes` only where there are any."""
         return {
             "rows": [row.to_dict(self.topology) for row in self.rows] + [refusal.to_dict() for refusal in self.refused],
             "topology": self.topology.shape,
             "trace": _identity(self.planned_on),
             "eval": _identity(self.measured_on),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def require(self, *methods: str) -> None:

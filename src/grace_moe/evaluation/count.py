@@ -66,12 +66,11 @@ class _Counter:
     """Adds up chunks of one layer."""
 
     def __init__(self, topology: Topology, num_passes: int) -> None:
-        sizes = [len(node.devices) for node in topology.nodes]
-        self.node, self.rail_peers = topology.node_of_device, topology.rail_peers
-        self.first_device_of_node = np.cumsum([0, *sizes[:-1]])
+        self.topology, self.node = topology, topology.node_of_device
+        self.first_device_of_node, sizes = topology.devices_of_nodes
         self.local_rank = np.arange(topology.num_devices) - self.first_device_of_node[self.node]
         self.cross_node_links = np.zeros((topology.num_devices, topology.num_nodes), dtype=np.int32)
-        self.intra_node_links = np.zeros((topology.num_devices, max(sizes)), dtype=np.int32)
+        self.intra_node_links = np.zeros((topology.num_devices, int(sizes.max())), dtype=np.int32)
         self.pairs_of_device = np.zeros(topology.num_devices, dtype=np.int64)
         self.pass_cross_node = np.zeros(num_passes, dtype=np.int64)
         self.pass_flat_cross_node = np.zeros(num_passes, dtype=np.int64)
@@ -105,7 +104,7 @@ class _Counter:
         """A copy for each device that a token reaches: inside nodes from whoever has it there, and flat from its source."""
         token, device = np.nonzero(reached_TD)
         # Inside each node, the device of the source's local rank hands copies on: the source itself, or the ingress device.
-        hands_on = self.rail_peers[source[token], self.node[device]]
+        hands_on = self.topology.rail_peer(source[token], self.node[device])
         to_other = hands_on != device
         np.add.at(self.intra_node_links, (hands_on[to_other], self.local_rank[device[to_other]]), 1)
         self.flat += int((device != source[token]).sum())

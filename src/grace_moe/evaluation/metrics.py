@@ -54,8 +54,14 @@ class PhaseCounts:
     """`[layers, devices]` pairs computed, over the device's relative speed."""
 
     @property
+    def recorded(self) -> npt.NDArray[np.bool_]:
+        """`[layers]` whether the phase has any pair of the layer."""
+        found: npt.NDArray[np.bool_] = np.any(self.device_load, axis=1)
+        return found
+
+    @property
     def cross_node_copies(self) -> float:
-        return float(self.cross_node.mean() / max(1, self.num_tokens))
+        return _mean(self.cross_node, self.recorded) / max(1, self.num_tokens)
 
     @property
     def load_max_over_mean(self) -> float:
@@ -64,7 +70,10 @@ class PhaseCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(LayerTraffic):
-    """What a placement costs on a trace: counts by layer, and as properties the metrics, which are means over layers."""
+    """What a placement costs on a trace: counts by layer, and as properties the metrics.
+
+    A metric is a mean over the layers that were recorded; `num_tokens` are those that chose an expert in one of them.
+    """
 
     num_experts: int
     slots: Ints
@@ -73,14 +82,14 @@ class Evaluation(LayerTraffic):
     phases: tuple[PhaseCounts, PhaseCounts] | None = None
     """Prefill's part and decode's; None unless the trace has tokens of both."""
     active_experts: Floats | None = None
-    """`[layers]` most distinct experts active on a device, mean over decode batches; None without decode tokens."""
+    """`[layers]` most distinct experts active on a device, mean over decode batches, 0 where none was recorded; None without decode."""
     batch_balance: Floats | None = None
-    """`[layers]` load of the busiest device over the mean in a batch, mean over batches; None unless asked for."""
+    """`[layers]` load of the busiest device over the mean in a batch, mean over batches, 0 without any; None unless asked for."""
     by_pass: PassCopies | None = None
     """None unless passes were given."""
 
     def _per_token(self, copies: Ints) -> float:
-        return float(copies.mean() / max(1, self.num_tokens))
+        return _mean(copies, self.recorded) / max(1, self.num_tokens)
 
     @property
     def cross_node_copies(self) -> float:
@@ -112,20 +121,22 @@ class Evaluation(LayerTraffic):
 
     @property
     def load_std_over_mean(self) -> float:
-        return float((self.device_load.std(axis=1) / _mean_load(self.device_load)).mean())
+        load = self.device_load[self.recorded]
+        return _mean(load.std(axis=1) / load.mean(axis=1))
 
     @property
     def idle_fraction(self) -> float:
-        mean = _mean_load(self.device_load)
-        return float((1 - mean / np.maximum(self.device_load.max(axis=1), mean)).mean())
+        load = self.device_load[self.recorded]
+        mean = load.mean(axis=1)
+        return _mean(1 - mean / np.maximum(load.max(axis=1), mean))
 
     @property
     def active_experts_max(self) -> float | None:
-        return None if self.active_experts is None else float(self.active_experts.mean())
+        return None if self.active_experts is None else _mean(self.active_experts, self.active_experts > 0)
 
     @property
     def batch_load_max_over_mean(self) -> float | None:
-        return None if self.batch_balance is None else float(self.batch_balance.mean())
+        return None if self.batch_balance is None else _mean(self.batch_balance, self.batch_balance > 0)
 
     @property
     def prefill_load_max_over_mean(self) -> float | None:
@@ -178,11 +189,12 @@ METRICS = (
 """Names of the numbers that `Evaluation.to_dict` gives."""
 
 
-def _mean_load(device_load: Floats) -> Floats:
-    """`[layers]` mean over devices, above 0."""
-    means: Floats = np.maximum(device_load.mean(axis=1), 1e-12)
-    return means
-
-
 def _max_over_mean(device_load: Floats) -> float:
-    return float((device_load.max(axis=1) / _mean_load(device_load)).mean())
+    load = device_load[device_load.any(axis=1)]
+    return _mean(load.max(axis=1) / load.mean(axis=1))
+
+
+def _mean(of_layers: npt.NDArray[Any], recorded: npt.NDArray[np.bool_] | None = None) -> float:
+    """Mean over the layers that were recorded (None = all of these); 0 without any."""
+    values = of_layers if recorded is None else of_layers[recorded]
+    return float(values.mean()) if len(values) else 0.0

@@ -31,6 +31,8 @@ def evaluate(
 ) -> Evaluation:
     """Replay `trace` through `placement`. Tokens of phase decode take the replicas that the placement has for decode.
 
+    What was not recorded is left out: tokens without any choice don't count, and layers without any pair enter no mean.
+
     >>> from grace_moe import Topology, evaluate, plan
     >>> from grace_moe.trace import synthetic_trace
     >>> trace = synthetic_trace(tokens=400, experts=16, top_k=4)
@@ -54,7 +56,9 @@ def evaluate(
     _check(placement, trace, topology)
     arrived = arrivals(placement, trace, serving)
     decoding = arrived.decoding
-    both_phases = 0 < len(decoding) < trace.num_tokens
+    chose = trace.topk_ids.max(axis=(1, 2), initial=-1) >= 0
+    num_tokens, num_decoding = int(chose.sum()), int(chose[decoding].sum())
+    both_phases = 0 < num_decoding < num_tokens
     layers, decode_layers, active, balance = [], [], [], []
     for index, devices in enumerate(route(placement, trace, arrived, topology, policy=serving.policy, seed=seed)):
         layers.append(count(devices, arrived.source, topology, passes))
@@ -65,7 +69,7 @@ def evaluate(
         if arrived.steps is not None:
             active.append(active_experts(trace.topk_ids[:, index], devices, arrived.steps, topology.num_devices))
     return Evaluation(
-        num_tokens=trace.num_tokens,
+        num_tokens=num_tokens,
         num_experts=placement.num_experts,
         devices_per_node=tuple(len(node.devices) for node in topology.nodes),
         slots=placement.slots_per_device(),
@@ -73,7 +77,7 @@ def evaluate(
         cross_node_links=tuple(layer.cross_node_links for layer in layers),
         intra_node_links=tuple(layer.intra_node_links for layer in layers),
         device_load=_pairs_of_device(layers) / topology.relative_speed,
-        phases=_phases(layers, decode_layers, trace.num_tokens, len(decoding), topology) if both_phases else None,
+        phases=_phases(layers, decode_layers, num_tokens, num_decoding, topology) if both_phases else None,
         active_experts=np.array(active) if active else None,
         batch_balance=np.array(balance) if balance else None,
         by_pass=None if passes is None else _by_pass(layers),
@@ -89,6 +93,8 @@ def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> Non
         )
     if trace.counts_only:
         raise MismatchError(f"{trace.source}: made of counts, which don't tell what a token costs; measure on a trace of tokens")
+    if trace.surrogate:
+        raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; plan on it, and measure on a trace of tokens")
 
 
 def _copies(layers: Sequence[LayerCounts]) -> Copies:

@@ -1,6 +1,6 @@
 """Reading with bounds and writing whole: every file of ours, and every file from outside, goes through here."""
 
-from grace_moe.files.budget import BYTES_PER_BYTE, FREE_BYTES, check_budget
+from grace_moe.files.budget import BYTES_PER_BYTE, FREE_BYTES, budget_of, check_budget
 from grace_moe.files.json_text import MAX_JSON_BYTES, dump_json, parse_json, read_json
 from grace_moe.files.limits import MAX_COUNT, MAX_DEVICES, MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, MAX_TOKENS
 from grace_moe.files.numbers import bounded_counts, narrow
@@ -18,6 +18,7 @@ __all__ = [
     "MAX_LAYER_ID",
     "MAX_TOKENS",
     "bounded_counts",
+    "budget_of",
     "check_budget",
     "check_output",
     "check_regular",

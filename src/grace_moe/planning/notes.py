@@ -7,9 +7,20 @@ from grace_moe.planning.task import PlanningTask
 
 def no_replicas(task: PlanningTask, method: str) -> tuple[str, ...]:
     """The note of a method that keeps one copy of each expert, where more were allowed."""
-    if task.redundancy in (None, 1):
+    if task.redundancy in (None, 1, "auto"):
         return ()
     return (f"redundancy {task.redundancy} has no effect: {method} makes no replicas",)
+
+
+def whole_slots(task: PlanningTask) -> tuple[str, ...]:
+    """The note of a method with equal slots, where whole slots make another redundancy of the one that was asked for."""
+    if task.redundancy is None:
+        return ()
+    slots, devices = task.equal_slots, task.num_devices
+    became = slots * devices / task.num_experts
+    if task.redundancy != "auto" and abs(became - task.redundancy) < 1e-9:
+        return ()
+    return (f"redundancy {task.redundancy} became {became:.2f}: {slots} slot{'s' * (slots > 1)} on each of {devices} devices",)
 
 
 def by_layer(notes_of_layer: Sequence[tuple[int, Sequence[str]]]) -> tuple[str, ...]:

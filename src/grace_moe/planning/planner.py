@@ -12,7 +12,7 @@ import numpy as np
 
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
-from grace_moe.planning.task import PlannedLayers, PlanningTask, Progress
+from grace_moe.planning.task import PlannedLayers, PlanningTask, Progress, Redundancy
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -46,7 +46,7 @@ def plan(
     method: str = DEFAULT_METHOD,
     *,
     seed: int = 0,
-    redundancy: float | None = None,
+    redundancy: Redundancy | None = None,
     slots_per_device: int | None = None,
     expert_bytes: int | None = None,
     start: Placement | None = None,
@@ -55,10 +55,21 @@ def plan(
 ) -> Placement:
     """Decide which device holds which expert. The same arguments give the same placement, byte for byte.
 
+    >>> from grace_moe import Topology, plan
+    >>> from grace_moe.trace import synthetic_trace
+    >>> placement = plan(synthetic_trace(tokens=300, experts=8, top_k=2), Topology.parse("2x2"))
+    >>> placement.slots_total_over_experts  # 8 experts and 25% more: 10 slots, which 4 devices of equal slots round up to 12
+    1.5
+    >>> placement.provenance["method"]
+    'grace'
+    >>> plan(synthetic_trace(tokens=300, experts=8, top_k=2), Topology.parse("2x2"), "linear").layers[0].devices_of_expert
+    ((0,), (0,), (1,), (1,), (2,), (2,), (3,), (3,))
+
     Args:
         method: one of `METHODS`.
         seed: of whatever the method draws at random.
-        redundancy: slots in all over experts, 1 or more (1.25 = a quarter more slots than experts).
+        redundancy: slots in all over experts, 1 or more (1.25 = a quarter more slots than experts); or `auto`: the least that fits,
+            so many slots on every device as its experts need.
         slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
         expert_bytes: memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots.
         start: an existing placement to improve on (`grace` only), several times faster than planning from nothing.
@@ -67,15 +78,11 @@ def plan(
             provenance's notes.
 
     Raises:
-        UsageError: an unknown method or option, or values that can't be met.
+        UsageError: an unknown method or option, values that can't be met, or a trace without tokens.
         MismatchError: `start` is of another model, topology or number of slots.
     """
     function = _function(method)
-    signature = inspect.signature(function)
-    allowed = [name for name, parameter in signature.parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    for name in options:
-        if name not in allowed:
-            raise UsageError(f"method {method} has no option {name!r}; it has {', '.join(allowed) or 'none'}")
+    used = _options_of(function, method, options)
     task = PlanningTask(
         trace=trace,
         topology=topology,
@@ -86,32 +93,15 @@ def plan(
         start=start,
         progress=progress,
     )
-    if start is not None and method != "grace":
-        raise UsageError(f"method {method} plans from nothing; leave out start, or use method grace")
-    if trace.counts_only and method not in _BY_LOAD:
-        raise UsageError(
-            f"{trace.source}: counts only, and method {method} needs to know which experts fire together; "
-            f"use one of {', '.join(_BY_LOAD)}, or a trace of tokens"
-        )
+    _check_method(method, task)
     planned = function(task, **options)
-    used = {name: options.get(name, signature.parameters[name].default) for name in allowed}
-    limits = {"redundancy": redundancy, "slots_per_device": slots_per_device, "expert_bytes": expert_bytes}
     placement = Placement(
         topology=topology,
         num_experts=trace.num_experts,
         layers=planned.layers,
         model=trace.model,
         replica_choice=planned.replica_choice,
-        provenance={
-            "method": method,
-            "options": used | limits,
-            "seed": seed,
-            "trace_digest": trace.digest,
-            "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens},
-            **({} if start is None else {"start": start.provenance}),
-            "version": version("grace-moe"),
-            "notes": list(planned.notes),
-        },
+        provenance=_provenance(method, used, task, planned),
         source=f"plan by {method}",
     )
     if (placement.slots_per_device() > np.array(task.slot_limits)).any():
@@ -119,13 +109,51 @@ def plan(
     return placement
 
 
-def equal_slots(trace: RoutingTrace, topology: Topology, *, redundancy: float, expert_bytes: int | None = None) -> int:
+def equal_slots(trace: RoutingTrace, topology: Topology, *, redundancy: Redundancy, expert_bytes: int | None = None) -> int:
     """Slots of each device in a layer that methods with equal slots get from this redundancy.
 
     Raises:
         UsageError: a redundancy out of range, or a device too small for an equal share of the experts.
     """
     return PlanningTask(trace=trace, topology=topology, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
+
+
+def _provenance(method: str, options: dict[str, Any], task: PlanningTask, planned: PlannedLayers) -> dict[str, Any]:
+    """What made the placement, so that it can be made again."""
+    limits = {"redundancy": task.redundancy, "slots_per_device": task.slots_per_device, "expert_bytes": task.expert_bytes}
+    trace = task.trace
+    drawn = {"surrogate": True} if trace.surrogate else {}
+    return {
+        "method": method,
+        "options": options | limits,
+        "seed": task.seed,
+        "trace_digest": trace.digest,
+        "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens, **drawn},
+        **({} if task.start is None else {"start": task.start.provenance}),
+        "version": version("grace-moe"),
+        "notes": list(planned.notes),
+    }
+
+
+def _options_of(function: Callable[..., PlannedLayers], method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The method's options: those given, the others' defaults. Raises UsageError where it has no such option."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    for name in given:
+        if name not in defaults:
+            raise UsageError(f"method {method} has no option {name!r}; it has {', '.join(defaults) or 'none'}")
+    return defaults | given
+
+
+def _check_method(method: str, task: PlanningTask) -> None:
+    """Raise UsageError where the method can't plan from this start or trace."""
+    if task.start is not None and method != "grace":
+        raise UsageError(f"method {method} plans from nothing; leave out start, or use method grace")
+    if task.trace.counts_only and method not in _BY_LOAD:
+        raise UsageError(
+            f"{task.trace.source}: counts only, and method {method} needs to know which experts fire together; "
+            f"use one of {', '.join(_BY_LOAD)}, or a trace of tokens"
+        )
 
 
 def _function(method: str) -> Callable[..., PlannedLayers]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,16 @@ import numpy.typing as npt
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.constants import DEFAULT_REDUNDANCY
+from grace_moe.planning.option_values import is_within
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (layers done, layers in all) as planning goes on."""
+
+
+Redundancy: TypeAlias = float | Literal["auto"]
+"""Slots in all over experts; `auto` = the least that fits, as many slots on every device as hold all experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class PlanningTask:
     topology: Topology
     seed: int = 0
     """Of whatever a method draws at random; 0 .. 2**32 - 1."""
-    redundancy: float | None = None
+    redundancy: Redundancy | None = None
     """Slots in all over experts that the user allows; None = the method's own."""
     slots_per_device: int | None = None
     """Most experts a device may hold in a layer; None = no limit."""
@@ -43,28 +48,37 @@ class PlanningTask:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        experts, devices = self.num_experts, self.num_devices
         if not self.trace.num_layers:
             raise UsageError(f"{self.trace.source}: the trace has no MoE layers; record it again")
+        if not self.trace.num_tokens:
+            raise UsageError(f"{self.trace.source}: the trace has no tokens; record some, or select others")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {self.seed} is out of range; use 0 to {2**32 - 1}")
+        self._check_slots()
+        self._check_memory()
+
+    def _check_slots(self) -> None:
+        experts, devices = self.num_experts, self.num_devices
         if self.redundancy is not None and self.slots_per_device is not None:
             raise UsageError("redundancy and slots_per_device both set the number of slots; give one of them")
-        if self.redundancy is not None and not 1 <= self.redundancy <= devices:
+        if self.redundancy not in (None, "auto") and not is_within(self.redundancy, 1, devices):
             raise UsageError(
-                f"redundancy {self.redundancy} is out of range; use 1 (no replicas) to {devices} (every expert on all {devices} devices)"
+                f"redundancy {self.redundancy} is out of range; use 1 (no replicas) to {devices} (every expert on all {devices} devices), "
+                "or auto"
             )
         if self.slots_per_device is not None and self.slots_per_device * devices < experts:
             raise UsageError(
                 f"slots_per_device {self.slots_per_device} on {devices} devices leaves some of {experts} experts without a slot; "
                 f"use at least {-(-experts // devices)}"
             )
+
+    def _check_memory(self) -> None:
         if self.expert_bytes is not None and self.expert_bytes < 1:
             raise UsageError(f"expert_bytes {self.expert_bytes} is out of range; give the bytes of one expert of one layer")
-        if min(self.slot_limits) < 1 or sum(self.slot_limits) < experts:
+        if min(self.slot_limits) < 1 or sum(self.slot_limits) < self.num_experts:
             raise UsageError(
                 f"{self.topology.source}: memory_bytes: room for {sum(self.slot_limits)} experts a layer (least on a device: "
-                f"{min(self.slot_limits)}), {experts} are needed and one on each device; use more devices or memory"
+                f"{min(self.slot_limits)}), {self.num_experts} are needed and one on each device; use more devices or memory"
             )
 
     @property
@@ -102,8 +116,14 @@ class PlanningTask:
             )
         if self.slots_per_device is not None:
             return most
-        redundancy = DEFAULT_REDUNDANCY if self.redundancy is None else self.redundancy
-        return min(most, math.ceil(redundancy * self.num_experts / self.num_devices - 1e-9))
+        return min(most, math.ceil(self.redundancy_allowed * self.num_experts / self.num_devices - 1e-9))
+
+    @property
+    def redundancy_allowed(self) -> float:
+        """Slots in all over experts, before they are rounded to whole slots of equal devices."""
+        if self.redundancy is None:
+            return DEFAULT_REDUNDANCY
+        return 1.0 if self.redundancy == "auto" else self.redundancy
 
     def layers(self) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
         """(layer id, `[tokens, k]` choices) of each layer; reports progress as each is done."""

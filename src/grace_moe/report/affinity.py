@@ -32,7 +32,7 @@ class LayerAffinity:
 
 
 def typical_layer(comparison: Comparison, before: ComparisonRow, after: ComparisonRow) -> LayerAffinity:
-    """The layer whose gain is the median of the layers': one that neither flatters nor belittles."""
+    """The layer whose gain is the median over the layers."""
     trace, topology = comparison.measured_on, comparison.topology
     name = "cross_node" if topology.num_nodes > 1 else "intra_node"
     gain: Ints = getattr(before.evaluation.copies, name) - getattr(after.evaluation.copies, name)

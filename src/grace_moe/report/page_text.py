@@ -63,7 +63,14 @@ time by a model of the links, not measured. Less is better everywhere; bold is b
 measured on {measured.num_tokens:,} of {others}.</p>
 <div class="scroll"><table><thead><tr><th>method</th>{heads}</tr></thead><tbody>
 {chr(10).join(lines)}
-</tbody></table></div>"""
+</tbody></table></div>{_left_out(content)}"""
+
+
+def _left_out(content: ReportContent) -> str:
+    """Layers and methods that the table leaves out, and why."""
+    comparison = content.comparison
+    reasons = [*comparison.notes, *(f"{words.label(refusal.method)}: {refusal.error}" for refusal in comparison.refused)]
+    return "".join(f'\n<p class="how">{escape(reason)}</p>' for reason in reasons)
 
 
 def made(content: ReportContent) -> str:

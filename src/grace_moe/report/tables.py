@@ -46,7 +46,7 @@ def comparison_table(comparison: Comparison) -> Table:
     reasons = (f"{refusal.method}: {printable(str(refusal.error))}" for refusal in comparison.refused)
     table = Table(
         title=title,
-        caption=Text("\n".join([caption, *reasons])),
+        caption=Text("\n".join([caption, *map(printable, comparison.notes), *reasons])),
         title_justify="left",
         caption_justify="left",
         box=_RULE,

@@ -68,7 +68,7 @@ class Topology:
     def num_nodes(self) -> int:
         return len(self.nodes)
 
-    @property
+    @cached_property
     def num_devices(self) -> int:
         return sum(len(node.devices) for node in self.nodes)
 
@@ -83,16 +83,25 @@ class Topology:
         return np.array([device.relative_speed for node in self.nodes for device in node.devices])
 
     @cached_property
-    def rail_peers(self) -> npt.NDArray[np.int64]:
-        """`[devices, nodes]` the device of each node that takes in a device's tokens: the one of the same local rank.
+    def devices_of_nodes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """`[nodes]` first device of each node, and `[nodes]` number of its devices."""
+        sizes = np.array([len(node.devices) for node in self.nodes])
+        return np.cumsum(sizes) - sizes, sizes
+
+    def rail_peer(self, device: npt.NDArray[np.int64], node: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The device of each `node` that takes in the tokens of each `device` (broadcast together): the one of the same local rank.
 
         A device is its own peer on its own node; on nodes with fewer devices, local ranks wrap (docs/method.md#communication).
         """
-        sizes = np.array([len(node.devices) for node in self.nodes])
-        starts = np.cumsum(sizes) - sizes
-        local = np.arange(self.num_devices) - starts[self.node_of_device]
-        peers: npt.NDArray[np.int64] = starts[None, :] + local[:, None] % sizes[None, :]
+        first, sizes = self.devices_of_nodes
+        local_rank = device - first[self.node_of_device[device]]
+        peers: npt.NDArray[np.int64] = first[node] + local_rank % sizes[node]
         return peers
+
+    @cached_property
+    def rail_peers(self) -> npt.NDArray[np.int64]:
+        """`[devices, nodes]` every `rail_peer`; on large clusters a large table."""
+        return self.rail_peer(np.arange(self.num_devices)[:, None], np.arange(self.num_nodes)[None, :])
 
     def devices_of_node(self, node: int) -> range:
         """Device numbers of one node."""

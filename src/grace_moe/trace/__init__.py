@@ -2,7 +2,7 @@
 
 from grace_moe.trace.joining import concatenate, mixed
 from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace
-from grace_moe.trace.prompts import prompts_from_text
+from grace_moe.trace.prompts import RecordingSizes, prompts_from_text
 from grace_moe.trace.recorded import without_unrecorded
 from grace_moe.trace.requests import order_of_requests, request_numbers
 from grace_moe.trace.statistics import activations, expert_loads, skew
@@ -11,6 +11,7 @@ from grace_moe.trace.synthetic import synthetic_trace
 __all__ = [
     "DECODE",
     "PREFILL",
+    "RecordingSizes",
     "RoutingTrace",
     "activations",
     "concatenate",

@@ -39,6 +39,7 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         phase=np.concatenate([p for p in phases if p is not None]) if all(p is not None for p in phases) else None,
         topk_weights=np.concatenate([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
         counts_only=any(trace.counts_only for trace in traces),
+        surrogate=any(trace.surrogate for trace in traces),
         source=" + ".join(dict.fromkeys(trace.source for trace in traces)),
     )
 
@@ -46,8 +47,8 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
 def mixed(traces: Sequence[RoutingTrace]) -> RoutingTrace:
     """One trace in which several of the same model weigh the same: each is as long as the longest.
 
-    Tokens of a shorter one are repeated, evenly, and stay in their requests: its loads count more, and are no more certain for it, as
-    requests are what is independent. One trace is given back as it is.
+    Tokens of a shorter trace are repeated evenly and stay in their requests. Its loads count more, but are no more certain:
+    requests are the independent units. A single trace is given back as it is.
 
     Raises:
         TraceError: different models, experts, layers or k.

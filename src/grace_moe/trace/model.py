@@ -53,6 +53,8 @@ class RoutingTrace:
     """`[tokens, layers, k]` routing weights."""
     counts_only: bool = False
     """Made of an engine's counts: it tells how often each expert fires and nothing of which fire together, as each row chooses one."""
+    surrogate: bool = False
+    """Drawn to match an engine's counts of experts and pairs: to plan on, and not to measure on."""
     source: str = "trace"
     """Where it came from, for messages."""
 
@@ -164,6 +166,7 @@ class RoutingTrace:
             phase=None if self.phase is None else self.phase[tokens],
             topk_weights=None if self.topk_weights is None else self.topk_weights[tokens],
             counts_only=self.counts_only,
+            surrogate=self.surrogate,
             source=self.source,
         )
 

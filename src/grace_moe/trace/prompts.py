@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from grace_moe.errors import UsageError
 
 _PIECE = 100_000
 """Characters that are tokenised at once: some tokenisers take time that grows with the square of a text's length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingSizes:
+    """How much to record, whatever runs the model."""
+
+    requests: int
+    """At most; text may not make as many."""
+    prompt_tokens: int
+    """Of every request."""
+    new_tokens: int
+    """To generate for every request."""
+    batch_size: int
+    """Requests in one batch."""
+    dtype: str
+    """`float32`, `bfloat16` or `float16`."""
 
 
 def prompts_from_text(

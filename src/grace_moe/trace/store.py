@@ -40,6 +40,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         "model": metadata.get("model", ""),
         "dataset": metadata.get("dataset", ""),
         "counts_only": metadata.get("counts_only") == "true",
+        "surrogate": metadata.get("surrogate") == "true",
         "source": source,
     }
 
@@ -53,7 +54,7 @@ def write_fields(fields: dict[str, Any], path: Path) -> None:
         "model": fields["model"],
         "dataset": fields["dataset"],
         "layer_ids": json.dumps(list(fields["layer_ids"])),
-        **({"counts_only": "true"} if fields["counts_only"] else {}),
+        **{name: "true" for name in ("counts_only", "surrogate") if fields[name]},
     }
     present = {name: np.ascontiguousarray(fields[name]) for name in _DTYPES if fields[name] is not None}
     write_atomically(path, _stable(save(present, metadata=metadata)))

@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.constants import DEFAULT_REDUNDANCY
 from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.groups.contiguous import contiguous_groups
 from grace_moe.planning.groups.even_layers import layer_of_devices
@@ -48,5 +47,4 @@ def _num_hot(task: PlanningTask) -> int:
     if task.slots_per_device is not None:
         fits = [hot for hot in range(experts + 1) if hot + -(-(experts - hot) // devices) <= task.slots_per_device]
         return max(fits)
-    redundancy = DEFAULT_REDUNDANCY if task.redundancy is None else task.redundancy
-    return int((redundancy - 1) * experts / (devices - 1) + 1e-9)
+    return int((task.redundancy_allowed - 1) * experts / (devices - 1) + 1e-9)

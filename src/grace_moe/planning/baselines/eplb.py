@@ -15,6 +15,7 @@ from grace_moe.errors import UsageError
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement
 from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.groups.even_layers import layer_of_devices
+from grace_moe.planning.notes import whole_slots
 from grace_moe.planning.option_values import check_choice
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 from grace_moe.topology import Topology
@@ -162,7 +163,9 @@ def eplb(task: PlanningTask, *, policy: str = "auto", num_groups: int | None = N
         loads = layer_loads(topk_ids, task.num_experts)
         held = rebalance(loads, slots * task.num_devices, groups, nodes, task.num_devices)
         layers.append(_layer_of_slots(layer_id, resolve_duplicates(loads, held, node_of_device), task.num_experts))
-    return PlannedLayers(layers=tuple(layers), replica_choice=replica_choice, notes=(f"{policy} policy, {slots} slots a device",))
+    return PlannedLayers(
+        layers=tuple(layers), replica_choice=replica_choice, notes=(f"{policy} policy, {slots} slots a device", *whole_slots(task))
+    )
 
 
 def layer_by_load(

@@ -34,30 +34,47 @@ def pack_nodes(
     """
     topology, devices = problem.topology, problem.topology.num_devices
     rows, computed_on = _sample_computed(problem, ids, sources, on_nodes)
-    pairs = max(int((computed_on >= 0).sum()), 1)
-    whole = np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1)
     held = None if problem.serving is None else _held(problem.serving, devices)
     hosts: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(topology.num_nodes):
-        members = topology.devices_of_node(node)
-        here = np.where(computed_on == node, rows, -1)
-        here = here[(here >= 0).any(axis=1)]
-        load = np.bincount(here[here >= 0], minlength=problem.experts).astype(float)
-        share = NodeShare(
-            copies=copies[node],
-            load=load,
-            share_here=load / whole,
-            rows=here,
-            fair=pairs * topology.relative_speed[list(members)] / topology.relative_speed.sum(),
-            held=None if held is None else held[list(members)],
-        )
+        share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
         options = PACK if held is None else REPACK
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
-        for device, experts in zip(members, slots, strict=True):
+        for device, experts in zip(topology.devices_of_node(node), slots, strict=True):
             for expert in experts:
                 if expert >= 0 and device not in hosts[expert]:
                     hosts[expert].append(device)
     return tuple(tuple(row) for row in hosts)
+
+
+def _share_of_node(
+    problem: LayerProblem,
+    node: int,
+    rows: npt.NDArray[np.int64],
+    computed_on: npt.NDArray[np.int64],
+    copies: npt.NDArray[np.int64],
+    held: npt.NDArray[np.bool_] | None,
+) -> NodeShare:
+    """What one node has to place.
+
+    Args:
+        rows, computed_on: from `_sample_computed`.
+        copies: `[E]` on the node.
+        held: `[D, E]` which device holds which expert already; None = nothing does.
+    """
+    members, speed = list(problem.topology.devices_of_node(node)), problem.topology.relative_speed
+    here = np.where(computed_on == node, rows, -1)
+    here = here[(here >= 0).any(axis=1)]
+    load = np.bincount(here[here >= 0], minlength=problem.experts).astype(float)
+    pairs = max(int((computed_on >= 0).sum()), 1)
+    return NodeShare(
+        copies=copies,
+        load=load,
+        share_here=load / np.maximum(np.bincount(rows[rows >= 0], minlength=problem.experts), 1),
+        rows=here,
+        fair=pairs * speed[members] / speed.sum(),
+        held=None if held is None else held[members],
+    )
 
 
 def _sample_computed(

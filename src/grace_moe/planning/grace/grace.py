@@ -17,7 +17,7 @@ from grace_moe.planning.grace.problem import layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
 from grace_moe.planning.grace.source_costs import with_source_costs
 from grace_moe.planning.grace.tuning import plan_layers
-from grace_moe.planning.notes import by_layer
+from grace_moe.planning.notes import by_layer, whole_slots
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
@@ -95,7 +95,10 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     return PlannedLayers(
         layers=tuple(own.original(layer) for own, layer in zip(names, layers, strict=True)),
         replica_choice="joint",
-        notes=by_layer([(candidate.layer.layer_id, (BY_LOAD,)) for candidate in chosen if candidate.origin == "eplb"]),
+        notes=(
+            *whole_slots(task),
+            *by_layer([(candidate.layer.layer_id, (BY_LOAD,)) for candidate in chosen if candidate.origin == "eplb"]),
+        ),
     )
 
 

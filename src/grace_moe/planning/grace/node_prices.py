@@ -15,6 +15,8 @@ from grace_moe.planning.grace.replica_shares import Hosts, host_table, layer_of_
 from grace_moe.planning.grace.split import Demand, demand, even_out
 from grace_moe.topology import Topology
 
+Floats = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodePlan:
@@ -28,9 +30,7 @@ class NodePlan:
     """On nodes instead of devices."""
 
 
-def price_nodes(
-    problem: LayerProblem, ids: npt.NDArray[np.int64], sources: npt.NDArray[np.float64], copies: npt.NDArray[np.int64]
-) -> NodePlan:
+def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floats, copies: npt.NDArray[np.int64]) -> NodePlan:
     """Raise the price of nodes that are busier than the mean, round by round; keep the round with the lowest maximum.
 
     Two nodes know no ties: the source's own is in every set that serves. They get no prices.
@@ -40,29 +40,14 @@ def price_nodes(
         sources: `[T, N]` chance that each of them comes from each node.
         copies: `[N, E]`.
     """
-    nodes = len(copies)
     hosts: Hosts = tuple(tuple(int(n) for n in np.flatnonzero(copies[:, e])) for e in range(problem.experts))
-    speed = problem.topology.relative_speed
-    capacity = np.bincount(problem.topology.node_of_device, weights=speed) / speed.sum()
-    on_nodes = Topology.regular(nodes, 1)
-
-    def divided(prices: tuple[float, ...], step: int) -> tuple[Demand, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        layer = LayerPlacement(
-            layer_id=problem.layer_id,
-            devices_of_expert=hosts,
-            replica_weights=even_weights(hosts),
-            node_prices=prices if any(prices) else (),
-        )
-        choice = predict_choice(layer, on_nodes, ids[::step], problem.seed)
-        cells = demand(ids[::step], choice.visited, choice.hosts, sources[::step])
-        return cells, *even_out(cells, host_table(hosts), np.arange(nodes), capacity)
-
+    nodes = len(copies)
     thinning = _thinning(problem, nodes, len(ids))
     price, least = np.zeros(nodes), np.inf
-    best: tuple[tuple[float, ...], Demand, npt.NDArray[np.float64]]
+    best: tuple[tuple[float, ...], Demand, Floats]
     for step in range(PRICE_ROUNDS if nodes > 2 else 1):
         prices = tuple(round(float(p), 4) for p in price)
-        cells, weights, load = divided(prices, thinning)
+        cells, weights, load = _divided(problem, hosts, prices, ids[::thinning], sources[::thinning])
         over = load / max(load.mean(), 1e-12) - 1
         if over.max() < least:
             least, best = over.max(), (prices, cells, weights)
@@ -70,8 +55,26 @@ def price_nodes(
         price = np.clip(price - price.min(), 0, MAX_NODE_PRICE)
     prices, cells, weights = best
     if thinning > 1:  # the demand is that of all tokens
-        cells, weights, _ = divided(prices, 1)
+        cells, weights, _ = _divided(problem, hosts, prices, ids, sources)
     return NodePlan(prices=prices, cells=cells, layer=layer_of_weights(problem.layer_id, hosts, weights, prices))
+
+
+def _divided(
+    problem: LayerProblem, hosts: Hosts, prices: tuple[float, ...], ids: npt.NDArray[np.int64], sources: Floats
+) -> tuple[Demand, Floats, Floats]:
+    """The demand under these prices, the weights over nodes that even it out, and the nodes' loads (over speed)."""
+    topology = problem.topology
+    layer = LayerPlacement(
+        layer_id=problem.layer_id,
+        devices_of_expert=hosts,
+        replica_weights=even_weights(hosts),
+        node_prices=prices if any(prices) else (),
+    )
+    choice = predict_choice(layer, Topology.regular(topology.num_nodes, 1), ids, problem.seed)
+    cells = demand(ids, choice.visited, choice.hosts, sources)
+    speed = topology.relative_speed
+    capacity = np.bincount(topology.node_of_device, weights=speed) / speed.sum()
+    return cells, *even_out(cells, host_table(hosts), np.arange(topology.num_nodes), capacity)
 
 
 def _thinning(problem: LayerProblem, nodes: int, tokens: int) -> int:

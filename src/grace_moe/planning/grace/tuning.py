@@ -44,6 +44,12 @@ class BalanceGoal:
         return excess(candidate.peaks[None], self.floors[index][None], self.doubt) <= self.tolerance
 
 
+def balance_goal(problems: Sequence[LayerProblem], floors: Sequence[Candidate], tolerance: float) -> BalanceGoal:
+    """The tolerance over these placements; more doubt where requests are unknown: how tokens depend on one another is then a guess."""
+    peaks = np.stack([candidate.peaks for candidate in floors])
+    return BalanceGoal(floors=peaks, tolerance=tolerance, doubt=DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT)
+
+
 def plan_layers(
     problems: Sequence[LayerProblem], tolerance: float, threads: int, on_layer: Callable[[], None] = lambda: None
 ) -> list[Candidate]:
@@ -58,11 +64,7 @@ def plan_layers(
     with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
         # Step 5: the floor of balance is EPLB's placement at as many slots.
         by_load = list(pool.map(floor_of, problems))
-        goal = BalanceGoal(
-            floors=np.stack([candidate.peaks for candidate in by_load]),
-            tolerance=tolerance,
-            doubt=DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT,
-        )
+        goal = balance_goal(problems, by_load, tolerance)
         tried: list[list[Candidate]] = [[] for _ in problems]
         chosen = _search_prices(pool, problems, goal, tried, on_layer) if searchable else None
         if chosen is None:

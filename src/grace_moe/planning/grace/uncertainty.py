@@ -17,7 +17,7 @@ from grace_moe.planning.constants import SHRINKAGE
 
 def load_shares(
     ids: npt.NDArray[np.integer[Any]],
-    requests: npt.NDArray[np.int64],
+    unit: npt.NDArray[np.int64],
     experts: int,
     kind_of_request: npt.NDArray[np.int64] | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -25,11 +25,11 @@ def load_shares(
 
     Args:
         ids: `[T, k]`, -1 = none.
-        requests: `[T]`.
+        unit: `[T]` the request of each token, or what stands for it.
         kind_of_request: of each request in ascending order, where the mix of kinds is steady (a front-end sends as many to each
             node); requests then stray from their kind's proportions only. None = all of one kind.
     """
-    _, request = np.unique(requests, return_inverse=True)
+    _, request = np.unique(unit, return_inverse=True)
     chosen = ids >= 0
     cell = (request[:, None] * experts + np.where(chosen, ids, 0))[chosen]
     num_requests = int(request.max(initial=-1)) + 1

@@ -4,6 +4,10 @@ The paper is arXiv 2509.25041.
 """
 
 from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from grace_moe.errors import UsageError
 from grace_moe.placement import REPLICA_CHOICES, LayerPlacement
@@ -12,7 +16,7 @@ from grace_moe.planning.notes import by_layer
 from grace_moe.planning.option_values import check_choice, is_within
 from grace_moe.planning.paper.grouping import GroupingDraft, flat_draft, hierarchical_draft
 from grace_moe.planning.paper.knee import FALLBACK, knee_ratio
-from grace_moe.planning.paper.replication import polling_weights, predict_loads_as_printed, replicate
+from grace_moe.planning.paper.replication import Replication, polling_weights, predict_loads_as_printed, replicate
 from grace_moe.planning.paper.sizes import SizeRule, controlled_sizes, free_sizes, uniform_sizes
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
@@ -56,44 +60,44 @@ def grace_paper(
     check_choice("replica_choice", replica_choice, REPLICA_CHOICES)
     check_choice("knee", knee, KNEES)
     check_choice("prediction", prediction, PREDICTIONS)
-    drafts: list[GroupingDraft] = []
-    for _, topk_ids in task.layers():
-        affinity = affinity_matrix(topk_ids, task.num_experts)
-        if grouping == "hierarchical":
-            drafts.append(hierarchical_draft(affinity, task.topology, task.slot_limits, seed=task.seed))
-        else:
-            drafts.append(flat_draft(affinity, task.slot_limits, seed=task.seed))
+    drafts = [_draft(affinity_matrix(ids, task.num_experts), grouping, task) for _, ids in task.layers()]
+    notes: tuple[str, ...] = ()
     if knee == "model":
         rule, notes = _size_rule(grouping, r, drafts)
-        none: tuple[str, ...] = ()
-        rules = [(rule, none) for _ in drafts]
+        rules = [SizesOfLayer(rule)] * len(drafts)
     else:
-        rules, notes = [_size_rule(grouping, r, [draft]) for draft in drafts], ()
+        rules = [SizesOfLayer(*_size_rule(grouping, r, [draft])) for draft in drafts]
     layers, layer_notes = [], []
     for index, layer_id in enumerate(task.trace.layer_ids):
-        rule, rule_notes = rules[index]
-        held = drafts[index].hold(rule)
+        held = drafts[index].hold(rules[index].rule)
         loads = layer_loads(task.trace.topk_ids[:, index], task.num_experts)
-        placed = replicate(
-            loads,
-            held.groups,
-            replicas=REPLICATIONS[replication],
-            limits=task.slot_limits,
-        )
-        predicted = placed.predicted_loads
-        if prediction == "printed":
-            predicted = predict_loads_as_printed(loads, placed.devices_of_expert, task.num_devices)
-        layers.append(
-            LayerPlacement(
-                layer_id=layer_id,
-                devices_of_expert=placed.devices_of_expert,
-                replica_weights=polling_weights(placed.devices_of_expert, predicted),
-            )
-        )
-        layer_notes.append((layer_id, rule_notes + held.notes + (REPLICAS_LIMITED,) * placed.limited))
+        placed = replicate(loads, held.groups, replicas=REPLICATIONS[replication], limits=task.slot_limits)
+        layers.append(_layer(layer_id, loads, placed, prediction))
+        layer_notes.append((layer_id, rules[index].notes + held.notes + (REPLICAS_LIMITED,) * placed.limited))
     if task.redundancy is not None:
         notes += (f"redundancy {task.redundancy} has no effect: grace_paper's replication rule decides the number of replicas",)
     return PlannedLayers(layers=tuple(layers), replica_choice=replica_choice, notes=notes + by_layer(layer_notes))
+
+
+class SizesOfLayer(NamedTuple):
+    """A rule for group sizes, and what to say of it."""
+
+    rule: SizeRule
+    notes: tuple[str, ...] = ()
+
+
+def _draft(affinity: npt.NDArray[np.int64], grouping: str, task: PlanningTask) -> GroupingDraft:
+    if grouping == "hierarchical":
+        return hierarchical_draft(affinity, task.topology, task.slot_limits, seed=task.seed)
+    return flat_draft(affinity, task.slot_limits, seed=task.seed)
+
+
+def _layer(layer_id: int, loads: npt.NDArray[np.int64], placed: Replication, prediction: str) -> LayerPlacement:
+    predicted = placed.predicted_loads
+    if prediction == "printed":
+        predicted = predict_loads_as_printed(loads, placed.devices_of_expert, len(predicted))
+    weights = polling_weights(placed.devices_of_expert, predicted)
+    return LayerPlacement(layer_id=layer_id, devices_of_expert=placed.devices_of_expert, replica_weights=weights)
 
 
 def _size_rule(grouping: str, r: float | str, drafts: list[GroupingDraft]) -> tuple[SizeRule, tuple[str, ...]]:

@@ -118,9 +118,9 @@ class Channel:
     def _post_receives_first(self, to_send: Sequence[torch.Tensor], to_receive: Sequence[torch.Tensor]) -> list[dist.Work]:
         """An all-to-all of sends and receives, one part a rank.
 
-        Gloo tells a peer that it may send over the connection that its own rows take: where a rank comes late, its all-to-all sends rows
-        first, and the word that starts the peer's waits behind them, so that the two ways of the link work one after the other. Here the
-        word goes first: 0.5 to 0.9 of the time (benchmarks/rails.py).
+        With gloo, a receiver grants its peer the right to send, on the connection that also carries its own rows. In a plain all-to-all
+        a late rank queues its rows before the grant. The peer then waits for all of them, and the two directions of the link work one
+        after the other. Here receives are posted first, so the grant goes first: 0.5 to 0.9 of the time (benchmarks/rails.py).
         """
         works: list[dist.Work] = []
         for rank, part in zip(self.ranks, to_receive, strict=True):

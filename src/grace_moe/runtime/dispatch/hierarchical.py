@@ -19,10 +19,11 @@ from grace_moe.runtime.dispatch.splits import Splits
 from grace_moe.runtime.dispatch.stages import Begun, CodedRows, Stage, TwoStages
 
 OVERLAP_PAIRS = 80
-"""Pairs per slot, over all ranks, from which experts may as well compute in three parts: below, each part reads all weights for few rows,
-and costs more than what it lets happen at the same time."""
+"""Pairs per slot, over all ranks, from which experts compute in three parts. With fewer, each part reads all weights for few rows, which
+costs more than the overlap saves."""
 OVERLAP_PAIRS_ON_CPU = 200
-"""The same where experts compute on the cores that move the rows, and parts gain less: a sixth slower at 100, even at 200 (measured)."""
+"""The same where experts compute on the cores that also move the rows, so that overlap saves less. Measured: a sixth slower at 100, even
+at 200."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,10 @@ class HierarchicalState:
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalDispatcher:
-    """Two stages each way, five collectives: the counts of both stages go in one exchange. Large batches take seven, so that the slow
-    ones have company (`run`)."""
+    """Two stages each way, in five collectives: the counts of both stages go in one exchange.
+
+    Large batches take seven: experts compute in parts while rows cross between nodes (`run`).
+    """
 
     groups: RankGroups
     meter: TrafficMeter

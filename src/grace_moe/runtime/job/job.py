@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import UsageError
-from grace_moe.files import dump_json, write_atomically
 from grace_moe.runtime.job.generation import GenerationOptions, Request
 
 
@@ -43,14 +41,14 @@ class Job:
     keep_routing: bool = False
     """Keep what the router chose; not of vanilla dispatch, either."""
 
-    def save(self, path: Path) -> None:
-        """Write the job for the ranks of this machine."""
-        write_atomically(path, dump_json(asdict(self)))
+    def to_json(self) -> bytes:
+        """The job for the ranks of this machine."""
+        return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def load(cls, path: Path) -> Job:
-        """Read what `save` wrote."""
-        value = json.loads(path.read_text())
+    def from_json(cls, data: bytes) -> Job:
+        """What `to_json` made."""
+        value = json.loads(data)
         return cls(
             model=value["model"],
             requests=tuple(Request(request_id=r["request_id"], prompt=tuple(r["prompt"])) for r in value["requests"]),

@@ -19,10 +19,10 @@ from torch.distributed.rendezvous import rendezvous
 from grace_moe.errors import GraceError, MismatchError, RankError
 from grace_moe.runtime.dispatch.collectives import is_communication_error
 from grace_moe.runtime.dispatch.rank_groups import rank_device
+from grace_moe.runtime.job.roll_call import RollCall
 
 TIMEOUT = timedelta(seconds=45)
 """How long a rank waits for another in one collective, or for all to join."""
-_ROLL_CALL_SECONDS = 5.0
 _JOIN_POLL_SECONDS = 0.05
 
 
@@ -56,7 +56,8 @@ def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) 
         backend = "nccl"
         torch.cuda.set_device(rank_device())
     member = Membership(rank=rank, world_size=world_size, store=store)
-    with naming_lost_ranks(member):
+    roll_call = RollCall(store, rank, world_size)
+    with roll_call.answering(), naming_lost_ranks(member, roll_call):
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=world_size, timeout=timeout)
         yield member
         dist.barrier()
@@ -90,7 +91,7 @@ def leave(code: int) -> NoReturn:
 
 
 @contextmanager
-def naming_lost_ranks(member: Membership) -> Iterator[None]:
+def naming_lost_ranks(member: Membership, roll_call: RollCall) -> Iterator[None]:
     """Turn a broken collective into an error that names the ranks that are gone."""
     try:
         yield
@@ -100,19 +101,18 @@ def naming_lost_ranks(member: Membership) -> Iterator[None]:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not is_communication_error(error):
             raise
-        lost = _roll_call(member)
-        named = f"rank {', '.join(map(str, lost))}" if lost else "a rank"
-        raise RankError(f"rank {member.rank}: lost {named} ({first_line[:160]}); see its own error, then start all ranks again") from error
+        raise RankError(
+            f"rank {member.rank}: {_who_is_lost(roll_call)} ({first_line[:160]}); see its own error, then start all ranks again"
+        ) from error
 
 
-def _roll_call(member: Membership) -> list[int]:
-    """Ranks that don't answer within a few seconds."""
+def _who_is_lost(roll_call: RollCall) -> str:
     try:
-        member.store.set(f"alive/{member.rank}", "1")
-        time.sleep(_ROLL_CALL_SECONDS)
-        return [r for r in range(member.world_size) if not member.store.check([f"alive/{r}"])]
+        lost = roll_call.lost()
     except RuntimeError:
-        return [0]  # rank 0 keeps torchrun's store: if that is gone, so is rank 0
+        # Without torchrun's agents the store is rank 0's own.
+        return "lost the rendezvous" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "lost rank 0"
+    return f"lost rank {', '.join(map(str, lost))}" if lost else "a collective failed, though every rank answers"
 
 
 def _store(rendezvous_file: str | None, world_size: int, timeout: timedelta) -> Store:

@@ -1,53 +1,48 @@
-"""One local rank: `python -m grace_moe.runtime.job.worker FOLDER`, started by `launch.run_local`."""
+"""One local rank: `python -m grace_moe.runtime.job.worker FOLDER`, started by `launch.run_local`.
 
-import logging
+Standard input brings the job, so that no prompt stands in a file, and stays open as long as the launcher lives. Its end is how a rank
+learns, whatever happened to the launcher, that nobody will stop it. It is watched before torch is imported.
+"""
+
+from __future__ import annotations
+
 import os
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 
-from transformers.utils import logging as transformers_logging
-
-from grace_moe.errors import GraceError
-from grace_moe.runtime.job.job import Job
-from grace_moe.runtime.job.on_rank import run_on_rank
-from grace_moe.runtime.job.ranks import joined, leave
-from grace_moe.runtime.job.results import save_results
+from grace_moe.runtime.job.folder import remove_folder
 
 
-def main(folder: Path) -> int:
-    """Do the job in `folder`; the exit code is the error's kind."""
-    _leave_with_parent()
-    logging.basicConfig(level=logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    try:
-        job = Job.load(folder / "job.json")
-        with joined(rendezvous_file=str(folder / "rendezvous")) as member:
-            results = run_on_rank(job, member, on_run=lambda name: _note(folder, name))
-            if member.rank == 0:
-                save_results(results, folder)
-    except GraceError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+def main(folder: Path, launcher: BinaryIO) -> NoReturn:
+    """Do the job that `launcher` sends; the exit code is the error's kind."""
+    job = receive_job(launcher)
+    if job is None:
+        _leave_without_launcher(folder)
+    threading.Thread(target=_watch, args=(launcher, folder), daemon=True).start()
+    from grace_moe.runtime.job.local_rank import do_job
+
+    os._exit(do_job(job, folder))
 
 
-def _leave_with_parent() -> None:
-    """End this rank when the process that started it is gone, however it went: nobody would stop it."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def receive_job(launcher: BinaryIO) -> bytes | None:
+    """What `launch.hand_over` wrote: the job's length on a line of its own, then the job. None where it ended before."""
+    line = launcher.readline()
+    job = launcher.read(int(line)) if line.endswith(b"\n") else b""
+    return job if line.endswith(b"\n") and len(job) == int(line) else None
 
 
-def _note(folder: Path, status: str) -> None:
-    (folder / "status").write_text(status)
+def _watch(launcher: BinaryIO, folder: Path) -> None:
+    while launcher.read(1):
+        pass
+    _leave_without_launcher(folder)
+
+
+def _leave_without_launcher(folder: Path) -> NoReturn:
+    remove_folder(folder)
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    leave(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]), sys.stdin.buffer)

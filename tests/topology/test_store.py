@@ -1,4 +1,4 @@
-"""Topology: shorthands, numbering, files, and whatever else a file may hold."""
+"""The topology file: round trips, and whatever else a file may hold."""
 
 import json
 import math
@@ -8,61 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grace_moe.errors import GraceError, TopologyError
-from grace_moe.topology import DEFAULT_PRESET, PRESETS, Device, Link, Node, Topology
-
-LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=0.0)
-positive = st.floats(min_value=1e-300, max_value=1e300)
-links = st.builds(Link, bandwidth_bytes_per_s=positive, latency_s=st.floats(0, 1e300))
-names = st.text(st.characters(codec="utf-8"), max_size=8)
-devices = st.builds(Device, name=names, memory_bytes=st.none() | st.integers(1, 2**70), relative_speed=positive)
-nodes = st.builds(Node, name=names, devices=st.lists(devices, min_size=1, max_size=3).map(tuple))
-
-
-@st.composite
-def topologies(draw):
-    of = tuple(draw(st.lists(nodes, min_size=1, max_size=3)))
-    count = sum(len(node.devices) for node in of)
-    row = st.lists(positive, min_size=count, max_size=count).map(tuple)
-    matrix = draw(st.none() | st.lists(row, min_size=count, max_size=count).map(tuple))
-    return Topology(nodes=of, intra_node=draw(links), cross_node=draw(links), bandwidth=matrix)
-
-
-def test_shorthand():
-    topology = Topology.parse("2x4")
-    assert (topology.num_nodes, topology.num_devices, topology.devices_per_node, topology.shape) == (2, 8, 4, "2x4")
-    assert (topology.intra_node, topology.cross_node) == PRESETS[DEFAULT_PRESET]
-    assert topology.relative_speed.tolist() == [1.0] * 8
-    assert Topology.parse("1x1:h100-400g").cross_node == PRESETS["h100-400g"][1]
-
-
-def test_devices_are_numbered_node_by_node():
-    """Nodes of 3, 1 and 2 devices."""
-    topology = Topology.from_dict({"nodes": [{"devices": [{}] * n} for n in (3, 1, 2)]})
-    assert topology.node_of_device.tolist() == [0, 0, 0, 1, 2, 2]
-    assert [list(topology.devices_of_node(n)) for n in range(3)] == [[0, 1, 2], [3], [4, 5]]
-    assert topology.shape == "3+1+2"
-    assert topology.devices_per_node is None
-    assert [d.name for d in topology.nodes[2].devices] == ["device0", "device1"]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "2", "x", "2x", "x2", "2X4", "2 x 4", "-2x4", "2x4x8", "2x4:", "two by four", "2x4\n", "nu\0ll", "\ud800"]
-)
-def test_nonsense_text_names_both_forms(text):
-    with pytest.raises(TopologyError, match=r"neither NxG nor a \.json file; write 2x4 for 2 nodes of 4 devices, or name a file") as error:
-        Topology.parse(text)
-    assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("text", ["0x4", "4x0", "999999x999999", "4097x1"])
-def test_counts_out_of_range(text):
-    with pytest.raises(TopologyError, match="is out of range; use NxG, such as 2x4"):
-        Topology.parse(text)
-
-
-def test_unknown_preset():
-    with pytest.raises(TopologyError, match="preset: 'dgx' is unknown; use one of a100-25g, h100-400g"):
-        Topology.parse("2x4:dgx")
+from grace_moe.topology import Topology
+from tests.topology.samples import names, positive, topologies
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -155,18 +102,6 @@ def test_a_key_twice_is_refused(tmp_path):
         Topology.parse(str(path))
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
-def test_values_that_no_file_could_hold_are_refused_in_python_too(bad):
-    node = (Node(name="n", devices=(Device(name="d"),)),)
-    for changes in (
-        {"intra_node": Link(bandwidth_bytes_per_s=bad, latency_s=0)},
-        {"nodes": (Node(name="n", devices=(Device(name="d", relative_speed=bad),)),)},
-        {"bandwidth": ((bad,),)},
-    ):
-        with pytest.raises(TopologyError):
-            Topology(**{"nodes": node, "intra_node": LINK, "cross_node": LINK} | changes)
-
-
 def test_hand_written_numbers_may_be_short():
     topology = Topology.from_dict(device(memory_bytes=8e10))
     assert topology.nodes[0].devices[0].memory_bytes == 80_000_000_000
@@ -189,6 +124,8 @@ def test_a_missing_file():
 scalars = (
     st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5) | st.just("x" * 10_000)
 )
+
+
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6
 )
@@ -200,8 +137,14 @@ def shaped(fields):
 
 
 hostile_devices = shaped({"name": names, "memory_bytes": st.integers(1), "relative_speed": positive})
+
+
 hostile_nodes = shaped({"name": names, "devices": st.lists(hostile_devices, max_size=2)})
+
+
 hostile_links = shaped({"bandwidth_bytes_per_s": positive, "latency_s": positive})
+
+
 hostile_topologies = shaped(
     {
         "nodes": st.lists(hostile_nodes, max_size=2),

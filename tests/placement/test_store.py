@@ -1,86 +1,15 @@
-"""Placement: its invariants by name, what derives from it, its file, and every kind of bad file."""
+"""The placement file: round trips, and every kind of bad file."""
 
 import copy
 import json
-import math
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grace_moe.errors import PlacementError, TopologyError
-from grace_moe.placement import REPLICA_CHOICES, LayerPlacement, Placement, even_weights
-from grace_moe.topology import Topology
-
-
-def placement_of(*layers, shape="2x2", **rest) -> Placement:
-    """A placement of rows of devices, one list a layer; weights even."""
-    rows = [tuple(tuple(devices) for devices in layer) for layer in layers]
-    return Placement(
-        topology=Topology.parse(shape),
-        num_experts=len(rows[0]),
-        layers=tuple(LayerPlacement(layer_id=i, devices_of_expert=r, replica_weights=even_weights(r)) for i, r in enumerate(rows)),
-        **rest,
-    )
-
-
-HAND = placement_of([[0], [1, 3], [2], [2, 0, 1]], [[3], [2], [1], [0]], model="olmoe", provenance={"method": "by hand", "seed": 0})
-HAND = replace(HAND, layers=(replace(HAND.layers[0], decode_weights=((1.0,), (0.0, 1.0), (1.0,), (0.25, 0.0, 0.75))), HAND.layers[1]))
-
-
-def test_what_derives_from_it_by_hand():
-    """Layer 0 holds seven copies of four experts (device 1: experts 1 and 3), layer 1 one of each."""
-    assert HAND.experts_of_device(0) == ((0, 3), (1, 3), (2, 3), (1,))
-    assert HAND.slots_per_device().tolist() == [[2, 2, 2, 1], [1, 1, 1, 1]]
-    assert HAND.slots_total_over_experts == (7 + 4) / 2 / 4
-    assert HAND.physical_to_logical_map().tolist() == [[0, 3, 1, 3, 2, 3, 1, -1], [3, -1, 2, -1, 1, -1, 0, -1]]
-    assert HAND.physical_to_logical_map().dtype == np.int32
-    assert HAND.layer_ids == (0, 1)
-
-
-def test_a_layer_in_decode_by_hand():
-    """Decode uses expert 1 on device 3 alone, and expert 3 on devices 2 and 1; layer 1 sees no difference."""
-    layer = HAND.layers[0].in_decode()
-    assert layer.devices_of_expert == ((0,), (3,), (2,), (2, 1))
-    assert layer.replica_weights == ((1.0,), (1.0,), (1.0,), (0.25, 0.75))
-    assert layer.decode_weights == ()
-    assert (layer.layer_id, layer.node_prices) == (HAND.layers[0].layer_id, HAND.layers[0].node_prices)
-    assert HAND.layers[1].in_decode() is HAND.layers[1]
-
-
-@st.composite
-def placements(draw):
-    sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    devices, experts = sum(sizes), draw(st.integers(1, 5))
-    layers = []
-    for layer_id in draw(st.lists(st.integers(0, 99_999), min_size=1, max_size=3, unique=True)):
-        hosts = [draw(st.permutations(range(devices)).map(lambda p: p[: draw(st.integers(1, devices))])) for _ in range(experts)]
-        raw = [[draw(st.floats(1e-6, 1.0)) for _ in row] for row in hosts]
-        only = [draw(st.integers(0, len(row) - 1)) for row in hosts]
-        layers.append(
-            LayerPlacement(
-                layer_id=layer_id,
-                devices_of_expert=tuple(map(tuple, hosts)),
-                replica_weights=tuple(tuple(w / math.fsum(row) for w in row) for row in raw),
-                decode_weights=tuple(tuple(float(r == o) for r in range(len(row))) for row, o in zip(hosts, only, strict=True))
-                if draw(st.booleans())
-                else (),
-                node_prices=tuple(draw(st.floats(0, 15)) for _ in sizes) if draw(st.booleans()) else (),
-                replica_choice=draw(st.sampled_from(["", *REPLICA_CHOICES])),
-            )
-        )
-    return Placement(
-        topology=Topology.from_dict({"nodes": [{"devices": [{}] * n} for n in sizes]}),
-        num_experts=experts,
-        layers=tuple(layers),
-        model=draw(st.text(st.characters(codec="utf-8"), max_size=8)),
-        replica_choice=draw(st.sampled_from(REPLICA_CHOICES)),
-        provenance=draw(
-            st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.none() | st.integers() | st.booleans(), max_size=3)
-        ),
-    )
+from grace_moe.placement import Placement
+from tests.placement.samples import HAND, placements
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -92,16 +21,6 @@ def test_round_trip_with_the_same_bytes(tmp_path, placement):
     assert loaded == placement
     loaded.save(again)
     assert path.read_bytes() == again.read_bytes()
-
-
-@settings(max_examples=40)
-@given(placement=placements())
-def test_every_copy_is_in_exactly_one_slot(placement):
-    slots = placement.physical_to_logical_map().reshape(len(placement.layers), placement.topology.num_devices, -1)
-    for layer, of_device in zip(placement.layers, slots, strict=True):
-        found = {(int(e), d) for d, experts in enumerate(of_device) for e in experts if e >= 0}
-        assert found == {(e, d) for e, devices in enumerate(layer.devices_of_expert) for d in devices}
-        assert (of_device >= 0).sum() == sum(map(len, layer.devices_of_expert))
 
 
 def saved(tmp_path, placement=HAND):
@@ -135,6 +54,8 @@ def refused(path, kind=PlacementError) -> str:
 
 
 L0 = ("layers", 0)
+
+
 BAD = [
     (("format",), ..., "format: None is not 'grace-moe.placement'; give a placement that `grace-moe plan` wrote"),
     (("format",), "grace-moe.trace", "format: 'grace-moe.trace' is not 'grace-moe.placement'"),
@@ -251,13 +172,6 @@ def test_many_layers_on_many_devices_are_refused_before_they_are_counted(tmp_pat
     assert refused(path) == "layers: 10001 are over the limit of 10000; is it the right file?"
 
 
-@pytest.mark.parametrize("layer_id", [-1, 100_000])
-def test_layer_numbers_that_the_loader_refuses_are_refused_in_python_too(layer_id):
-    layer = LayerPlacement(layer_id=layer_id, devices_of_expert=((0,),), replica_weights=((1.0,),))
-    with pytest.raises(PlacementError, match=r"its number is not in 0\.\.99999; give the model's own number of the layer"):
-        Placement(topology=Topology.parse("1x1"), num_experts=1, layers=(layer,))
-
-
 def test_a_smaller_topology_leaves_devices_missing(tmp_path):
     path, value = saved(tmp_path)
     path.write_text(json.dumps(put(value, ("topology", "nodes", 1), ...)))
@@ -299,14 +213,6 @@ def test_a_placement_without_decode_weights_has_no_such_field(tmp_path):
     assert "decode_weights" not in value["layers"][1]
 
 
-@pytest.mark.parametrize("field", ["replica_weights", "decode_weights"])
-@pytest.mark.parametrize("weights", [(math.nan, 1.0), (math.inf, 0.0), (2.0, -1.0), (0.5,), (0.3, 0.3)])
-def test_weights_are_shares_in_python_too(field, weights):
-    layer = LayerPlacement(layer_id=0, devices_of_expert=((0, 1),), **{"replica_weights": ((0.5, 0.5),), field: (weights,)})
-    with pytest.raises(PlacementError, match=rf"layer 0: {field}\[0\]"):
-        Placement(topology=Topology.parse("1x2"), num_experts=1, layers=(layer,))
-
-
 def paths_of(value, prefix=()):
     """Every place in a JSON value."""
     if isinstance(value, dict):
@@ -321,6 +227,8 @@ def paths_of(value, prefix=()):
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False) | st.text(max_size=5)
+
+
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5
 )

@@ -1,0 +1,31 @@
+"""Topologies, drawn."""
+
+from hypothesis import strategies as st
+
+from grace_moe.topology import Device, Link, Node, Topology
+
+LINK = Link(bandwidth_bytes_per_s=1e9, latency_s=0.0)
+
+
+positive = st.floats(min_value=1e-300, max_value=1e300)
+
+
+links = st.builds(Link, bandwidth_bytes_per_s=positive, latency_s=st.floats(0, 1e300))
+
+
+names = st.text(st.characters(codec="utf-8"), max_size=8)
+
+
+devices = st.builds(Device, name=names, memory_bytes=st.none() | st.integers(1, 2**70), relative_speed=positive)
+
+
+nodes = st.builds(Node, name=names, devices=st.lists(devices, min_size=1, max_size=3).map(tuple))
+
+
+@st.composite
+def topologies(draw):
+    of = tuple(draw(st.lists(nodes, min_size=1, max_size=3)))
+    count = sum(len(node.devices) for node in of)
+    row = st.lists(positive, min_size=count, max_size=count).map(tuple)
+    matrix = draw(st.none() | st.lists(row, min_size=count, max_size=count).map(tuple))
+    return Topology(nodes=of, intra_node=draw(links), cross_node=draw(links), bandwidth=matrix)
