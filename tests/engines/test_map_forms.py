@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise
 from grace_moe.errors import PlacementError
@@ -32,6 +32,7 @@ def test_an_expert_twice_on_a_rank_is_one_replica_of_twice_the_weight():
     assert (equal.placement.slots_per_device() == 3).all()
 
 
+@settings(max_examples=30)
 @given(placements(most_experts=6))
 def test_any_map_with_experts_twice_keeps_who_holds_what(placement):
     slots = SlotMap.of(equalise(placement).placement)
