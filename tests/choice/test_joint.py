@@ -38,6 +38,13 @@ def test_shares_follow_the_weights_on_the_visited_nodes():
     assert np.bincount(chosen.ravel(), minlength=4) / 20_000 == pytest.approx([0.75, 0.25, 0, 0], abs=0.02)
 
 
+def test_a_replica_on_a_node_that_is_not_visited_is_never_drawn():
+    """Expert 0 is on node 1, named first, and on node 0, where all tokens are: even the lowest of many draws stays there."""
+    table = choice_table(layer_of((2, 0)), Topology.parse("2x2"), "joint")
+    tokens = np.arange(200_000)
+    assert not table.choose(0, np.zeros((200_000, 1), np.int64), tokens * 0, tokens, seed=0).any()
+
+
 @st.composite
 def cases(draw, nodes):
     experts = draw(st.integers(2, 10))

@@ -1,12 +1,14 @@
 """Model folders that are not whole, or not what they say: one line that names what is wrong, before a token is made."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 from datetime import timedelta
 
@@ -15,12 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from grace_moe.errors import MismatchError, ModelError
 from grace_moe.runtime.dispatch.rank_groups import make_groups
+from grace_moe.runtime.job.generation import GenerationOptions, Request, generate
 from grace_moe.runtime.model.checkpoint import checkpoint_files
 from grace_moe.runtime.model.description import load_config, load_tokenizer
 from grace_moe.runtime.model.loading import load_model, load_whole_model
 from grace_moe.topology import Topology
 
-from .conftest import EXPERTS, LAYERS, make_model, placement_of
+from .conftest import EXPERTS, LAYERS, VOCABULARY, make_model, placement_of
+from .test_architectures import ARCHITECTURES, SMALL
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 UP_PROJ = "model.layers.1.mlp.experts.5.up_proj.weight"
@@ -91,6 +95,29 @@ def test_what_a_checkpoint_may_lack_or_have_over(tmp_path, alone):
     ids = torch.arange(2, 12)[None]
     with torch.no_grad():
         torch.testing.assert_close(placed(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+def test_a_layer_that_transformers_declares_ignorable_may_be_over(tmp_path):
+    """DeepSeek-V3's checkpoint has a layer more, which predicts further tokens."""
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(**SMALL, **ARCHITECTURES["DeepseekV3"])
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    path = rewrite(tmp_path, lambda t: t.update({"model.layers.61.mlp.experts.0.up_proj.weight": torch.ones(16, 32)}))
+    assert load_whole_model(path).config.num_hidden_layers == 2
+
+
+def test_a_token_outside_the_vocabulary_is_told(tiny_model):
+    model = load_whole_model(str(tiny_model))
+    with pytest.raises(ModelError, match=f"token {VOCABULARY} of a prompt is not one of {VOCABULARY}"):
+        generate(model, [Request(request_id=0, prompt=(5, VOCABULARY))], GenerationOptions(new_tokens=1))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_pipes_and_devices_are_refused_at_once(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match=f"{name}: not a file"):
+        load_whole_model(str(folder))
 
 
 def test_a_plan_must_have_the_models_layers(tiny_model, alone):

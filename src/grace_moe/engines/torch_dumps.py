@@ -100,7 +100,7 @@ def _check_pickle(path: Path, name: str, data: bytes, size: int) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("GLOBAL", "INST") and not _is_plain(str(argument)):
             raise TraceError(str(path), name, f"names {str(argument).replace(' ', '.')}", "give plain data: numbers, text, tensors")
-        if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+        if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4") or (opcode.name == "PROTO" and argument != 2):
             raise TraceError(str(path), name, "of another pickle protocol than torch's", "write it with torch.save as it is")
         wanted += _bytes_of(opcode.name)
     check_budget(wanted, size, kind=TraceError, source=str(path), field=name)

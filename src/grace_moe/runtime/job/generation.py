@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from grace_moe.errors import ModelError
 from grace_moe.runtime.model.step import Step
 from grace_moe.trace import DECODE, PREFILL
 
@@ -86,6 +87,7 @@ def generate(
         anyone: whether any rank still has something to do (an all-reduce where there are ranks).
         progress: told of each finished pass's number of new tokens.
     """
+    _check_vocabulary(model, requests)
     batches = [list(requests[i : i + options.batch_size]) for i in range(0, len(requests), options.batch_size)]
     batches += [[] for _ in range((num_batches or len(batches)) - len(batches))]
     completions: list[Completion] = []
@@ -121,6 +123,14 @@ def generate(
         pass_rows=tuple(pass_rows),
         batch_passes=tuple(batch_passes),
     )
+
+
+def _check_vocabulary(model: Any, requests: Sequence[Request]) -> None:
+    """Raise ModelError where the tokenizer that made the prompts is of a larger vocabulary than the model."""
+    size = model.config.get_text_config().vocab_size
+    largest = max((token for request in requests for token in request.prompt), default=0)
+    if largest >= size:
+        raise ModelError(f"model: vocab_size: token {largest} of a prompt is not one of {size}; give the model's own tokenizer files")
 
 
 class _Batch:

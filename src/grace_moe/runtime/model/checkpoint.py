@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
@@ -73,21 +74,26 @@ def read_tensors(folder: Path) -> Tensors:
     """
     tensors: Tensors = {}
     for file in checkpoint_files(folder):
+        if not file.is_file():
+            raise ModelError(f"{file}: weights: no such file; {_DOWNLOAD}")
         with reading(str(file), "weights", _DOWNLOAD):
             handle = safe_open(file, framework="pt")
             tensors |= {name: handle.get_slice(name) for name in list(handle.keys())}
     return tensors
 
 
-def check_experts(tensors: Tensors, num_experts: int, folder: Path) -> None:
+def check_experts(tensors: Tensors, layers: Container[int], num_experts: int, folder: Path) -> None:
     """Raise ModelError unless every tensor of one expert is there for all experts of its layer, in one shape.
 
     Ranks that lack the expert in question see it too, and all stop alike.
+
+    Args:
+        layers: those of the model; a checkpoint may have more.
     """
     shapes: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(dict)
     for name, view in tensors.items():
         part = expert_tensor(name)
-        if part is not None:
+        if part is not None and layer_number(name) in layers:
             shapes[part.stem, part.rest][part.expert] = view.get_shape()
     for (stem, rest), of_expert in shapes.items():
         missing = [f"{stem}.{e}.{rest}" for e in range(num_experts) if e not in of_expert]

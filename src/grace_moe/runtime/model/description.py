@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from grace_moe.errors import ModelError
+from grace_moe.errors import ModelError, printable
 from grace_moe.runtime.model.reading import read_model_json, reading
 
 _KNOWN = "use a model that Transformers knows"
@@ -21,6 +21,7 @@ def load_config(path: str) -> Any:
     """
     if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
         raise ModelError(f"{path}: no such folder; give a model folder or hub id")
+    _refuse_devices(path)
     if Path(path, "config.json").exists():
         read_model_json(Path(path, "config.json"))  # within bounds, which Transformers does not keep
     with reading(path, "config.json", "give a model folder or hub id"):
@@ -32,6 +33,13 @@ def load_config(path: str) -> Any:
             raise
         num_experts_of(config, path)
     return config
+
+
+def _refuse_devices(path: str) -> None:
+    """Raise ModelError where a folder holds a pipe or a device, which would be read for ever."""
+    for entry in Path(path).iterdir() if Path(path).is_dir() else ():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise ModelError(f"{path}: {printable(entry.name)}: not a file; give a folder of files")
 
 
 def num_experts_of(config: Any, path: str = "model") -> int:

@@ -113,9 +113,9 @@ def _open(path: str) -> _Source:
     num_experts = num_experts_of(config, path)
     folder = local_folder(path)
     tensors = read_tensors(folder)
-    check_experts(tensors, num_experts, folder)
     with reading(path, "config.json", "give the folder of a model that Transformers knows"), torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    check_experts(tensors, experts_by_layer(outline), num_experts, folder)
     if getattr(config, "quantization_config", None) is None:  # packed weights have shapes of their own
         check_shapes(tensors, outline, path)
     return _Source(path=path, config=config, num_experts=num_experts, tensors=tensors, outline=outline)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grace_moe.errors import GraceError, InputFileError, ModelError
+from grace_moe.errors import GraceError, InputFileError, ModelError, printable
 from grace_moe.files import read_json
 from grace_moe.runtime.dispatch.collectives import is_communication_error
 
@@ -37,7 +37,7 @@ def reading(path: str, part: str, mend: str) -> Iterator[None]:
 def read_model_json(path: Path) -> Any:
     """A JSON file of the folder, within the bounds of our own files. Raises ModelError."""
     try:
-        return read_json(path, InputFileError)
+        return read_json(path, InputFileError, finite=False)  # some configurations have `Infinity`
     except InputFileError as error:
         raise ModelError(str(error)) from error
 
@@ -48,4 +48,4 @@ def _said(error: Exception) -> str:
     text = lines[0] if lines else type(error).__name__
     if isinstance(error, KeyError):
         text = f"{text} is not there"
-    return "".join(c if c.isprintable() else "?" for c in text[:_LONGEST])
+    return printable(text[:_LONGEST])
