@@ -77,7 +77,7 @@ def test_two_layers_are_exact(seed):
 
 @settings(max_examples=40)
 @given(
-    tokens=st.integers(0, 60),
+    tokens=st.integers(1, 60),
     layers=st.integers(1, 4),
     experts=st.integers(1, 20),
     sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3),

@@ -99,7 +99,7 @@ def test_assignment_is_the_best_of_all(seed, n, links):
 
 @settings(max_examples=30)
 @given(
-    tokens=st.integers(0, 60),
+    tokens=st.integers(1, 60),
     layers=st.integers(1, 3),
     experts=st.integers(1, 20),
     sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3),
