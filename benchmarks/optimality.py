@@ -21,13 +21,15 @@ import numpy as np
 
 from grace_moe import RoutingTrace, Topology
 from grace_moe.choice import joint_choice_table
-from grace_moe.choice.visited import visits
+from grace_moe.choice.cover import visited_nodes
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import PlanningTask
 from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS
 from grace_moe.planning.grace.canonical_names import expert_order, renamed
 from grace_moe.planning.grace.schedule import LONG, SHORT
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.uncertainty import load_shares
 
 KAHYPAR_SEEDS = 10
@@ -58,7 +60,7 @@ class Problem:
         hosts = tuple(tuple(np.flatnonzero(copies[:, e]).tolist()) for e in range(self.experts))
         layer = LayerPlacement(layer_id=0, devices_of_expert=hosts, replica_weights=even_weights(hosts))
         table = joint_choice_table(layer, Topology.regular(len(copies), 1))
-        return float(np.bitwise_count(visits(self.ids[self.many], table, layer_id=0, seed=0)).mean()) - 1
+        return float(np.bitwise_count(visited_nodes(self.ids[self.many], table, layer_id=0, seed=0)).mean()) - 1
 
     def prices(self, copies: np.ndarray, options: SearchOptions) -> float:
         """What the objective adds to traffic: see `node_search`."""

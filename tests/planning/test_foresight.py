@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.choice import joint_choice_table
-from grace_moe.choice.visited import host_masks, visits
+from grace_moe.choice.cover import host_masks, visited_nodes
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
 from grace_moe.planning.constants import DAYS
@@ -34,7 +34,7 @@ def test_visits_are_those_of_the_replica_choice(nodes, experts, seed):
     k = int(generator.integers(1, experts + 1))
     ids = np.stack([generator.permutation(experts)[:k] for _ in range(20)])
     ids[generator.random(ids.shape) < 0.2] = -1
-    masks = visits(ids, table, layer_id=3, seed=seed)
+    masks = visited_nodes(ids, table, layer_id=3, seed=seed)
     for node in range(nodes):
         visited = table.visited(3, ids, np.full(20, node), np.arange(20), seed)
         assert ((masks[:, node, None] >> np.arange(nodes) & 1) == visited).all()
@@ -44,7 +44,7 @@ def test_demand_by_hand():
     """Expert 0 on both nodes, 1 on node 1. A token of both goes to {1} from node 1, to {0, 1} from node 0; sources 3 : 1."""
     table = table_of(((0, 1), (1,)), TWO)
     ids = np.array([[0, 1]])
-    masks = visits(ids, table, layer_id=3, seed=0)
+    masks = visited_nodes(ids, table, layer_id=3, seed=0)
     assert masks.tolist() == [[0b11, 0b10]]
     where, pairs = demand(ids, masks, host_masks(table), np.array([[0.75, 0.25]]))
     assert where.tolist() == [[0, 0b10], [0, 0b11], [1, 0b10]]
@@ -58,7 +58,7 @@ def test_demand_on_many_nodes_is_that_of_the_dense_count():
     table = table_of(devices, Topology.parse("9x1"))
     ids = np.stack([generator.permutation(12)[:3] for _ in range(50)])
     ids[generator.random(ids.shape) < 0.2] = -1
-    masks, hosts = visits(ids, table, layer_id=3, seed=0), host_masks(table)
+    masks, hosts = visited_nodes(ids, table, layer_id=3, seed=0), host_masks(table)
     sources = generator.random((50, 9))
     expected = {}
     for t, j, n in np.ndindex(50, 3, 9):
@@ -74,7 +74,7 @@ def test_loads_of_units_by_hand():
     """Request 0 chose expert 0 (both nodes) four times, request 1 expert 1 (node 1) twice: at home, and on node 1 from anywhere."""
     table = table_of(((0, 1), (1,)), TWO)
     ids, request = np.array([[0], [0], [1], [0], [1], [0]]), np.array([0, 0, 1, 0, 1, 0])
-    masks = visits(ids, table, layer_id=3, seed=0)
+    masks = visited_nodes(ids, table, layer_id=3, seed=0)
     loads, variance = unit_loads(ids, request, masks, table, np.eye(2))
     assert loads.tolist() == [[[4, 0], [0, 4]], [[0, 2], [0, 2]]]
     assert variance.tolist() == [[0, 0], [0, 0]]

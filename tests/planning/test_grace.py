@@ -8,12 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from grace_moe.choice.cover import CoverTables, token_cost, tokens_of_experts
+from grace_moe.choice.cover import token_costs, tokens_of_experts
+from grace_moe.choice.node_sets import node_sets
 from grace_moe.errors import UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.split import even_out
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
@@ -39,14 +42,9 @@ def copies_over_all_sources(host_masks, nodes):
 @given(nodes=st.sampled_from([1, 2, 3, 4, 5, 7]), data=st.data())
 def test_the_cost_of_a_token_is_exact(nodes, data):
     masks = data.draw(st.lists(st.integers(1, (1 << nodes) - 1), min_size=1, max_size=5))
-    tables = CoverTables(nodes)
-    sets = np.vstack([tables.meets[masks], np.full((1, tables.meets.shape[1]), ~np.uint64(0))])
-    ids = np.array([[*range(len(masks)), len(masks)]], dtype=np.int32)  # the last one is "none"
-    scratch = np.empty(sets.shape[1], np.uint64)
-    costs = [
-        int(token_cost(ids, 0, sets, np.array([pin]), scratch, tables.small, nodes, tables.level, tables.holds, tables.words))
-        for pin in range(-1, nodes)
-    ]
+    ids = np.full((nodes + 1, len(masks) + 1), len(masks), np.int32)  # the last one of each is "none"
+    ids[:, :-1] = np.arange(len(masks))
+    costs = token_costs(ids, np.arange(-1, nodes), np.array(masks), node_sets(nodes)).astype(int).tolist()
     assert costs[0] == copies_over_all_sources(masks, nodes)
     assert sum(costs[1:]) == nodes * costs[0]
 

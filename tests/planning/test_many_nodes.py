@@ -5,17 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_moe.choice.node_sets import MAX_MASK_NODES
 from grace_moe.evaluation import Serving, evaluate
 from grace_moe.placement import difference
 from grace_moe.planning import plan
-from grace_moe.planning.grace.search.node_groups import MAX_NODES, groups_of, search_many_nodes
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_groups import groups_of, search_many_nodes
+from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.uncertainty import load_shares
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
 
-@given(nodes=st.integers(1, MAX_NODES))
+@given(nodes=st.integers(1, MAX_MASK_NODES))
 def test_groups_are_near_equal_runs_and_few_enough(nodes):
     groups = groups_of(nodes)
     assert [n for group in groups for n in group] == list(range(nodes))

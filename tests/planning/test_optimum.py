@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 
 TRAFFIC_ONLY = SearchOptions(proposals=20_000, hot=0.03, price=0.0, doubt=0.0, copy_price=0.0)
 """Hotter than in planning: of 40 tokens, one expert's move changes more of the traffic than of thousands."""

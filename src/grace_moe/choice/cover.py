@@ -1,8 +1,8 @@
-"""The true objective: how many other nodes must receive a token, exactly.
+"""Minimum cover, compiled: the fewest nodes that hold a replica of each of a token's experts.
 
-A set of nodes serves a token when each of its experts has a copy on a node of the set. For at most `MAX_NODES` nodes the sets
-are bits of a *feasibility set*: `meets[mask]` has bit V set when V intersects the host mask. A token's feasible sets are the
-AND of its experts', so a change of one expert's hosts costs k ANDs a token.
+The search asks how many copies a token costs over all source nodes (`token_cost`); whoever replays a placement asks which nodes the
+token visits from each of them (`visited_nodes`). Both read the same feasibility sets (`node_sets`). The runtime uses the array form for
+NumPy and torch, `JointChoiceTable.visited`, which is the reference.
 
 With K the size of the smallest feasible set, a source inside some smallest set sends K - 1 copies, any other K; summed over
 all sources: N * K - |union of the smallest sets|. This is what joint replica choice will send (`choice.joint`).
@@ -10,56 +10,68 @@ all sources: N * K - |union of the smallest sets|. This is what joint replica ch
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-MAX_NODES = 8
-_SMALL_NODES = 4
-"""Up to here a feasibility set fits 16 bits, and its cost is one look-up."""
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.joint import ORDER_BITS, JointChoiceTable
+from grace_moe.choice.node_sets import NodeSets, node_sets
 
-
-class CoverTables:
-    """Bit tables of N nodes: W words of 64 bits hold 2^N sets, ordered by size."""
-
-    meets: npt.NDArray[np.uint64]
-    """`[2^N, W]` sets that meet a host mask."""
-    level: npt.NDArray[np.uint64]
-    """`[N + 1, W]` sets of a size."""
-    holds: npt.NDArray[np.uint64]
-    """`[N, W]` sets that contain a node."""
-    words: npt.NDArray[np.int64]
-    """`[N + 1, 2]` first word of the sets of a size, and the one after their last."""
-    small: npt.NDArray[np.uint16]
-    """`[2^(2^N)]` size and union (`_smallest`) of every feasibility set where N is small; else empty."""
-
-    def __init__(self, nodes: int) -> None:
-        masks = np.arange(1 << nodes)
-        order = masks[np.lexsort((masks, np.bitwise_count(masks)))]
-        sizes = np.bitwise_count(order)
-        self.nodes = nodes
-        self.meets = _pack_bits((np.arange(1 << nodes)[:, None] & order[None]) != 0)
-        self.level = _pack_bits(sizes[None] == np.arange(nodes + 1)[:, None])
-        self.holds = _pack_bits(((order[None] >> np.arange(nodes)[:, None]) & 1) == 1)
-        filled = self.level != 0
-        self.words = np.stack([filled.argmax(axis=1), filled.shape[1] - filled[:, ::-1].argmax(axis=1)], axis=1)
-        self.small = np.zeros(0, np.uint16)
-        if nodes <= _SMALL_NODES:
-            every = np.arange(1 << (1 << nodes), dtype=np.uint64).reshape(-1, 1)
-            self.small = _every_smallest(every, nodes, self.level, self.holds, self.words)
+Ids: TypeAlias = npt.NDArray[np.int32]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Words: TypeAlias = npt.NDArray[np.uint64]
 
 
-def _pack_bits(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
-    """`[..., 2^N]` bool to `[..., W]` uint64, bit 0 first."""
-    width = max(64, bits.shape[-1])
-    padded = np.zeros((*bits.shape[:-1], width), bool)
-    padded[..., : bits.shape[-1]] = bits
-    return np.packbits(padded, axis=-1, bitorder="little").view(np.uint64)
+def padded(ids: npt.NDArray[np.integer], experts: int) -> Ids:
+    """`[T, k]` choices with `experts` for "none", as kernels take them."""
+    return np.where(ids < 0, experts, ids).astype(np.int32)
 
 
-def tokens_of_experts(ids: npt.NDArray[np.int32], experts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def feasibility(hosts: Ints, sets: NodeSets) -> Words:
+    """`[E + 1, W]` sets of nodes that serve each expert, of the masks `[E]` of the nodes that hold it; every set serves "none"."""
+    return np.concatenate([sets.meets[hosts], np.full((1, sets.meets.shape[1]), ~np.uint64(0))])
+
+
+def host_masks(table: JointChoiceTable) -> Ints:
+    """`[E]` mask of the nodes that hold each expert."""
+    hosts: Ints = (table.on_node_EN[:-1] << np.arange(table.on_node_EN.shape[1])).sum(axis=1)
+    return hosts
+
+
+def visited_nodes(ids: Ints, table: JointChoiceTable, *, layer_id: int, seed: int) -> Ints:
+    """`[T, N]` mask of the nodes that token t visits from source node n, n among them.
+
+    Args:
+        ids: `[T, k]`, -1 = none.
+        table: of at most `MAX_MASK_NODES` nodes.
+    """
+    experts, nodes = len(table.on_node_EN) - 1, table.on_node_EN.shape[1]
+    masks = np.empty((len(ids), nodes), np.int64)
+    hosts = host_masks(table)
+    if len(table.size_S):
+        sets = node_sets(nodes)
+        order = table.tie_order(layer_id, np.arange(len(ids)), seed)
+        _exact_sets(padded(ids, experts), feasibility(hosts, sets), order, sets, masks)
+    else:
+        order = table.node_order(layer_id, np.arange(len(ids)), seed)
+        _greedy_sets(padded(ids, experts), np.append(hosts, -1), order, masks)
+    return masks
+
+
+def token_costs(ids: Ids, pins: Ints, hosts: Ints, sets: NodeSets) -> npt.NDArray[np.uint8]:
+    """`[T]` what each token costs by `token_cost`.
+
+    Args:
+        ids: `[T, k]`, `E` = none; pins: `[T]`; hosts: `[E]` mask of the nodes that hold each expert.
+    """
+    feasible, costs = feasibility(hosts, sets), np.empty(len(ids), np.uint8)
+    _count_copies(ids, pins, feasible, np.empty(feasible.shape[1], np.uint64), sets, costs)
+    return costs
+
+
+def tokens_of_experts(ids: Ids, experts: int) -> tuple[Ints, npt.NDArray[np.int32]]:
     """Where each expert occurs: `members[starts[e] : starts[e + 1]]` are the tokens of expert e.
 
     Args:
@@ -74,60 +86,124 @@ def tokens_of_experts(ids: npt.NDArray[np.int32], experts: int) -> tuple[npt.NDA
     return starts, token[order].astype(np.int32)
 
 
-@njit(cache=True, nogil=True)
-def _every_smallest(sets: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
-    out = np.empty(sets.shape[0], np.uint16)
-    ids = np.zeros((1, 1), np.int64)
-    scratch, none = np.empty(sets.shape[1], np.uint64), np.zeros(0, np.uint16)
-    for i in range(sets.shape[0]):
-        out[i] = _smallest(ids, 0, sets[i : i + 1], scratch, none, nodes, level, holds, words)
-    return out
-
-
-@njit(cache=True, nogil=True, inline="always")
-def token_cost(ids: Any, token: Any, sets: Any, pins: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
+@part
+def token_cost(ids: Ids, token: int | np.int64, feasible: Words, pin: int | np.int64, known: Words, sets: NodeSets) -> int:
     """Copies summed over all sources, of one token; of a pinned one, N times those from its node.
 
     Args:
-        ids: `[T, k]`; sets: `[E + 1, W]` feasibility set of each expert, all ones for "none"; scratch: `[W]`.
-        pins: `[T]` the only source node of each token, -1 = all.
-        small, level, holds, words: of `CoverTables`.
+        ids: `[T, k]`, `E` = none; feasible: `[E + 1, W]` from `feasibility`; known: `[W]` to work in.
+        pin: the only source node of the token, -1 = all.
     """
-    found = _smallest(ids, token, sets, scratch, small, nodes, level, holds, words)
-    size, union = np.int64(found >> 8), np.int64(found & 255)
-    if pins[token] >= 0:
-        return np.uint8(nodes * (size - (union >> pins[token] & 1)))
+    smallest = _smallest(ids, token, feasible, known, sets)
+    size, union = smallest >> 8, smallest & 255
+    nodes = sets.holds.shape[0]
+    if pin >= 0:
+        return int(nodes * (size - (union >> pin & 1)))
     sources = 0
     while union:
         union &= union - 1
         sources += 1
-    return np.uint8(nodes * size - sources)
+    return int(nodes * size - sources)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _smallest(ids: Any, token: Any, sets: Any, scratch: Any, small: Any, nodes: Any, level: Any, holds: Any, words: Any) -> Any:
+@part
+def _serving(ids: Ids, token: int | np.int64, feasible: Words, word: int) -> np.uint64:
+    """One word of the token's own feasibility set."""
+    serving = feasible[ids[token, 0], word]
+    for j in range(1, ids.shape[1]):
+        serving &= feasible[ids[token, j], word]
+    return np.uint64(serving)
+
+
+@part
+def _smallest(ids: Ids, token: int | np.int64, feasible: Words, known: Words, sets: NodeSets) -> int:
     """Size K of the token's smallest feasible sets, times 256, and the mask of their union."""
-    if small.shape[0]:
-        feasible = sets[ids[token, 0], 0]
-        for j in range(1, ids.shape[1]):
-            feasible &= sets[ids[token, j], 0]
-        return small[feasible]
+    if sets.small.shape[0]:
+        return int(sets.small[_serving(ids, token, feasible, 0)])
+    nodes = sets.holds.shape[0]
     ready = 0  # words of the token's feasibility set that are known; small sets are in the first
     for size in range(1, nodes + 1):
+        first, last = sets.words[size, 0], sets.words[size, 1]
         hit = np.uint64(0)
-        for w in range(words[size, 0], words[size, 1]):
+        for w in range(first, last):
             if w == ready:
-                scratch[w] = sets[ids[token, 0], w]
-                for j in range(1, ids.shape[1]):
-                    scratch[w] &= sets[ids[token, j], w]
+                known[w] = _serving(ids, token, feasible, w)
                 ready += 1
-            hit |= scratch[w] & level[size, w]
+            hit |= known[w] & sets.level[size, w]
         if hit:
             union = 0
             for n in range(nodes):
-                for w in range(words[size, 0], words[size, 1]):
-                    if scratch[w] & level[size, w] & holds[n, w]:
+                for w in range(first, last):
+                    if known[w] & sets.level[size, w] & sets.holds[n, w]:
                         union |= 1 << n
                         break
-            return np.uint16(size << 8 | union)
-    return np.uint16(nodes << 8)
+            return int(size << 8 | union)
+    return int(nodes << 8)
+
+
+@kernel
+def _count_copies(ids: Ids, pins: Ints, feasible: Words, known: Words, sets: NodeSets, costs: npt.NDArray[np.uint8]) -> None:
+    for t in range(len(costs)):
+        costs[t] = token_cost(ids, t, feasible, pins[t], known, sets)
+
+
+@kernel
+def _exact_sets(ids: Ids, feasible: Words, order: Ints, sets: NodeSets, masks: Ints) -> None:
+    """Fill `masks` `[T, N]`: of the smallest sets that hold the source and serve the token, the one lowest in `order` `[T, 2^N]`."""
+    nodes = masks.shape[1]
+    serving = np.empty(len(sets.masks), np.int64)
+    for t in range(ids.shape[0]):
+        found, smallest = 0, nodes
+        word = np.uint64(0)
+        for i in range(len(sets.masks)):  # with the source added, none of the sets used is larger than the smallest + 1
+            if i & 63 == 0:
+                word = _serving(ids, t, feasible, i >> 6)
+            if sets.sizes[i] > smallest + 1:
+                break
+            if word >> np.uint64(i & 63) & np.uint64(1):
+                smallest = min(smallest, sets.sizes[i])
+                serving[found] = i
+                found += 1
+        for source in range(nodes):
+            best_size, best_order = nodes + 1, np.int64(0)
+            for f in range(found):
+                i = serving[f]
+                mask = sets.masks[i]
+                if not mask >> source & 1 or sets.sizes[i] > best_size:
+                    continue
+                if sets.sizes[i] < best_size or order[t, mask] < best_order:
+                    masks[t, source], best_size, best_order = mask, sets.sizes[i], order[t, mask]
+
+
+@kernel
+def _greedy_sets(ids: Ids, hosts: Ints, order: Ints, masks: Ints) -> None:
+    """Fill `masks` `[T, N]` as `JointChoiceTable` does beyond the exact limit. The last of `hosts` `[E + 1]` is "none", on every node."""
+    nodes, k = masks.shape[1], ids.shape[1]
+    one = np.int64(1)
+    gain = np.empty(nodes, np.int64)
+    for t in range(ids.shape[0]):
+        needed = np.int64(0)
+        for j in range(k):
+            at = hosts[ids[t, j]]
+            if at & (at - 1) == 0:
+                needed |= at
+        for source in range(nodes):
+            visited = needed | one << source
+            while True:
+                left = False
+                gain[:] = 0
+                for j in range(k):
+                    at = hosts[ids[t, j]]
+                    if at & visited == 0:
+                        left = True
+                        for n in range(nodes):
+                            gain[n] += at >> n & 1
+                if not left:
+                    break
+                best = 0
+                for n in range(nodes):
+                    gain[n] = (gain[n] << ORDER_BITS) + order[t, n]
+                    if gain[n] > gain[best]:
+                        best = n
+                visited |= one << best
+            masks[t, source] = visited

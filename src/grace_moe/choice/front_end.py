@@ -1,8 +1,8 @@
 """Which node a request should be sent to: the one that holds its experts, told from its first tokens.
 
-The placement carries, per layer, expert and node, the copies that a token which chose the expert costs from that node, over its
-mean over nodes. A front-end adds them up over a request's first tokens and sends the request where the sum is least, as long
-as that node is no more than a few requests ahead of the others.
+The placement carries a number per layer, expert and node: the copies that a token which chose the expert costs from that node, over its
+mean over nodes. A front-end adds these up over a request's first tokens and takes the node with the least sum. A node that is already
+several requests ahead of the others is left out.
 """
 
 from __future__ import annotations

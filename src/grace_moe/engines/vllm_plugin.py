@@ -1,7 +1,7 @@
 """Plug-in of vLLM (entry point `vllm.general_plugins`): its expert balancer follows a plan. Without `GRACE_MOE_PLAN` it does nothing.
 
-vLLM 0.32 and 0.33 take no policy by another name than "default" and no initial map from a file, so the plug-in stands in for the
-default policy, which stays the fallback where the plan does not fit: another model (a draft model has its own layers), or other ranks.
+vLLM 0.32 and 0.33 know one policy, "default", and read no initial map from a file. So the plug-in stands in for the default policy. That
+stays the fallback where the plan does not fit: another model (a draft model has its own layers), or other ranks.
 """
 
 from __future__ import annotations

@@ -16,9 +16,11 @@ from grace_moe.planning.task import PlannedLayers, PlanningTask
 def cooccurrence_groups(affinity: npt.NDArray[np.int64], loads: npt.NDArray[np.int64], num_devices: int, *, alpha: float = 0.8) -> Groups:
     """Groups whose sizes differ by at most one.
 
-    (1) Each device in turn opens with the heaviest expert not yet placed, then takes the one with the most
-    co-occurrence with its group that keeps it within `alpha` of the mean load and `alpha` of its slots. (2) The rest,
-    heaviest first, go to the lightest device with a slot left. Ties go to the lower number.
+    1. Each device in turn opens with the heaviest expert not yet placed. It then takes the expert that co-occurs most with its group, as
+       long as it stays within `alpha` of the mean load and `alpha` of its slots.
+    2. The rest, heaviest first, go to the lightest device with a slot left.
+
+    Ties go to the lower number.
 
     Args:
         affinity: `[experts, experts]`.

@@ -1,8 +1,8 @@
 """Step 12: which of its placements each layer takes: least traffic, with the busiest device within the tolerance, mean over layers.
 
-Balance is asked of a model, not of a layer: a layer where it is cheap makes up for one where it is dear. All layers pay the same
-rate, in copies per token, for a unit of the busiest device's load; it is the lowest rate at which the expected balance is within the
-tolerance (a Lagrange multiplier, found by trying rates).
+Balance is asked of the model as a whole: a layer where it is cheap makes up for one where it is dear. All layers pay the same
+rate, in copies per token, for a unit of the busiest device's load. The rate is a Lagrange multiplier: the lowest of those tried
+at which the expected balance is within the tolerance.
 """
 
 from __future__ import annotations

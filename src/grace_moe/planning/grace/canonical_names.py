@@ -1,9 +1,9 @@
-"""Canonical names, so that a plan depends on what is routed where and not on what experts and devices are called.
+"""Canonical names: a plan depends on what is routed where, not on what experts and devices are called.
 
-Experts are named by their tokens: the one that fires first is 0; of those that first fire together, the one that fires
-next. A token's choices are in the order of these names. Devices of a node are named by speed. Whatever is random or
-tied in planning then falls out alike under any other names, up to experts that fire in exactly the same tokens (or
-never) and devices of a node that are equally fast: those are the same to a plan.
+Experts are named by their tokens: the one that fires first is 0; of those that first fire together, the one that fires next. A token's
+choices are in the order of these names. Devices of a node are named by speed. Random draws and ties in planning are then the same under any
+other names. Two exceptions are the same to a plan: experts that fire in exactly the same tokens (or never), and devices of a node that are
+equally fast.
 """
 
 from __future__ import annotations

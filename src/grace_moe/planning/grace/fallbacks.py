@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from grace_moe.choice.node_sets import MAX_MASK_NODES
 from grace_moe.planning.baselines.eplb import eplb
-from grace_moe.planning.grace.search.node_groups import MAX_NODES
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
-MANY_NODES = f"more nodes than the search takes ({MAX_NODES}): placed by load (eplb), replicas chosen jointly"
+MANY_NODES = f"more nodes than the search takes ({MAX_MASK_NODES}): placed by load (eplb), replicas chosen jointly"
 COUNTS_ONLY = "the trace has counts only, not which experts fire together: placed by load (eplb)"
 
 
 def plan_by_load(task: PlanningTask) -> PlannedLayers | None:
     """EPLB's layers and a note that says why; None where the search can plan."""
-    if task.topology.num_nodes > MAX_NODES:
+    if task.topology.num_nodes > MAX_MASK_NODES:
         planned = eplb(task)
         return PlannedLayers(layers=planned.layers, replica_choice="joint", notes=(*planned.notes, MANY_NODES))
     if task.trace.counts_only:

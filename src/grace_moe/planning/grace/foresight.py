@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.joint import JointChoiceTable
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import DAYS, FORECAST_CELLS, POLISH_TOKENS
@@ -80,7 +80,7 @@ def unit_loads(
     return loads, variance
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any, node_of: Any, sources: Any, loads: Any) -> Any:
     """Add to `loads`; returns the variances."""
     nodes, replicas = masks.shape[1], devices.shape[1]
@@ -102,7 +102,7 @@ def _add_unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any,
     return variance
 
 
-@njit(cache=True, nogil=True)
+@part
 def _replica_chances(masks: Any, devices: Any, weights: Any, node_of: Any, chance: Any) -> None:
     """`chance[n, r]` that a token from node n has its pair computed by replica r: by weight among those on visited nodes."""
     for n in range(masks.shape[0]):

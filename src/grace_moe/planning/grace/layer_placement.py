@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.joint import MAX_EXACT_NODES
+from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS, TRUST
 from grace_moe.planning.grace.device_packing import pack_nodes
@@ -15,8 +15,10 @@ from grace_moe.planning.grace.node_prices import price_nodes
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
 from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import AGAIN, FROM_START, LONG, REPLAN, SHORT
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
 from grace_moe.planning.grace.search.node_groups import search_many_nodes
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.split import even_out
 from grace_moe.planning.grace.uncertainty import load_shares
 

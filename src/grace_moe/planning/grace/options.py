@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grace_moe.choice.node_sets import MAX_MASK_NODES
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning.constants import MAX_DECODE_BATCH
-from grace_moe.planning.grace.search.node_groups import MAX_NODES
 from grace_moe.planning.option_values import check_choice, is_within
 from grace_moe.planning.task import PlanningTask
 
@@ -62,9 +62,9 @@ def check_task(task: PlanningTask, options: GraceOptions) -> None:
     if options.decode == "experts" and trace.counts_only:
         raise UsageError(f"{trace.source}: counts only, and decode experts needs a trace of tokens; plan with decode tokens")
     if options.request_placement or task.start is not None:
-        if topology.num_nodes > MAX_NODES:
+        if topology.num_nodes > MAX_MASK_NODES:
             raise UsageError(
-                f"request_placement and start take up to {MAX_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
+                f"request_placement and start take up to {MAX_MASK_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
                 "plan without them"
             )
         if trace.counts_only:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.choice.cover import host_masks, visited_nodes
 from grace_moe.choice.joint import JointChoiceTable, joint_choice_table
 from grace_moe.choice.tables import choice_table
-from grace_moe.choice.visited import host_masks, visits
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
 
@@ -43,7 +43,7 @@ def predict_choice(layer: LayerPlacement, topology: Topology, ids: npt.NDArray[n
     if layer.replica_choice == "wrr":
         anywhere = np.full((len(ids), topology.num_nodes), -1)
         return PredictedChoice(table=table, visited=anywhere, copies=_copies_by_weight(layer, topology, ids, seed))
-    visited = visits(ids, table, layer_id=layer.layer_id, seed=seed)
+    visited = visited_nodes(ids, table, layer_id=layer.layer_id, seed=seed)
     return PredictedChoice(table=table, visited=visited, copies=np.bitwise_count(visited.view(np.uint64)).astype(np.float64) - 1)
 
 

@@ -13,7 +13,7 @@ from grace_moe.planning.constants import CAUTION, TRUST
 from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
-from grace_moe.planning.grace.search.nodes import copies_on_nodes
+from grace_moe.planning.grace.search.node_copies import copies_on_nodes
 from grace_moe.planning.task import PlanningTask
 from grace_moe.topology import Topology
 

@@ -16,7 +16,7 @@ from grace_moe.choice.front_end import place_requests
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.grace.node_names import align_nodes, rename_nodes, share_out
 from grace_moe.planning.grace.problem import LayerProblem
-from grace_moe.planning.grace.search.nodes import copies_on_nodes
+from grace_moe.planning.grace.search.node_copies import copies_on_nodes
 from grace_moe.planning.grace.source_costs import request_costs
 from grace_moe.planning.grace.tuning import plan_layers_once
 from grace_moe.planning.task import PlannedLayers, PlanningTask

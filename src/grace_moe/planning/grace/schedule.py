@@ -23,7 +23,7 @@ from grace_moe.planning.constants import (
     VARIANCE_WEIGHT,
 )
 from grace_moe.planning.grace.search.devices import PackingOptions
-from grace_moe.planning.grace.search.nodes import SearchOptions
+from grace_moe.planning.grace.search.node_state import SearchOptions
 
 
 def _search(proposals: int, heat: tuple[float, float]) -> SearchOptions:

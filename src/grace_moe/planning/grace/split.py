@@ -8,16 +8,30 @@ without need, which also is what holds on routing not seen.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from grace_moe.choice.joint import MAX_EXACT_NODES
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.planning.constants import EVEN_ENOUGH, LATE_POWER, LEAST_LOAD, LEAST_WEIGHT, SPLIT_ROUNDS
 
-RULE = (SPLIT_ROUNDS, EVEN_ENOUGH, LEAST_LOAD, LATE_POWER, LEAST_WEIGHT)
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+
+class Rule(NamedTuple):
+    """The constants of the split."""
+
+    rounds: int
+    enough: float
+    least_load: float
+    late_power: float
+    least_weight: float
+
+
+RULE = Rule(SPLIT_ROUNDS, EVEN_ENOUGH, LEAST_LOAD, LATE_POWER, LEAST_WEIGHT)
 """Handed to the compiled loop: a global of another module would be compiled in, and stay in numba's cache when it changes."""
 
 Demand: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -95,39 +109,29 @@ def even_out(
     where, counts = cells
     load = np.zeros(len(speed))
     if len(where):
-        _even_out(where, counts, hosts, node_of_device, speed / speed.mean(), weights, load, RULE)
+        mean = counts.cumsum()[-1] / len(speed)
+        _even_out(HostedDemand(where, counts, hosts, node_of_device), mean, speed / speed.mean(), RULE, weights, load)
     return weights, load
 
 
-@njit(cache=True, nogil=True)
-def _even_out(where: Any, count: Any, hosts: Any, node_of_device: Any, speed: Any, weights: Any, best_load: Any, rule: Any) -> None:
-    """Multiply each weight by (mean load / load of its device), round by round; keep the weights of the lowest maximum."""
-    rounds, enough, least_load, late_power, least_weight = rule
-    load = np.empty(speed.shape[0])
-    best = weights.copy()
-    best_max = 1e300
-    mean = count.sum() / speed.shape[0]
-    for step in range(rounds):
-        _device_loads(where, count, hosts, node_of_device, weights, load)
-        for d in range(speed.shape[0]):
-            load[d] /= speed[d]
-        if load.max() < best_max:
-            best_max = load.max()
-            best[:] = weights
-            best_load[:] = load
-        if load.max() < enough * mean:
-            break
-        _reweight(hosts, mean / np.maximum(load, least_load * mean), 1.0 if step < rounds // 2 else late_power, least_weight, weights)
-    weights[:] = best
+class HostedDemand(NamedTuple):
+    """Arguments of `even_out`, for its kernel."""
+
+    where: Ints
+    counts: Floats
+    hosts: Ints
+    node_of_device: Ints
 
 
-@njit(cache=True, nogil=True)
-def _device_loads(where: Any, count: Any, hosts: Any, node_of_device: Any, weights: Any, load: Any) -> None:
+@part
+def _device_loads(cells: HostedDemand, weights: Floats, load: Floats) -> None:
     """Pairs of each device under the weights, into `load` `[D]`."""
+    hosts, node_of_device = cells.hosts, cells.node_of_device
     replicas = hosts.shape[1]
-    load[:] = 0
-    for c in range(where.shape[0]):
-        e, mask = where[c, 0], where[c, 1]
+    for d in range(load.shape[0]):
+        load[d] = 0.0
+    for c in range(cells.where.shape[0]):
+        e, mask = cells.where[c, 0], cells.where[c, 1]
         total = 0.0
         for i in range(replicas):
             d = hosts[e, i]
@@ -136,18 +140,52 @@ def _device_loads(where: Any, count: Any, hosts: Any, node_of_device: Any, weigh
         for i in range(replicas):
             d = hosts[e, i]
             if d >= 0 and mask >> node_of_device[d] & 1:
-                load[d] += count[c] * weights[e, i] / total
+                load[d] += cells.counts[c] * weights[e, i] / total
 
 
-@njit(cache=True, nogil=True)
-def _reweight(hosts: Any, factor: Any, power: Any, least_weight: Any, weights: Any) -> None:
-    """Multiply weights by the factor `[D]` of their device, to a power; the largest of each expert is then 1."""
+@part
+def _reweight(hosts: Ints, load: Floats, mean: float, rule: Rule, power: float, weights: Floats) -> None:
+    """Multiply weights by mean load / load of their device, to a power; the largest of each expert is then 1."""
     for e in range(hosts.shape[0]):
         top = 0.0
         for i in range(hosts.shape[1]):
             if hosts[e, i] >= 0:
-                weights[e, i] *= factor[hosts[e, i]] ** power
+                weights[e, i] *= (mean / max(load[hosts[e, i]], rule.least_load * mean)) ** power
                 top = max(top, weights[e, i])
         for i in range(hosts.shape[1]):
             if hosts[e, i] >= 0:
-                weights[e, i] = max(weights[e, i] / top, least_weight)
+                weights[e, i] = max(weights[e, i] / top, rule.least_weight)
+
+
+@part
+def _copy(source: Floats, target: Floats) -> None:
+    for e in range(source.shape[0]):
+        for i in range(source.shape[1]):
+            target[e, i] = source[e, i]
+
+
+@kernel
+def _even_out(cells: HostedDemand, mean: float, speed: Floats, rule: Rule, weights: Floats, best_load: Floats) -> None:
+    """Multiply each weight by (mean load / load of its device), round by round; keep the weights of the lowest maximum.
+
+    Loops instead of whole arrays: those take four times as long to compile.
+    """
+    load = np.empty(speed.shape[0])
+    best = np.empty(weights.shape)
+    _copy(weights, best)
+    best_max = 1e300
+    for step in range(rule.rounds):
+        _device_loads(cells, weights, load)
+        most = -np.inf
+        for d in range(speed.shape[0]):
+            load[d] /= speed[d]
+            most = max(most, load[d])
+        if most < best_max:
+            best_max = most
+            _copy(weights, best)
+            for d in range(speed.shape[0]):
+                best_load[d] = load[d]
+        if most < rule.enough * mean:
+            break
+        _reweight(cells.hosts, load, mean, rule, 1.0 if step < rule.rounds // 2 else rule.late_power, weights)
+    _copy(best, weights)

@@ -1,8 +1,8 @@
-"""Step 6: how far may loads stray on routing that the plan has not seen?
+"""Step 6: the variance of the experts' loads over requests that the plan has not seen.
 
-Requests are the independent unit: an expert's share of the load on other requests differs from its share here with covariance
-2 * sum_r z_r z_r^T / total^2, where z_r is what request r has above its proportion (a ratio estimate; the 2 because the sample to
-come is taken to be as small as this one). Experts that follow one topic stray together; a mix of topics strays little.
+Requests are the independent units. An expert's share of the load on other requests differs from its share here, with covariance
+2 * sum_r z_r z_r^T / total^2. Here z_r is what request r has above its proportion (the variance of a ratio estimate). The factor 2 is there
+because the other requests are taken to be as few as these. Experts that follow one topic vary together.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Which replicas decode uses: where steps are bound by memory, a layer takes as long as the device with the most distinct active experts.
+"""Which replicas decode uses. Where decode is bound by memory, a layer takes as long as the device with the most distinct active experts.
 
-A replica that serves prefill well (it spreads a hot expert's tokens, or saves a copy) makes one more device read the expert's weights in
-decode (METRO, arXiv 2512.09277: some optimum sends all tokens of an expert to one replica). So replicas are given up in decode, one by
-one: the one that takes most off the expected maximum of active experts for what it adds in copies between nodes and load of the busiest
-device, as long as both stay within bounds, and as far as it pays. Unlike METRO's, the choice is made once, by the trace, and needs no
-exchange at run time.
+A replica serves prefill well: it spreads a hot expert's tokens, or saves a copy. In decode it makes one more device read the
+expert's weights (METRO, arXiv 2512.09277: some optimum sends all tokens of an expert to one replica). So replicas are given up
+in decode, one by one. Next comes the replica with the best ratio of gain to cost. The gain is the drop of the expected maximum
+of active experts; the cost is the rise of copies between nodes and of the busiest device's load. Both have bounds, and the gain
+must be worth the cost. Unlike METRO's, the choice is made once, from the trace, and needs no exchange at run time.
 """
 
 from __future__ import annotations

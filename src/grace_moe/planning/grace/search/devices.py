@@ -1,19 +1,26 @@
 """Which of a node's experts on which of its devices: equal slots, even load, few devices a token.
 
 Start: copies that a device holds already stay; the others heaviest first, on the device with room that is lightest for its speed. Then
-swaps between devices, annealed on the
-number of distinct devices that a token needs in the node, plus a price on the expected squared imbalance of
-devices.
+swaps between devices, annealed.
+
+Energy, in copies per token: distinct devices that a token needs in the node + price * expected squared imbalance of devices (its mean's
+square and its variance) - stay, for each copy that is where it was.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.cover import padded, tokens_of_experts
+from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,32 +68,11 @@ def pack_devices(node: NodeShare, slots: int, noise: npt.NDArray[np.float64], op
     slot = _heaviest_first(node, slots)
     if len(node.fair) == 1 or not len(node.rows):
         return slot
-    experts = len(node.copies)
-    padded = np.where(node.rows < 0, experts, node.rows)
-    order = np.argsort(padded, axis=None, kind="stable")
-    starts = np.zeros(experts + 2, np.int64)
-    np.cumsum(np.bincount(padded.ravel(), minlength=experts + 1), out=starts[1:])
-    per_copy = node.load / np.maximum(node.copies, 1)
-    part = node.share_here / np.maximum(node.copies, 1)
-    members = order // node.rows.shape[1]
-    _swap(
-        slot,
-        per_copy,
-        part,
-        noise,
-        padded,
-        starts,
-        members,
-        node.fair,
-        options.proposals_per_slot * slot.size,
-        options.price,
-        options.doubt,
-        options.hot,
-        options.cold,
-        np.zeros((len(slot), experts)) if node.held is None else options.stay * node.held,
-        seed,
-    )
-    return slot
+    state = device_state(node, slot, noise, options)
+    proposals = options.proposals_per_slot * slot.size
+    cooling = Cooling(proposals=proposals, steps=proposals, hot=options.hot, cold=options.cold)
+    _search(state, options.price * float(state.over.cumsum()[-1]), cooling, seed)
+    return state.best.reshape(slot.shape)
 
 
 def _heaviest_first(node: NodeShare, slots: int) -> npt.NDArray[np.int64]:
@@ -117,111 +103,215 @@ def _heaviest_first(node: NodeShare, slots: int) -> npt.NDArray[np.int64]:
     return slot
 
 
-@njit(cache=True, nogil=True)
-def _swap(
-    slot: Any,
-    per_copy: Any,
-    part: Any,
-    noise: Any,
-    rows: Any,
-    starts: Any,
-    members: Any,
-    fair: Any,
-    proposals: Any,
-    price: Any,
-    doubt: Any,
-    hot: Any,
-    cold: Any,
-    stay: Any,
-    seed: Any,
-) -> None:
-    np.random.seed(seed)
-    num_devices, slots = slot.shape
-    num_rows, k = rows.shape
-    experts = per_copy.shape[0]
-    where = np.zeros(experts + 1, np.int64)  # the first device of an expert, as a bit; the rows' padding has none
-    copies = np.zeros(experts, np.int64)
-    total = np.zeros(num_devices)
-    has = np.zeros((num_devices, experts), np.bool_)
-    pull = np.zeros((num_devices, experts))
-    for d in range(num_devices):
-        for i in range(slots):
-            e = slot[d, i]
-            if e < 0:
-                continue
+class Swap(NamedTuple):
+    """Two devices exchange what is in a slot of each."""
+
+    first: int
+    """-1 = none."""
+    second: int
+    slot_of_first: int
+    slot_of_second: int
+    given: int
+    """Expert that leaves the first device."""
+    taken: int
+
+
+class DeviceState(NamedTuple):
+    """G devices of a node, S slots each, E experts, R tokens."""
+
+    rows: npt.NDArray[np.int32]
+    """`[R, k]`, E = none."""
+    starts: Ints
+    """`[E + 1]` expert e's tokens are `members[starts[e] : starts[e + 1]]`."""
+    members: npt.NDArray[np.int32]
+    noise: Floats
+    """`[E, E]` covariance of the shares."""
+    fair: Floats
+    """`[G]` fair load."""
+    stay: Floats
+    """`[G, E]` what it is worth that a device holds an expert."""
+    per_copy: Floats
+    """`[E]` load of a copy."""
+    part: Floats
+    """`[E]` of an expert's load that a copy takes."""
+    copies: Ints
+    """`[E]`"""
+    price: float
+    doubt: float
+    slot: Ints
+    """`[G, S]` expert in each slot, -1 = none."""
+    has: npt.NDArray[np.bool_]
+    """`[G, E]`"""
+    where: Ints
+    """`[E + 1]` the device that tokens of an expert go to, as a bit; that of "none" has none."""
+    total: Floats
+    """`[G]` load."""
+    pull: Floats
+    """`[G, E]` covariance of an expert's share with the device's load."""
+    variance: Floats
+    """`[G]` of the load."""
+    over: Floats
+    """`[G]` expected squared imbalance."""
+    new_variance: Floats
+    """`[2]` of the first and second device of a swap."""
+    new_over: Floats
+    solution: Ints
+    """`slot`, flat."""
+    best: Ints
+    """The best of it so far."""
+
+
+def device_state(node: NodeShare, slot: Ints, noise: Floats, options: PackingOptions) -> DeviceState:
+    """The state of `slot` `[G, S]`, computed from nothing; arguments as of `pack_devices`."""
+    experts, devices = len(node.copies), len(slot)
+    slot = slot.copy()
+    rows = padded(node.rows, experts)
+    starts, members = tokens_of_experts(rows, experts)
+    per_copy, part_of_copy = node.load / np.maximum(node.copies, 1), node.share_here / np.maximum(node.copies, 1)
+    where, copies = np.zeros(experts + 1, np.int64), np.zeros(experts, np.int64)
+    has = np.zeros((devices, experts), bool)
+    total, variance, pull = np.zeros(devices), np.zeros(devices), np.zeros((devices, experts))
+    for d, held in enumerate(slot):
+        for e in held[held >= 0]:
             copies[e] += 1
             total[d] += per_copy[e]
             has[d, e] = True
-            pull[d] += part[e] * noise[e]
+            pull[d] += part_of_copy[e] * noise[e]
             if where[e] == 0:
                 where[e] = 1 << d
-    variance = np.zeros(num_devices)
-    over = np.zeros(num_devices)
-    for d in range(num_devices):
-        for i in range(slots):
-            if slot[d, i] >= 0:
-                variance[d] += part[slot[d, i]] * pull[d, slot[d, i]]
-        over[d] = (total[d] / fair[d] - 1.0) ** 2 + doubt * variance[d]
-    temperature = hot
-    cooling = (cold / hot) ** (1.0 / max(1, proposals))
-    energy = price * over.sum()
-    best = energy
-    best_slot = slot.copy()
-    for _ in range(proposals):
-        temperature *= cooling
-        d1, d2 = np.random.randint(num_devices), np.random.randint(num_devices)
-        i1, i2 = np.random.randint(slots), np.random.randint(slots)
-        a, b = slot[d1, i1], slot[d2, i2]
-        if d1 == d2 or a < 0 or b < 0 or a == b or has[d2, a] or has[d1, b]:
-            continue
-        shift = per_copy[b] - per_copy[a]
-        pa, pb = part[a], part[b]
-        own = pa * pa * noise[a, a] + pb * pb * noise[b, b] - 2 * pa * pb * noise[a, b]
-        v1 = variance[d1] + 2 * (pb * pull[d1, b] - pa * pull[d1, a]) + own
-        v2 = variance[d2] + 2 * (pa * pull[d2, a] - pb * pull[d2, b]) + own
-        o1 = ((total[d1] + shift) / fair[d1] - 1.0) ** 2 + doubt * v1
-        o2 = ((total[d2] - shift) / fair[d2] - 1.0) ** 2 + doubt * v2
-        delta = price * (o1 + o2 - over[d1] - over[d2]) + stay[d1, a] + stay[d2, b] - stay[d1, b] - stay[d2, a]
-        where_a = where[a] if copies[a] > 1 and where[a] != 1 << d1 else 1 << d2
-        where_b = where[b] if copies[b] > 1 and where[b] != 1 << d2 else 1 << d1
-        more = 0
-        for side in range(2):
-            x = a if side == 0 else b
-            for p in range(starts[x], starts[x + 1]):
-                r = members[p]
-                old = 0
-                new = 0
-                counted = False
-                for j in range(k):
-                    e = rows[r, j]
-                    if side == 1 and e == a:  # counted with a
-                        counted = True
-                        break
-                    w = where[e]
-                    old |= w
-                    new |= where_a if e == a else (where_b if e == b else w)
-                if counted:
-                    continue
-                changed = old ^ new
-                while changed:
-                    low = changed & -changed
-                    more += 1 if new & low else -1
-                    changed ^= low
-        delta += more / num_rows
-        if delta > -np.log(np.random.random() + 1e-300) * temperature:
-            continue
-        energy += delta
-        slot[d1, i1], slot[d2, i2] = b, a
-        has[d1, a], has[d2, a], has[d2, b], has[d1, b] = False, True, False, True
-        where[a], where[b] = where_a, where_b
-        total[d1] += shift
-        total[d2] -= shift
-        variance[d1], variance[d2], over[d1], over[d2] = v1, v2, o1, o2
-        for e in range(experts):
-            move = pb * noise[b, e] - pa * noise[a, e]
-            pull[d1, e] += move
-            pull[d2, e] -= move
-        if energy < best:
-            best = energy
-            best_slot[:] = slot
-    slot[:] = best_slot
+        for e in held[held >= 0]:
+            variance[d] += part_of_copy[e] * pull[d, e]
+    imbalance = total / node.fair - 1.0
+    return DeviceState(
+        rows=rows,
+        starts=starts,
+        members=members,
+        noise=noise,
+        fair=node.fair,
+        stay=np.zeros((devices, experts)) if node.held is None else np.where(node.held, float(options.stay), 0.0),
+        per_copy=per_copy,
+        part=part_of_copy,
+        copies=copies,
+        price=float(options.price),
+        doubt=float(options.doubt),
+        slot=slot,
+        has=has,
+        where=where,
+        total=total,
+        pull=pull,
+        variance=variance,
+        over=imbalance * imbalance + options.doubt * variance,
+        new_variance=np.empty(2),
+        new_over=np.empty(2),
+        solution=slot.reshape(-1),
+        best=slot.reshape(-1).copy(),
+    )
+
+
+def energy(state: DeviceState) -> float:
+    """Of the state, in copies per token."""
+    devices = np.bitwise_count(np.bitwise_or.reduce(state.where[state.rows], axis=1))
+    return float(devices.mean() + state.price * state.over.sum() - state.stay[state.has].sum())
+
+
+@part
+def _propose(state: DeviceState) -> Swap:
+    devices, slots = state.slot.shape
+    d1, d2 = np.random.randint(devices), np.random.randint(devices)
+    i1, i2 = np.random.randint(slots), np.random.randint(slots)
+    a, b = state.slot[d1, i1], state.slot[d2, i2]
+    if d1 == d2 or a < 0 or b < 0 or a == b or state.has[d2, a] or state.has[d1, b]:
+        return Swap(-1, 0, 0, 0, 0, 0)
+    return Swap(d1, d2, i1, i2, a, b)
+
+
+@part
+def _change(state: DeviceState, swap: Swap, most: float) -> float:
+    """Of the energy; the two devices' variance and imbalance after the swap are left in the state's `new_` arrays."""
+    d1, d2, a, b, over, stay = swap.first, swap.second, swap.given, swap.taken, state.over, state.stay
+    noise, pull, pa, pb = state.noise, state.pull, state.part[a], state.part[b]
+    shift = state.per_copy[b] - state.per_copy[a]
+    own = pa * pa * noise[a, a] + pb * pb * noise[b, b] - 2 * pa * pb * noise[a, b]
+    v1 = state.variance[d1] + 2 * (pb * pull[d1, b] - pa * pull[d1, a]) + own
+    v2 = state.variance[d2] + 2 * (pa * pull[d2, a] - pb * pull[d2, b]) + own
+    excess1 = (state.total[d1] + shift) / state.fair[d1] - 1.0
+    excess2 = (state.total[d2] - shift) / state.fair[d2] - 1.0
+    o1, o2 = excess1 * excess1 + state.doubt * v1, excess2 * excess2 + state.doubt * v2
+    state.new_variance[0], state.new_variance[1], state.new_over[0], state.new_over[1] = v1, v2, o1, o2
+    change = state.price * (o1 + o2 - over[d1] - over[d2]) + stay[d1, a] + stay[d2, b] - stay[d1, b] - stay[d2, a]
+    return float(change + _more_devices(state, swap) / state.rows.shape[0])
+
+
+@part
+def _where_after(state: DeviceState, swap: Swap) -> tuple[int, int]:
+    """Bits of the devices that tokens of the two experts go to after the swap."""
+    a, b, first, second = swap.given, swap.taken, 1 << swap.first, 1 << swap.second
+    where_a = state.where[a] if state.copies[a] > 1 and state.where[a] != first else second
+    where_b = state.where[b] if state.copies[b] > 1 and state.where[b] != second else first
+    return where_a, where_b
+
+
+@part
+def _more_devices(state: DeviceState, swap: Swap) -> int:
+    """Devices that tokens go to after the swap, less those before, summed over tokens."""
+    a, b = swap.given, swap.taken
+    where_a, where_b = _where_after(state, swap)
+    more = 0
+    for side in range(2):
+        x = a if side == 0 else b
+        for p in range(state.starts[x], state.starts[x + 1]):
+            r = state.members[p]
+            old, new = 0, 0
+            counted = False
+            for j in range(state.rows.shape[1]):
+                e = state.rows[r, j]
+                if side == 1 and e == a:  # counted with a
+                    counted = True
+                    break
+                w = state.where[e]
+                old |= w
+                new |= where_a if e == a else (where_b if e == b else w)
+            if not counted:
+                more += _bits(new & ~old) - _bits(old & ~new)
+    return more
+
+
+@part
+def _bits(mask: int) -> int:
+    count = 0
+    while mask:
+        mask &= mask - 1
+        count += 1
+    return count
+
+
+@part
+def _apply(state: DeviceState, swap: Swap, energy: float) -> float:
+    d1, d2, a, b, has = swap.first, swap.second, swap.given, swap.taken, state.has
+    state.where[a], state.where[b] = _where_after(state, swap)
+    state.slot[d1, swap.slot_of_first], state.slot[d2, swap.slot_of_second] = b, a
+    has[d1, a], has[d2, a], has[d2, b], has[d1, b] = False, True, False, True
+    shift = state.per_copy[b] - state.per_copy[a]
+    state.total[d1] += shift
+    state.total[d2] -= shift
+    state.variance[d1], state.variance[d2] = state.new_variance[0], state.new_variance[1]
+    state.over[d1], state.over[d2] = state.new_over[0], state.new_over[1]
+    pa, pb = state.part[a], state.part[b]
+    for e in range(has.shape[1]):
+        move = pb * state.noise[b, e] - pa * state.noise[a, e]
+        state.pull[d1, e] += move
+        state.pull[d2, e] -= move
+    return energy
+
+
+@part
+def _undo(state: DeviceState, swap: Swap) -> None:
+    """Nothing: a swap that is only tried leaves no trace but in the `new_` arrays."""
+
+
+_anneal = make_anneal(_propose, _change, _apply, _undo)
+
+
+@kernel
+def _search(state: DeviceState, start: float, cooling: Cooling, seed: int) -> tuple[float, float]:
+    return _anneal(state, start, cooling, seed)

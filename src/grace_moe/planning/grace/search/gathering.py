@@ -7,15 +7,16 @@ places between nodes, until experts that fire together, and the replicas of one 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from grace_moe.choice.cover import tokens_of_experts
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.cover import padded, tokens_of_experts
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import GATHERING_HEAT, GATHERING_PROPOSALS
+from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 from grace_moe.topology import Topology
 
 _HOT, _COLD = GATHERING_HEAT
@@ -35,70 +36,156 @@ def gather_devices(layer: LayerPlacement, ids: npt.NDArray[np.int64], topology: 
     held = np.zeros((topology.num_devices, experts))
     for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
         held[list(devices), expert] = weights
-    padded = np.where(ids < 0, experts, ids).astype(np.int32)
-    starts, members = tokens_of_experts(padded, experts)
-    place = np.arange(topology.num_devices)
-    _trade(place, held, topology.node_of_device, padded, starts, members, int(GATHERING_PROPOSALS * effort), seed)
+    state = gathering_state(held, topology, ids)
+    proposals = int(GATHERING_PROPOSALS * effort)
+    cooling = Cooling(proposals=proposals, steps=proposals - 1, hot=_HOT, cold=_COLD, least_gain=1e-12)
+    _search(state, 0.0, cooling, seed)
+    place = state.best
     return replace(layer, devices_of_expert=tuple(tuple(int(place[d]) for d in devices) for devices in layer.devices_of_expert))
 
 
-@njit(cache=True, nogil=True)
-def _trade(place: Any, held: Any, node_of: Any, ids: Any, starts: Any, members: Any, proposals: Any, seed: Any) -> None:
-    """Permute `place` `[D]`, where each device's contents stand, to lower the expected number of nodes that a token reaches."""
-    np.random.seed(seed)
-    num_devices, experts = held.shape
-    num_nodes = node_of.max() + 1
-    num_tokens, k = ids.shape
-    share = np.zeros((num_nodes, experts + 1))  # of an expert's pairs that a node computes; the padding's are nowhere
-    for d in range(num_devices):
-        share[node_of[d], :experts] += held[d]
-    missed = np.ones((num_tokens, num_nodes))  # chance that a token does not reach the node
-    for t in range(num_tokens):
-        for n in range(num_nodes):
-            for j in range(k):
-                missed[t, n] *= 1 - share[n, ids[t, j]]
-    new = np.empty((num_tokens, 2))
-    seen = np.full(num_tokens, -1)
-    touched = np.empty(num_tokens, np.int64)
-    energy, best, best_place = 0.0, 0.0, place.copy()
-    cooling = (_COLD / _HOT) ** (1.0 / max(1, proposals - 1))
-    temperature = _HOT
-    for step in range(proposals):
-        temperature *= cooling
-        a, b = np.random.randint(num_devices), np.random.randint(num_devices)
-        m, n = node_of[place[a]], node_of[place[b]]
-        if m == n:
+class Trade(NamedTuple):
+    """Two devices' contents change places."""
+
+    first: int
+    """-1 = none."""
+    second: int
+
+
+class GatheringState(NamedTuple):
+    """D devices, N nodes, E experts, T tokens. Energy: nodes that a token is expected to reach."""
+
+    ids: npt.NDArray[np.int32]
+    """`[T, k]`, E = none."""
+    starts: npt.NDArray[np.int64]
+    """`[E + 1]` expert e's tokens are `members[starts[e] : starts[e + 1]]`."""
+    members: npt.NDArray[np.int32]
+    held: npt.NDArray[np.float64]
+    """`[D, E]` of an expert's pairs, what the contents of each device compute."""
+    node_of: npt.NDArray[np.int64]
+    """`[D]` node of each place."""
+    share: npt.NDArray[np.float64]
+    """`[N, E + 1]` of an expert's pairs that a node computes; those of "none" are nowhere."""
+    missed: npt.NDArray[np.float64]
+    """`[T, N]` chance that a token does not reach the node."""
+    new_missed: npt.NDArray[np.float64]
+    """`[touched, 2]` of the two nodes of a trade."""
+    touched: npt.NDArray[np.int64]
+    """`[T]` the tokens whose nodes a trade may change; `tried[0]` of them."""
+    seen: npt.NDArray[np.int64]
+    """`[T]` the last trade that touched a token."""
+    tried: npt.NDArray[np.int64]
+    """`[2]` tokens touched by the last trade, and its number."""
+    solution: npt.NDArray[np.int64]
+    """`[D]` the place where each device's contents stand."""
+    best: npt.NDArray[np.int64]
+    """The best of it so far."""
+
+
+def gathering_state(held: npt.NDArray[np.float64], topology: Topology, ids: npt.NDArray[np.int64]) -> GatheringState:
+    """The state with all contents where they are; `held` `[D, E]`, `ids` `[T, k]` with -1 = none."""
+    devices, experts = held.shape
+    choices = padded(ids, experts)
+    starts, members = tokens_of_experts(choices, experts)
+    share = np.zeros((topology.num_nodes, experts + 1))
+    for device, node in enumerate(topology.node_of_device):
+        share[node, :experts] += held[device]
+    missed = np.ones((len(ids), topology.num_nodes))
+    for j in range(ids.shape[1]):
+        missed *= 1 - share[:, choices[:, j]].T
+    place = np.arange(devices)
+    return GatheringState(
+        ids=choices,
+        starts=starts,
+        members=members,
+        held=held,
+        node_of=topology.node_of_device,
+        share=share,
+        missed=missed,
+        new_missed=np.empty((len(ids), 2)),
+        touched=np.empty(len(ids), np.int64),
+        seen=np.zeros(len(ids), np.int64),
+        tried=np.zeros(2, np.int64),
+        solution=place,
+        best=place.copy(),
+    )
+
+
+def energy(state: GatheringState) -> float:
+    """Nodes that a token is expected to reach."""
+    return float((1 - state.missed).sum(axis=1).mean())
+
+
+@part
+def _propose(state: GatheringState) -> Trade:
+    a, b = np.random.randint(len(state.solution)), np.random.randint(len(state.solution))
+    if state.node_of[state.solution[a]] == state.node_of[state.solution[b]]:
+        return Trade(-1, -1)
+    return Trade(a, b)
+
+
+@part
+def _change(state: GatheringState, trade: Trade, most: float) -> float:
+    """Of the energy. `share` is after the trade, and `new_missed` of the tokens that it touches."""
+    a, b, held = trade.first, trade.second, state.held
+    m, n = state.node_of[state.solution[a]], state.node_of[state.solution[b]]
+    _exchange(state, m, n, a, b)
+    state.tried[0] = 0
+    state.tried[1] += 1
+    change = 0.0
+    for e in range(held.shape[1]):
+        if held[a, e] == held[b, e]:
             continue
-        for e in range(experts):
-            share[m, e] += held[b, e] - held[a, e]
-            share[n, e] += held[a, e] - held[b, e]
-        count, change = 0, 0.0
-        for e in range(experts):
-            if held[a, e] == held[b, e]:
-                continue
-            for p in range(starts[e], starts[e + 1]):
-                t = members[p]
-                if seen[t] == step:
-                    continue
-                seen[t] = step
-                touched[count] = t
-                count += 1
-                new[t, 0], new[t, 1] = 1.0, 1.0
-                for j in range(k):
-                    new[t, 0] *= 1 - share[m, ids[t, j]]
-                    new[t, 1] *= 1 - share[n, ids[t, j]]
-                change += missed[t, m] + missed[t, n] - new[t, 0] - new[t, 1]
-        change /= num_tokens
-        if change > -np.log(np.random.random() + 1e-300) * temperature:
-            for e in range(experts):
-                share[m, e] += held[a, e] - held[b, e]
-                share[n, e] += held[b, e] - held[a, e]
-            continue
-        for i in range(count):
-            missed[touched[i], m], missed[touched[i], n] = new[touched[i], 0], new[touched[i], 1]
-        place[a], place[b] = place[b], place[a]
-        energy += change
-        if energy < best - 1e-12:
-            best = energy
-            best_place[:] = place
-    place[:] = best_place
+        for p in range(state.starts[e], state.starts[e + 1]):
+            t = state.members[p]
+            if state.seen[t] != state.tried[1]:
+                state.seen[t] = state.tried[1]
+                change += _more_reached(state, t, m, n)
+    return change / len(state.ids)
+
+
+@part
+def _exchange(state: GatheringState, m: int, n: int, a: int, b: int) -> None:
+    """Node m gives the contents of device a for those of b, which node n has."""
+    held, share = state.held, state.share
+    for e in range(held.shape[1]):
+        share[m, e] += held[b, e] - held[a, e]
+        share[n, e] += held[a, e] - held[b, e]
+
+
+@part
+def _more_reached(state: GatheringState, token: int, m: int, n: int) -> float:
+    """By how much the token reaches nodes m and n more than before the trade."""
+    i = state.tried[0]
+    state.tried[0] += 1
+    state.touched[i] = token
+    missed_m, missed_n = 1.0, 1.0
+    for j in range(state.ids.shape[1]):
+        missed_m *= 1 - state.share[m, state.ids[token, j]]
+        missed_n *= 1 - state.share[n, state.ids[token, j]]
+    state.new_missed[i, 0], state.new_missed[i, 1] = missed_m, missed_n
+    return float(state.missed[token, m] + state.missed[token, n] - missed_m - missed_n)
+
+
+@part
+def _apply(state: GatheringState, trade: Trade, energy: float) -> float:
+    a, b, place = trade.first, trade.second, state.solution
+    m, n = state.node_of[place[a]], state.node_of[place[b]]
+    for i in range(state.tried[0]):
+        state.missed[state.touched[i], m], state.missed[state.touched[i], n] = state.new_missed[i, 0], state.new_missed[i, 1]
+    place[a], place[b] = place[b], place[a]
+    return energy
+
+
+@part
+def _undo(state: GatheringState, trade: Trade) -> None:
+    m, n = state.node_of[state.solution[trade.first]], state.node_of[state.solution[trade.second]]
+    _exchange(state, m, n, trade.second, trade.first)
+
+
+_anneal = make_anneal(_propose, _change, _apply, _undo)
+
+
+@kernel
+def _search(state: GatheringState, start: float, cooling: Cooling, seed: int) -> tuple[float, float]:
+    return _anneal(state, start, cooling, seed)

@@ -1,6 +1,6 @@
 """Which experts on which node where nodes are too many for the exact search: groups of nodes first, then each group's nodes.
 
-The search of `node_search` runs twice. First every group of nodes is one node of it: its room is that of its nodes together. Then, in
+The search of `nodes` runs twice. First every group of nodes is one node of it: its room is that of its nodes together. Then, in
 each group, on the experts that it holds and the tokens' experts that it computes by joint choice, as if the group were the cluster.
 """
 
@@ -12,19 +12,18 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.cover import MAX_NODES as MAX_GROUPS
 from grace_moe.choice.joint import joint_choice_table
+from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.grace.search.nodes import NodeRoom, SearchOptions, search_nodes, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.topology import Topology
-
-MAX_NODES = MAX_GROUPS**2
-"""So that a group's nodes are few enough for the exact search."""
 
 
 def groups_of(nodes: int) -> list[range]:
     """Near-equal runs of consecutive nodes, as few nodes in each as groups can be had."""
-    count = min(nodes, MAX_GROUPS)
+    count = min(nodes, MAX_EXACT_NODES)
     bounds = [nodes * g // count for g in range(count + 1)]
     return [range(a, b) for a, b in pairwise(bounds)]
 
@@ -39,7 +38,7 @@ def search_many_nodes(
     start: npt.NDArray[np.int64],
     pins: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Better copies `[N, E]` than `start`; see `node_search.search_nodes`, whose arguments these are."""
+    """Better copies `[N, E]` than `start`; see `search_nodes`, whose arguments these are."""
     groups = groups_of(len(room.slots))
     group_of = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     first = [group.start for group in groups]

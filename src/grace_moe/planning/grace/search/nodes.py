@@ -1,98 +1,49 @@
 """Which experts on which node: annealing on the exact objective, under prices on load.
 
-State: copies `[N, E]` of each expert on each node; each node's slots are full. Energy, in cross-node copies per token:
-traffic + price * expected squared imbalance of nodes on routing to come (its mean's square and its variance) + price * load in
-copies too hot for one device. Loads assume that an expert's tokens divide
-evenly over its copies; the split is solved later (`split`).
-
-Moves: a slot takes another expert (the old one keeps a copy elsewhere), or two nodes swap an expert.
+State: copies `[N, E]` of each expert on each node; each node's slots are full. Moves: a slot takes another expert (the old one keeps a
+copy elsewhere), or two nodes swap an expert. The energy is that of `node_state`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from grace_moe.choice.cover import CoverTables, token_cost, tokens_of_experts
-from grace_moe.placement import LayerPlacement
-from grace_moe.topology import Topology
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """How hard to search, and what overload costs."""
-
-    proposals: int = 150_000
-    """Moves tried."""
-    hot: float = 0.008
-    """First temperature, in copies per token."""
-    cold: float = 1e-4
-    """Last temperature."""
-    price: float = 4.0
-    """Copies per token that a unit of squared imbalance, summed over nodes, is worth."""
-    doubt: float = 3.0
-    """Weight of the variance beside the square of the mean: a search finds what looks steady in its sample."""
-    copy_cap: float = 0.8
-    """Load of one copy, over a device's mean load, that is still free."""
-    copy_price: float = 1.0
-    """Copies per token that a unit of its square above that, summed over copies, is worth."""
-    swap_share: float = 0.3
-    """Share of the moves that swap where both kinds are possible."""
+from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.cover import token_cost
+from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
+from grace_moe.planning.grace.search.node_copies import NodeRoom
+from grace_moe.planning.grace.search.node_state import (
+    HEAT,
+    PENALTY,
+    SENT,
+    Balance,
+    Contents,
+    NodeState,
+    SearchOptions,
+    Terms,
+    Traffic,
+    compiled_balance_penalty,
+    compiled_too_hot,
+    energy,
+    node_state,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeRoom:
-    """What each node can take."""
+class NodeMove(NamedTuple):
+    """A slot of a node gives up one expert for another; in a swap, another node makes the opposite exchange."""
 
-    slots: npt.NDArray[np.int64]
-    """`[N]` experts that the node's devices hold together."""
-    devices: npt.NDArray[np.int64]
-    """`[N]` devices: the most copies of one expert that are of use."""
-    capacity: npt.NDArray[np.float64]
-    """`[N]` share of all devices' speed."""
-
-
-def seed_copies(share: npt.NDArray[np.float64], room: NodeRoom) -> npt.NDArray[np.int64]:
-    """A balanced start `[N, E]`: copies by heat (as EPLB), dealt heaviest first to the lightest node with room."""
-    nodes, experts = len(room.slots), len(share)
-    heat = share + max(share.mean(), 1e-12) * 1e-3
-    total = np.ones(experts, np.int64)
-    for _ in range(int(room.slots.sum()) - experts):
-        total[np.argmax(np.where(total < room.devices.sum(), heat / total, -1.0))] += 1
-    copies = np.zeros((nodes, experts), np.int64)
-    load = np.zeros(nodes)
-    for expert in np.argsort(-heat / total, kind="stable"):
-        for _ in range(total[expert]):
-            open_ = (copies.sum(axis=1) < room.slots) & (copies[:, expert] < room.devices)
-            if open_.any():
-                fewest = copies[open_, expert].min()
-                node = int(np.argmin(np.where(open_ & (copies[:, expert] == fewest), load / room.capacity, np.inf)))
-                copies[node, expert] += 1
-                load[node] += heat[expert] / total[expert]
-    for node in range(nodes):  # slots that the deal could not use
-        while copies[node].sum() < room.slots[node]:
-            copies[node, np.argmax(np.where(copies[node] < room.devices[node], heat / (1 + copies.sum(axis=0)), -1))] += 1
-    return copies
-
-
-def copies_on_nodes(layer: LayerPlacement, topology: Topology, slots: int) -> npt.NDArray[np.int64]:
-    """`[N, E]` copies that each node of a placement holds; slots of its devices that are empty get more of what it holds.
-
-    Args:
-        slots: of each device.
-    """
-    copies = np.zeros((topology.num_nodes, len(layer.devices_of_expert)), np.int64)
-    for expert, devices in enumerate(layer.devices_of_expert):
-        np.add.at(copies[:, expert], topology.node_of_device[list(devices)], 1)
-    for node, row in enumerate(copies):
-        most = len(topology.nodes[node].devices)
-        for _ in range(min(most * slots, most * len(row)) - int(row.sum())):
-            row[np.argmin(np.where(row == 0, most + 1, np.where(row < most, row, most + 2)))] += 1
-    return copies
+    node: int
+    """-1 = no move."""
+    slot: int
+    given: int
+    """Expert that leaves the slot."""
+    taken: int
+    """Expert that comes into it."""
+    other: int
+    """Node that takes `given` for `taken`; `node` itself where none does."""
 
 
 def search_nodes(
@@ -105,245 +56,214 @@ def search_nodes(
     start: npt.NDArray[np.int64],
     pins: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Better copies `[N, E]` than `start`, by the energy of the module docstring.
+    """Copies `[N, E]` of less energy than `start`.
 
     Args:
         ids: `[T, k]` of the tokens to judge traffic by, -1 = none.
         share, noise: from `uncertainty.load_shares`.
         pins: `[T]` source node of each token, -1 = any, all alike; None = none is known.
     """
-    experts = len(share)
-    tables = CoverTables(len(room.slots))
-    copies = start.copy()
-    padded = np.where(ids < 0, experts, ids).astype(np.int32)
-    starts, members = tokens_of_experts(padded, experts)
-    _anneal(
-        padded,
-        np.full(len(ids), -1) if pins is None else pins,
-        starts,
-        members,
-        share,
-        noise,
-        copies,
-        room.slots,
-        room.devices,
-        room.capacity,
-        tables.meets,
-        tables.small,
-        tables.level,
-        tables.holds,
-        tables.words,
-        options.proposals,
-        options.hot,
-        options.cold,
-        options.price,
-        options.doubt,
-        options.copy_cap,
-        options.copy_price,
-        options.swap_share,
-        seed,
+    state = node_state(ids, share, noise, room, options, start, pins)
+    cooling = Cooling(proposals=options.proposals, steps=options.proposals - 1, hot=options.hot, cold=options.cold)
+    _search(state, energy(state), cooling, seed)
+    return state.best.reshape(start.shape)
+
+
+@part
+def _propose(state: NodeState) -> NodeMove:
+    copies, slot, total, _ = state.contents
+    none = NodeMove(-1, 0, 0, 0, 0)
+    n = np.random.randint(copies.shape[0])
+    i = np.random.randint(state.slots[n])
+    a = slot[n, i]
+    b = np.random.randint(copies.shape[1])
+    if b == a or copies[n, b] >= state.devices[n]:
+        return none
+    m = n
+    if total[a] == 1 or np.random.random() < state.terms.swap_share:
+        m = np.random.randint(copies.shape[0])
+        if m == n or copies[m, b] == 0 or copies[m, a] >= state.devices[m]:
+            return none
+    return NodeMove(n, i, a, b, m)
+
+
+@part
+def _change(state: NodeState, move: NodeMove, most: float) -> float:
+    """Of the energy; loads, variances and tokens' costs after the move are left in the `new_` arrays."""
+    balance, terms = state.balance, state.terms
+    heat = state.sums[HEAT]
+    if move.other == move.node:
+        heat = _replaced(state.contents, balance, terms, move, heat)
+    else:
+        _swapped(state.contents, balance, move)
+    penalty = compiled_balance_penalty(balance.new_load, balance.new_variance, balance.capacity, terms) + terms.copy_price * heat
+    more = penalty - state.sums[PENALTY]
+    room = most - more  # what is left for traffic
+    copies = _more_copies(state.contents, state.traffic, move, terms.unit, room)
+    state.new_sums[HEAT], state.new_sums[PENALTY], state.new_sums[SENT] = heat, penalty, state.sums[SENT] + copies
+    return np.inf if copies * terms.unit > room else float(copies * terms.unit + more)
+
+
+@part
+def _replaced(contents: Contents, balance: Balance, terms: Terms, move: NodeMove, heat: float) -> float:
+    """Loads and variances after a copy of one expert becomes one of another; the heat of copies after it."""
+    n, a, b, share = move.node, move.given, move.taken, balance.share
+    total_a, total_b = contents.total[a], contents.total[b]
+    for x in range(contents.copies.shape[0]):
+        step_a = (contents.copies[x, a] - (x == n)) / (total_a - 1) - balance.part[x, a]
+        step_b = (contents.copies[x, b] + (x == n)) / (total_b + 1) - balance.part[x, b]
+        _shift(balance, x, a, b, step_a, step_b)
+    heat += compiled_too_hot(share[a], total_a - 1, terms) - compiled_too_hot(share[a], total_a, terms)
+    heat += compiled_too_hot(share[b], total_b + 1, terms) - compiled_too_hot(share[b], total_b, terms)
+    return heat
+
+
+@part
+def _swapped(contents: Contents, balance: Balance, move: NodeMove) -> None:
+    """Loads and variances after two nodes swap experts."""
+    n, m, a, b = move.node, move.other, move.given, move.taken
+    for x in range(contents.copies.shape[0]):
+        step_a = ((x == m) - (x == n)) / contents.total[a]
+        step_b = ((x == n) - (x == m)) / contents.total[b]
+        _shift(balance, x, a, b, step_a, step_b)
+
+
+@part
+def _shift(balance: Balance, x: int, a: int, b: int, step_a: float, step_b: float) -> None:
+    """Load and variance of node x when its parts of experts a and b change by so much."""
+    noise, pull, share = balance.noise, balance.pull, balance.share
+    balance.new_load[x] = balance.load[x] + share[a] * step_a + share[b] * step_b
+    balance.new_variance[x] = (
+        balance.variance[x]
+        + 2 * (step_a * pull[x, a] + step_b * pull[x, b])
+        + step_a * step_a * noise[a, a]
+        + step_b * step_b * noise[b, b]
+        + 2 * step_a * step_b * noise[a, b]
     )
+
+
+@part
+def _hosts_after(contents: Contents, move: NodeMove) -> tuple[int, int]:
+    """Masks of the nodes that hold the two experts after the move."""
+    n, m, a, b = move.node, move.other, move.given, move.taken
+    hosts_a, hosts_b = contents.hosts[a], contents.hosts[b] | 1 << n
+    if contents.copies[n, a] == 1:
+        hosts_a &= ~(1 << n)
+    if m != n:
+        hosts_a |= 1 << m
+        if contents.copies[m, b] == 1:
+            hosts_b &= ~(1 << m)
+    return hosts_a, hosts_b
+
+
+@part
+def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: float, room: float) -> np.int64:
+    """Copies over all tokens and sources that the move adds; only so many where those are surely more than there is room for."""
+    a, b = move.given, move.taken
+    hosts_a, hosts_b = _hosts_after(contents, move)
+    _set_hosts(traffic, a, hosts_a)
+    _set_hosts(traffic, b, hosts_b)
+    copies, counted = np.int64(0), np.int64(-1)
+    if hosts_b != contents.hosts[b]:
+        copies, counted = _recount(traffic, b, counted, copies, unit, np.inf), np.int64(b)
+    if hosts_a != contents.hosts[a]:
+        # A copy lost only adds copies to send; a swap may also save some.
+        copies = _recount(traffic, a, counted, copies, unit, room if move.other == move.node else np.inf)
     return copies
 
 
-@njit(cache=True, nogil=True)
-def _penalty(load: Any, variance: Any, capacity: Any, doubt: Any, price: Any) -> Any:
-    total = 0.0
-    for n in range(load.shape[0]):
-        total += (load[n] / capacity[n] - 1.0) ** 2 + doubt * variance[n] / capacity[n] ** 2
-    return price * total
+@part
+def _set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
+    for w in range(traffic.feasible.shape[1]):
+        traffic.feasible[expert, w] = traffic.sets.meets[hosts, w]
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _too_hot(share: Any, copies: Any, limit: Any, num_devices: Any) -> Any:
-    """Square of what each copy holds above the limit, in mean device loads, summed over the copies."""
-    over = max(share / copies - limit, 0.0) * num_devices
-    return over * over * copies
-
-
-@njit(cache=True, nogil=True)
-def _anneal(
-    ids: Any,
-    pins: Any,
-    starts: Any,
-    members: Any,
-    share: Any,
-    noise: Any,
-    copies: Any,
-    slots: Any,
-    devices: Any,
-    capacity: Any,
-    meets: Any,
-    small: Any,
-    level: Any,
-    holds: Any,
-    spans: Any,
-    proposals: Any,
-    hot: Any,
-    cold: Any,
-    price: Any,
-    doubt: Any,
-    copy_cap: Any,
-    copy_price: Any,
-    swap_share: Any,
-    seed: Any,
-) -> None:
-    np.random.seed(seed)
-    nodes, experts = copies.shape
-    num_tokens, k = ids.shape
-    words = meets.shape[1]
-    num_devices = devices.sum()
-    limit = copy_cap / num_devices
-    sets = np.empty((experts + 1, words), np.uint64)
-    mask = np.zeros(experts, np.int64)
-    total = np.zeros(experts, np.int64)
-    slot = np.empty((nodes, slots.max()), np.int64)
-    for n in range(nodes):
-        i = 0
-        for e in range(experts):
-            total[e] += copies[n, e]
-            if copies[n, e] > 0:
-                mask[e] |= 1 << n
-            for _ in range(copies[n, e]):
-                slot[n, i] = e
-                i += 1
-    part = np.zeros((nodes, experts))  # the part of an expert's load that a node takes
-    load = np.zeros(nodes)
-    hot_load = 0.0
-    for e in range(experts):
-        hot_load += _too_hot(share[e], total[e], limit, num_devices)
-        for n in range(nodes):
-            part[n, e] = copies[n, e] / total[e]
-            load[n] += share[e] * part[n, e]
-        for w in range(words):
-            sets[e, w] = meets[mask[e], w]
-    for w in range(words):
-        sets[experts, w] = ~np.uint64(0)
-    pull = part @ noise
-    variance = (pull * part).sum(axis=1)
-    new_load = np.empty(nodes)
-    new_variance = np.empty(nodes)
-    scratch = np.empty(words, np.uint64)
-    cost = np.empty(num_tokens, np.uint8)
-    new_cost = np.empty(num_tokens, np.uint8)
-    cross = np.int64(0)
-    for t in range(num_tokens):
-        cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
-        cross += cost[t]
-    unit = 1.0 / (max(num_tokens, 1) * nodes)
-    penalty = _penalty(load, variance, capacity, doubt, price) + copy_price * hot_load
-    cooling = (cold / hot) ** (1.0 / max(1, proposals - 1))
-    temperature = hot
-    best = cross * unit + penalty
-    best_copies = copies.copy()
-    for _ in range(proposals):
-        temperature *= cooling
-        n = np.random.randint(nodes)
-        i = np.random.randint(slots[n])
-        a = slot[n, i]
-        b = np.random.randint(experts)
-        if b == a or copies[n, b] >= devices[n]:
+@part
+def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, unit: float, room: float) -> np.int64:
+    """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops beyond the room."""
+    for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
+        t = np.int64(traffic.members[p])
+        if counted >= 0 and _chose(traffic.ids, t, counted):
             continue
-        swap = total[a] == 1 or np.random.random() < swap_share
-        m = n
-        if swap:  # a copy of b comes from another node m, which takes this copy of a
-            m = np.random.randint(nodes)
-            if m == n or copies[m, b] == 0 or copies[m, a] >= devices[m]:
-                continue
+        cost = token_cost(traffic.ids, t, traffic.feasible, traffic.pins[t], traffic.known, traffic.sets)
+        traffic.new_cost[t] = cost
+        copies += cost - traffic.cost[t]
+        if copies * unit > room:
+            break
+    return copies
 
-        # Loads and their variances after the move.
-        new_hot = hot_load
-        for x in range(nodes):
-            if swap:
-                step_a = ((x == m) - (x == n)) / total[a]
-                step_b = ((x == n) - (x == m)) / total[b]
-            else:
-                step_a = (copies[x, a] - (x == n)) / (total[a] - 1) - part[x, a]
-                step_b = (copies[x, b] + (x == n)) / (total[b] + 1) - part[x, b]
-            new_load[x] = load[x] + share[a] * step_a + share[b] * step_b
-            new_variance[x] = (
-                variance[x]
-                + 2 * (step_a * pull[x, a] + step_b * pull[x, b])
-                + step_a * step_a * noise[a, a]
-                + step_b * step_b * noise[b, b]
-                + 2 * step_a * step_b * noise[a, b]
-            )
-        if not swap:
-            new_hot += _too_hot(share[a], total[a] - 1, limit, num_devices) - _too_hot(share[a], total[a], limit, num_devices)
-            new_hot += _too_hot(share[b], total[b] + 1, limit, num_devices) - _too_hot(share[b], total[b], limit, num_devices)
-        new_penalty = _penalty(new_load, new_variance, capacity, doubt, price) + copy_price * new_hot
-        # What the temperature still accepts, left for traffic.
-        room = -np.log(np.random.random() + 1e-300) * temperature - (new_penalty - penalty)
 
-        mask_a, mask_b = mask[a], mask[b]
-        if copies[n, a] == 1:
-            mask_a &= ~(1 << n)
-        mask_b |= 1 << n
-        if swap:
-            mask_a |= 1 << m
-            if copies[m, b] == 1:
-                mask_b &= ~(1 << m)
-        a_moves, b_moves = mask_a != mask[a], mask_b != mask[b]
-        for w in range(words):
-            sets[a, w] = meets[mask_a, w]
-            sets[b, w] = meets[mask_b, w]
-        change = np.int64(0)
-        if b_moves:
-            for p in range(starts[b], starts[b + 1]):
-                t = members[p]
-                new_cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
-                change += np.int64(new_cost[t]) - np.int64(cost[t])
-        if a_moves:
-            for p in range(starts[a], starts[a + 1]):
-                t = members[p]
-                counted = False
-                if b_moves:
-                    for j in range(k):
-                        counted |= ids[t, j] == b
-                if not counted:
-                    new_cost[t] = token_cost(ids, t, sets, pins, scratch, small, nodes, level, holds, spans)
-                    change += np.int64(new_cost[t]) - np.int64(cost[t])
-                    if change * unit > room and not swap:  # a copy lost only adds: no way back
-                        break
-        if change * unit > room:
-            for w in range(words):
-                sets[a, w] = meets[mask[a], w]
-                sets[b, w] = meets[mask[b], w]
-            continue
+@part
+def _chose(ids: npt.NDArray[np.int32], token: np.int64, expert: np.int64) -> bool:
+    found = False
+    for j in range(ids.shape[1]):
+        found |= ids[token, j] == expert
+    return found
 
-        if a_moves:
-            for p in range(starts[a], starts[a + 1]):
-                cost[members[p]] = new_cost[members[p]]
-        if b_moves:
-            for p in range(starts[b], starts[b + 1]):
-                t = members[p]
-                cost[t] = new_cost[t]
-        cross += change
-        slot[n, i] = b
-        copies[n, a] -= 1
-        copies[n, b] += 1
-        if swap:
-            for q in range(slots[m]):
-                if slot[m, q] == b:
-                    slot[m, q] = a
-                    break
-            copies[m, b] -= 1
-            copies[m, a] += 1
-        else:
-            total[a] -= 1
-            total[b] += 1
-        mask[a], mask[b] = mask_a, mask_b
-        for x in range(nodes):
-            load[x], variance[x] = new_load[x], new_variance[x]
-            step_a = copies[x, a] / total[a] - part[x, a]
-            step_b = copies[x, b] / total[b] - part[x, b]
-            if step_a != 0.0 or step_b != 0.0:
-                for e in range(experts):
-                    pull[x, e] += step_a * noise[a, e] + step_b * noise[b, e]
-                part[x, a] += step_a
-                part[x, b] += step_b
-        hot_load, penalty = new_hot, new_penalty
-        if cross * unit + penalty < best:
-            best = cross * unit + penalty
-            best_copies[:] = copies
-    copies[:] = best_copies
+
+@part
+def _apply(state: NodeState, move: NodeMove, energy: float) -> float:
+    n, m, a, b, contents = move.node, move.other, move.given, move.taken, state.contents
+    hosts_a, hosts_b = _hosts_after(contents, move)
+    if hosts_a != contents.hosts[a]:
+        _keep_costs(state.traffic, a)
+    if hosts_b != contents.hosts[b]:
+        _keep_costs(state.traffic, b)
+    contents.hosts[a], contents.hosts[b] = hosts_a, hosts_b
+    _move_copy(contents, n, a, b, move.slot)
+    if m != n:
+        slot = 0
+        while contents.slot[m, slot] != b:
+            slot += 1
+        _move_copy(contents, m, b, a, slot)
+    else:
+        contents.total[a] -= 1
+        contents.total[b] += 1
+    _follow(contents, state.balance, a, b)
+    for i in range(3):
+        state.sums[i] = state.new_sums[i]
+    return float(state.sums[SENT] * state.terms.unit + state.sums[PENALTY])  # without the rounding of a long sum
+
+
+@part
+def _keep_costs(traffic: Traffic, expert: int) -> None:
+    for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
+        t = traffic.members[p]
+        traffic.cost[t] = traffic.new_cost[t]
+
+
+@part
+def _move_copy(contents: Contents, node: int, given: int, taken: int, slot: int) -> None:
+    contents.slot[node, slot] = taken
+    contents.copies[node, given] -= 1
+    contents.copies[node, taken] += 1
+
+
+@part
+def _follow(contents: Contents, balance: Balance, a: int, b: int) -> None:
+    """Loads, the nodes' parts of experts a and b, and their pull on every other's variance, after a move."""
+    noise, pull, parts = balance.noise, balance.pull, balance.part
+    for x in range(parts.shape[0]):
+        balance.load[x], balance.variance[x] = balance.new_load[x], balance.new_variance[x]
+        step_a = contents.copies[x, a] / contents.total[a] - parts[x, a]
+        step_b = contents.copies[x, b] / contents.total[b] - parts[x, b]
+        if step_a != 0.0 or step_b != 0.0:
+            for e in range(parts.shape[1]):
+                pull[x, e] += step_a * noise[a, e] + step_b * noise[b, e]
+            parts[x, a] += step_a
+            parts[x, b] += step_b
+
+
+@part
+def _undo(state: NodeState, move: NodeMove) -> None:
+    hosts = state.contents.hosts
+    _set_hosts(state.traffic, move.given, hosts[move.given])
+    _set_hosts(state.traffic, move.taken, hosts[move.taken])
+
+
+_anneal = make_anneal(_propose, _change, _apply, _undo)
+
+
+@kernel
+def _search(state: NodeState, start: float, cooling: Cooling, seed: int) -> tuple[float, float]:
+    return _anneal(state, start, cooling, seed)
