@@ -66,7 +66,7 @@ def _runs(path: Path, num_experts: int, batch: int) -> tuple[list[Run], int]:
     or after a header."""
     rows = read_rows(path)
     if rows.table.shape[1] != 2 or (rows.header is not None and rows.header != ("layer", "expert")):
-        raise TraceError(str(path), "rows", "not two columns layer,expert", _MEND)
+        raise TraceError(str(path), "rows", "not two columns layer,expert", f"{_MEND}; counts are for --engine loads")
     if (rows.table != np.floor(rows.table)).any():
         raise TraceError(str(path), "rows", "not whole numbers", _MEND)
     if rows.table.min() < 0 or rows.table[:, 0].max() >= MAX_LAYERS or rows.table[:, 1].max() >= num_experts:
