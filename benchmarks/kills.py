@@ -25,8 +25,8 @@ from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.topology import Topology
 
 RANKS = 3
-VICTIMS = ("rank", "launcher", "launcher", "rank", "torchrun's rank")
-"""Of the rounds, in turn."""
+VICTIMS = ("rank", "launcher", "launcher", "rank", "torchrun")
+"""What a signal goes to: a rank or the launcher of local ranks, or a rank of torchrun."""
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 """To launchers; ranks are killed."""
 ALLOWED_SECONDS = 10.0
@@ -37,11 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--victims", default=",".join(VICTIMS), help="Of the rounds, in turn.")
     parser.add_argument("--within", type=float, default=15.0, help="Seconds over which the moments are drawn.")
     arguments = parser.parse_args()
+    victims = arguments.victims.split(",")
     draw, counts = random.Random(arguments.seed), Counter[str]()
     for number in range(arguments.kills):
-        victim = VICTIMS[number % len(VICTIMS)]
+        victim = victims[number % len(victims)]
         with tempfile.TemporaryDirectory(prefix="kills-") as name:
             found = one_kill(victim, draw, arguments.within, Path(name))
         counts.update(found)
@@ -91,7 +93,7 @@ def start(victim: str, folder: Path) -> subprocess.Popen[bytes]:
     Placement(topology=Topology.parse(f"1x{RANKS}"), num_experts=64, layers=layers).save(folder / "plan.json")
     words = ["-m", "grace_moe", "run", str(embedded_model()), "--placement", str(folder / "plan.json"), "--prompt", "The experts"]
     words += ["--new-tokens", "1500", "--ignore-eos"]
-    if victim == "torchrun's rank":
+    if victim == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *words]
     else:
         command = [sys.executable, *words, "--local", f"1x{RANKS}"]

@@ -214,7 +214,7 @@ def test_statistics_that_are_damaged(tmp_path):
     [
         ({"other": np.zeros(3, dtype=int)}, "topk_ids: missing"),
         ({"topk_ids": np.full((2, 1, 1), 9)}, r"ids 9\.\.9 are not in -1\.\.5"),
-        ({"topk_ids": np.ones((2, 1, 2), dtype=int)}, "names an expert twice"),
+        ({"topk_ids": np.ones((2, 3, 2), dtype=int)}, "names an expert twice"),
         ({"topk_ids": np.zeros((2, 1, 1), dtype=int), "request_ids": np.zeros(3, dtype=int)}, "request_ids"),
         ({"expert_load": np.zeros((2, 2, 2), dtype=int)}, "is not \\[layers, experts\\]"),
     ],

@@ -49,6 +49,8 @@ def test_rows_without_numbers_are_the_models_layers_with_experts(tmp_path):
     assert loads_of("npz", path, Hints(layer_ids=(3, 4), num_hidden_layers=5)) == ((3, 4), LOADS)
     assert loads_of("npz", path, Hints(layer_ids=(1,), num_hidden_layers=2)) == ((1,), LOADS[1:])
     assert loads_of("npz", path) == ((0, 1), LOADS)
+    with pytest.raises(UsageError, match="give --layers"):
+        loads_of("npz", path, Hints(num_hidden_layers=5))
     with pytest.raises(UsageError, match=r"decoder layers 0\.\.1, and the layers with experts are given as 3"):
         loads_of("npz", path, Hints(layer_ids=(3,)))
 
@@ -94,6 +96,13 @@ def test_json_lines_of_tokens_per_expert(tmp_path, lines):
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert loads_of("loads", path) == ((0, 1), (2 * np.array(LOADS)).tolist())
+
+
+def test_lists_alone(tmp_path):
+    (tmp_path / "l.json").write_text(json.dumps(LOADS))
+    assert loads_of("loads", tmp_path / "l.json") == ((0, 1), LOADS)
+    torch.save({"logical_count": LOADS}, tmp_path / "l.pt")
+    assert loads_of("sglang", tmp_path / "l.pt") == ((0, 1), LOADS)
 
 
 def test_arrays_of_loads(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise
-from grace_moe.errors import PlacementError
+from grace_moe.errors import PlacementError, UsageError
 from grace_moe.topology import Topology
 from tests.engines.samples import placements, sets
 
@@ -126,3 +126,12 @@ def test_a_plan_in_natural_order_is_exported_and_comes_back(tmp_path):
     slots = SlotMap(physical_to_logical=np.array([[0, 1, 2, 3]] * 2), layer_ids=(0, 1), num_experts=4, num_ranks=2)
     (tmp_path / "l.json").write_bytes(EXPORTERS["sglang"](slots, Hints(), ()).data)
     assert MAP_IMPORTERS["sglang"](tmp_path / "l.json", 2, Hints()).layer_ids == (0, 1)
+
+
+def test_a_model_that_does_not_tell_asks_for_its_layers(tmp_path):
+    """Two MoE layers of a model of three, and its config follows no rule that is known."""
+    with pytest.raises(
+        UsageError, match=r"2 layers of the model's 3, and neither it nor the model's config tells which have experts; give --layers"
+    ):
+        read(tmp_path, "vllm", [[0, 1]] * 2, hints=Hints(num_hidden_layers=3, num_experts=2))
+    assert read(tmp_path, "vllm", [[0, 1]] * 3, hints=Hints(num_hidden_layers=3)).layer_ids == (0, 1, 2)

@@ -30,11 +30,15 @@ def with_pickle(path, data):
 
 
 def test_plain_data_is_read(tmp_path):
-    value = {"records": [{"ids": torch.arange(6).reshape(2, 3), "mode": 1, "text": "a", "none": None, "half": 0.5}], "t": (1, 2)}
+    value = {
+        "records": [{"ids": torch.arange(6).reshape(2, 3), "mode": 1, "text": "a", "none": None, "half": 0.5}],
+        "t": (1, 2),
+        "dtype": torch.int16,
+    }
     torch.save(value, tmp_path / "a.pt")
     found = read_torch(tmp_path / "a.pt")
     assert found["records"][0].pop("ids").tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert found == {"records": [{"mode": 1, "text": "a", "none": None, "half": 0.5}], "t": (1, 2)}
+    assert found == {"records": [{"mode": 1, "text": "a", "none": None, "half": 0.5}], "t": (1, 2), "dtype": torch.int16}
 
 
 def test_a_bytearray_of_gigabytes_is_refused_by_name(tmp_path):

@@ -5,14 +5,13 @@ import os
 import pytest
 
 from grace_moe.errors import InputFileError, TraceError
-from grace_moe.files import check_regular, read_bytes, reading, starts_with
+from grace_moe.files import read_bytes, reading, starts_with
 
 
 def test_a_file_its_size_and_its_first_bytes(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     assert read_bytes(path, TraceError, 3) == b"abc"
-    assert check_regular(path, TraceError) == 3
     assert starts_with(path, 2, TraceError) == b"ab"
     with pytest.raises(TraceError, match="over the limit of 2 bytes"):
         read_bytes(path, TraceError, 2)

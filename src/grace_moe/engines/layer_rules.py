@@ -36,6 +36,7 @@ LEADING_DENSE = {
     ),
     **dict.fromkeys(("gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe"), 0),
     **dict.fromkeys(("inkling", "inkling2", "jetmoe", "kolibri1", "llama4", "longcat_flash", "mellum", "minimax", "minimax_m2"), 0),
+    **dict.fromkeys(("minimax_text_01", "minimax_m1", "grok-1"), 0),
     **dict.fromkeys(("minimax_m3_vl", "mistral4", "mixtral", "muse_spark", "olmoe", "openai_privacy_filter", "phimoe"), 0),
     **dict.fromkeys(("qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_thinker"), 0),
     **dict.fromkeys(("qwen3_omni_moe_talker", "qwen3_vl_moe", "qwen4_exp", "solar_open", "zaya"), 0),

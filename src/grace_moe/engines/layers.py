@@ -23,6 +23,7 @@ def numbers_of_rows(rows: int, hints: Hints, source: str, own: Sequence[int] | N
 
     Raises:
         TraceError: `own` are not numbers of so many layers.
+        UsageError: fewer layers than the model has, and neither it nor its config says which.
     """
     if own is not None:
         numbers = tuple(int(number) for number in own)
@@ -33,6 +34,9 @@ def numbers_of_rows(rows: int, hints: Hints, source: str, own: Sequence[int] | N
     wanted = hints.layer_ids
     if wanted is not None and rows == len(wanted) and rows != hints.num_hidden_layers and wanted != tuple(range(rows)):
         return wanted
+    if wanted is None and rows < (hints.num_hidden_layers or 0):
+        of = f"{several(rows, 'layer')} of the model's {hints.num_hidden_layers}"
+        raise UsageError(f"{source}: {of}, and neither it nor the model's config tells which have experts; give --layers")
     return tuple(range(rows))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.equaliser import equalise, rebalance
+from grace_moe.engines.imported import Hints
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import GraceError, PlacementError, UsageError
@@ -90,7 +91,7 @@ class LivePlan:
                 )
             return self.planned
         nodes = num_nodes if num_ranks % num_nodes == 0 else 1
-        slots = slot_map(self.planned, layer_ids=None, num_experts=None, num_ranks=num_ranks, source=str(self.path))
+        slots = slot_map(self.planned, Hints(), num_ranks=num_ranks, source=str(self.path))
         return slots.to_placement(Topology.parse(f"{nodes}x{num_ranks // nodes}"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from grace_moe.engines.dumps import MAX_BYTES, npy_array, read_npz
 from grace_moe.errors import TraceError
-from grace_moe.files import check_regular, read_bytes
+from grace_moe.files import check_safetensors, parse_json, read_bytes
 
 _WHOLE = ("I64", "I32", "I16", "U8", "F64", "F32", "F16")
 ALONE = "expert_load"
@@ -35,7 +34,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    check_regular(path, TraceError)
+    check_safetensors(path, TraceError)
     try:
         with safe_open(path, framework="numpy") as file:
             names = [name for name in file.keys() if file.get_slice(name).get_dtype() in _WHOLE]  # noqa: SIM118 (not a dict)
@@ -44,8 +43,9 @@ def _read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise TraceError(str(path), "file", f"not a whole safetensors file ({error})", "copy or record it again") from error
     if told is not None:
+        value = parse_json(told.encode(), TraceError, str(path), "layer_ids")
         try:
-            arrays["layer_ids"] = np.array(json.loads(told), dtype=np.int64)
-        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            arrays["layer_ids"] = np.array(value, dtype=np.int64)
+        except (ValueError, TypeError, OverflowError) as error:
             raise TraceError(str(path), "layer_ids", "not a JSON list of numbers", "give the model's own numbers of its layers") from error
     return arrays

@@ -21,7 +21,7 @@ from grace_moe.engines.load_arrays import read_arrays
 from grace_moe.engines.load_tables import read_load_csv
 from grace_moe.engines.responses import read_objects
 from grace_moe.errors import TraceError
-from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID
+from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, read_json
 
 FIELDS = ("logical_count", "expert_load", "tokens_per_expert", "expert_counts", "counts")
 """What loads are called, in JSON and in archives."""
@@ -139,7 +139,7 @@ def _pieces(path: Path, hints: Hints) -> Iterator[Loads]:
         counts, layers = read_load_csv(path, hints.num_experts)
         yield Loads(counts=counts, layer_ids=layers)
     elif path.suffix in (".json", ".jsonl"):
-        for where, value in read_objects([path]):
+        for where, value in _objects(path):
             piece = loads_of_object(value, where)
             if piece is None:
                 raise TraceError(where, "loads", "none", f"name the counts {' or '.join(FIELDS[:3])}")
@@ -154,6 +154,15 @@ def _pieces(path: Path, hints: Hints) -> Iterator[Loads]:
         own = arrays.get("layer_ids")
         layer_ids = None if own is None else tuple(int(layer) for layer in own.ravel())
         yield _numbered(two_dimensions(arrays[field], str(path), field), layer_ids, str(path))
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file; one that is lists of numbers alone is taken for `FIELDS[0]`."""
+    if path.suffix == ".json":
+        value = read_json(path, TraceError)
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            return iter([(str(path), {FIELDS[0]: value})])
+    return read_objects([path])
 
 
 def _numbered(counts: Counts, layer_ids: tuple[int, ...] | None, where: str) -> Loads:

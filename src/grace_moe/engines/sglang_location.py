@@ -76,10 +76,10 @@ def import_location(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
         which = f"{several(len(in_order), 'row')} in order, first {in_order[:1].tolist()}"
         notes = (f"{which}: taken as layers with experts; if some are dense, --model or --layers says so",) if in_order.size else ()
         every = tuple(range(len(table)))
-        return slot_map(table, layer_ids=every, num_experts=experts, num_ranks=num_ranks, source=source, notes=notes)
+        return slot_map(table, hints, layer_ids=every, num_ranks=num_ranks, source=source, notes=notes)
     if max(layers) >= len(table):
         raise PlacementError(source, FIELD, f"{len(table)} rows, and the model has a MoE layer {max(layers)}", "check the model")
-    return slot_map(table[list(layers)], layer_ids=layers, num_experts=experts, num_ranks=num_ranks, source=source)
+    return slot_map(table[list(layers)], hints, num_ranks=num_ranks, source=source)
 
 
 def _read(path: Path) -> Any:

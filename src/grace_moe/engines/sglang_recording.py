@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grace_moe.engines.counts import Counts, trace_of_counts
 from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.loads import Loads, loads_of_object, summed, two_dimensions, widened
+from grace_moe.engines.loads import Loads, loads_of_object, numbers_of_list, summed, two_dimensions, widened
 from grace_moe.engines.responses import read_objects
 from grace_moe.engines.sglang_passes import Pass, read_pass, trace_of_passes
 from grace_moe.engines.sglang_responses import import_responses
@@ -48,7 +48,7 @@ def import_dump(paths: Sequence[Path], hints: Hints) -> Imported:
             problem = f"{type(dump).__name__} is not a recorder dump"
             raise TraceError(str(path), "dump", problem, "give what /dump_expert_distribution_record wrote")
         if COUNT in dump:
-            counts.append(Loads(counts=two_dimensions(torch_numbers(dump[COUNT], str(path), COUNT), str(path), COUNT), layer_ids=None))
+            counts.append(Loads(counts=two_dimensions(_numbers(dump[COUNT], str(path)), str(path), COUNT), layer_ids=None))
             continue
         of_slot = _map(dump, str(path))
         num_experts = max(num_experts, int(of_slot.max()) + 1)
@@ -65,6 +65,11 @@ def import_dump(paths: Sequence[Path], hints: Hints) -> Imported:
 def _import_loads(pieces: Sequence[Loads], hints: Hints, source: str) -> Imported:
     counts, layer_ids = summed(widened(pieces), source)
     return trace_of_counts(counts, hints, source, field=COUNT, layer_ids=layer_ids)
+
+
+def _numbers(value: Any, source: str) -> Counts:
+    """A tensor, or the same as lists."""
+    return numbers_of_list(value, source, COUNT) if isinstance(value, list) else torch_numbers(value, source, COUNT)
 
 
 def _map(dump: dict[str, Any], source: str) -> npt.NDArray[np.int64]:

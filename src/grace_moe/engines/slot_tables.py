@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from grace_moe.engines.imported import Hints
+from grace_moe.engines.layers import numbers_of_rows
 from grace_moe.engines.slot_map import MAX_SLOTS, IntMatrix, SlotMap
 from grace_moe.errors import PlacementError
 
@@ -34,26 +36,33 @@ def matrix(value: Any, source: str, field: str) -> IntMatrix:
 
 def slot_map(
     table: IntMatrix,
+    hints: Hints,
     *,
-    layer_ids: tuple[int, ...] | None,
-    num_experts: int | None,
     num_ranks: int,
     source: str,
+    layer_ids: tuple[int, ...] | None = None,
     notes: tuple[str, ...] = (),
 ) -> SlotMap:
-    """The map of a table of MoE layers, which are numbered from 0 where `layer_ids` is None; as many experts as it names.
+    """The map of a table of MoE layers; as many experts as it names, where `hints` don't say.
+
+    Args:
+        layer_ids: the layers' numbers; None = those of `hints`, else they count from 0.
 
     Raises:
         PlacementError: a broken map, or another number of layers.
+        UsageError: fewer layers than the model has, and neither it nor its config says which.
     """
-    if layer_ids is not None and len(layer_ids) != len(table):
-        raise PlacementError(source, "layers", f"{len(table)} rows, and the model has {len(layer_ids)} MoE layers", "check the model")
-    counted = ("MoE layers are numbered from 0, as the map has no numbers: --model or --layers says which they are",)
+    numbers = hints.layer_ids if layer_ids is None else layer_ids
+    if numbers is not None and len(numbers) != len(table):
+        raise PlacementError(source, "layers", f"{len(table)} rows, and the model has {len(numbers)} MoE layers", "check the model")
+    if numbers is None:
+        numbers = numbers_of_rows(len(table), hints, source)
+        notes = (*notes, "MoE layers are numbered from 0, as the map has no numbers: --model or --layers says which they are")
     return SlotMap(
         physical_to_logical=table,
-        layer_ids=tuple(range(len(table))) if layer_ids is None else layer_ids,
-        num_experts=int(table.max()) + 1 if num_experts is None else num_experts,
+        layer_ids=numbers,
+        num_experts=int(table.max()) + 1 if hints.num_experts is None else hints.num_experts,
         num_ranks=num_ranks,
         source=source,
-        notes=(*notes, *(counted if layer_ids is None else ())),
+        notes=notes,
     )

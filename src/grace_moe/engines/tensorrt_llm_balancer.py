@@ -71,4 +71,4 @@ def import_yaml(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
     table = matrix([layers[layer] for layer in wanted], source, "initial_global_assignments")
     if value.get("num_slots") != table.shape[1]:
         raise PlacementError(source, "num_slots", f"{value.get('num_slots')!r}, and a layer has {table.shape[1]}", "make them equal")
-    return slot_map(table, layer_ids=wanted, num_experts=hints.num_experts, num_ranks=num_ranks, source=source)
+    return slot_map(table, hints, layer_ids=wanted, num_ranks=num_ranks, source=source)

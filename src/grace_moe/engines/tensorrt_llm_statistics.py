@@ -19,7 +19,7 @@ from grace_moe.engines.same_passes import repeated_passes
 from grace_moe.engines.slot_tables import MAX_LAYERS
 from grace_moe.engines.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import InputFileError, TraceError
-from grace_moe.files import bounded_counts, check_regular, read_json
+from grace_moe.files import bounded_counts, check_safetensors, read_json
 
 _AGAIN = "record it again with EXPERT_STATISTIC_PATH"
 
@@ -105,7 +105,7 @@ def _digest(chosen: dict[int, npt.NDArray[np.int64]]) -> str:
 def _tensors(path: Path, dimensions: int) -> dict[tuple[int, int], npt.NDArray[np.int64]]:
     """(iteration, layer) -> whole numbers, of keys `"{iteration}_{layer}"`."""
     found = {}
-    check_regular(path, TraceError)
+    check_safetensors(path, TraceError)
     try:
         with safe_open(path, framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)

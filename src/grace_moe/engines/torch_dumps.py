@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +21,10 @@ from grace_moe.engines.dumps import check_archive
 from grace_moe.errors import MissingExtraError, TraceError
 from grace_moe.files import budget_of, check_budget, open_regular
 
-_GLOBALS = ("torch._utils _rebuild_tensor_v2", "collections OrderedDict", "_codecs encode", "torch Size")
-"""What a pickle of plain data names, besides the types of torch's storages."""
+_PLAIN = re.compile(
+    r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|_codecs encode|torch (\w+Storage|Size|device|bool|b?float\d+|u?int\d+)"
+)
+"""What a pickle of plain data names: tensors and their storages, shapes, types and devices, and bytes."""
 _CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ")
 _CONTAINER_BYTES, _PUT_BYTES, _OTHER_BYTES = 120, 100, 40
 """What the unpickler takes for a container, an entry of its memo, and any other step, as measured on 64 bits."""
@@ -98,16 +101,12 @@ def _checked(path: Path, file: BinaryIO, size: int) -> io.BytesIO:
 def _check_pickle(path: Path, name: str, data: bytes, size: int) -> None:
     wanted = 0
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST") and not _is_plain(str(argument)):
+        if opcode.name in ("GLOBAL", "INST") and not _PLAIN.fullmatch(str(argument)):
             raise TraceError(str(path), name, f"names {str(argument).replace(' ', '.')}", "give plain data: numbers, text, tensors")
-        if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+        if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4") or (opcode.name == "PROTO" and argument != 2):
             raise TraceError(str(path), name, "of another pickle protocol than torch's", "write it with torch.save as it is")
         wanted += _bytes_of(opcode.name)
     check_budget(wanted, size, kind=TraceError, source=str(path), field=name)
-
-
-def _is_plain(name: str) -> bool:
-    return name in _GLOBALS or (name.startswith("torch ") and name.endswith("Storage"))
 
 
 def _bytes_of(opcode: str) -> int:

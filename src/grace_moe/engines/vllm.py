@@ -85,12 +85,17 @@ def import_map(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
         PlacementError: not such a file, or a broken map.
     """
     table, layer_ids = read_map(read_json(path, PlacementError), num_ranks, hints, str(path))
-    return slot_map(table, layer_ids=layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=str(path))
+    return slot_map(table, hints, layer_ids=layer_ids, num_ranks=num_ranks, source=str(path))
 
 
 def _three(array: Ids, where: str) -> Ids:
     if array.ndim != 3:
-        raise TraceError(where, "routed_experts", f"shape {array.shape} is not [tokens, layers, k]", "give CompletionOutput.routed_experts")
+        raise TraceError(
+            where,
+            "routed_experts",
+            f"shape {array.shape} is not [tokens, layers, k]",
+            "give CompletionOutput.routed_experts; loads are for --engine loads",
+        )
     return array.astype(np.int64) if array.dtype == np.uint64 else array
 
 

@@ -61,7 +61,7 @@ def import_map(path: Path, num_ranks: int, hints: Hints) -> SlotMap:
             raise PlacementError(source, "layer_id", f"{list(numbers)[:5]} are not the model's {list(layer_ids)[:5]}", "check the model")
     elif numbers is not None and numbers[0] == 1 and layer_ids is None:
         notes = ("layers are counted from 1 there",)
-    return slot_map(table, layer_ids=layer_ids, num_experts=hints.num_experts, num_ranks=num_ranks, source=source, notes=notes)
+    return slot_map(table, hints, layer_ids=layer_ids, num_ranks=num_ranks, source=source, notes=notes)
 
 
 def _in_order(items: list[dict[str, Any]], field: str, where: str) -> tuple[list[dict[str, Any]], tuple[int, ...] | None]:

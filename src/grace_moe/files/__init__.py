@@ -4,7 +4,8 @@ from grace_moe.files.budget import BYTES_PER_BYTE, FREE_BYTES, budget_of, check_
 from grace_moe.files.json_text import MAX_JSON_BYTES, dump_json, parse_json, read_json
 from grace_moe.files.limits import MAX_COUNT, MAX_DEVICES, MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, MAX_TOKENS
 from grace_moe.files.numbers import bounded_counts, narrow
-from grace_moe.files.reading import check_regular, open_regular, read_bytes, starts_with
+from grace_moe.files.reading import open_regular, read_bytes, starts_with
+from grace_moe.files.safetensors_header import check_safetensors
 from grace_moe.files.writing import check_output, write_atomically
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
     "budget_of",
     "check_budget",
     "check_output",
-    "check_regular",
+    "check_safetensors",
     "dump_json",
     "narrow",
     "open_regular",

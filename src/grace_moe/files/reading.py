@@ -35,12 +35,6 @@ def open_regular(path: Path, kind: type[InputFileError]) -> Iterator[tuple[Binar
             raise _unreadable(path, kind, error) from error
 
 
-def check_regular(path: Path, kind: type[InputFileError]) -> int:
-    """The size in bytes of a file that another library will open. Raises as `open_regular` does."""
-    with open_regular(path, kind) as (_, size):
-        return size
-
-
 def read_bytes(path: Path, kind: type[InputFileError], limit: int) -> bytes:
     """All of a regular file.
 

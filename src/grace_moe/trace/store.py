@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from grace_moe.errors import TraceError
-from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, check_budget, check_regular, write_atomically
+from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, check_budget, check_safetensors, write_atomically
 
 FORMAT = "grace-moe.trace"
 VERSION = 1
@@ -27,7 +27,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     source = str(path)
     if not path.exists():
         raise TraceError(source, "file", "no such file", "check the path")
-    size = check_regular(path, TraceError)
+    size = check_safetensors(path, TraceError)
     tensors, metadata = _read(path)
     if "topk_ids" not in tensors:
         raise TraceError(source, "topk_ids", "missing", "record it again")

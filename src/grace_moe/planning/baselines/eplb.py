@@ -5,6 +5,7 @@ Source: github.com/deepseek-ai/EPLB, restated by its description; this code is o
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import replace
 from typing import Any
 
@@ -36,11 +37,12 @@ def balanced_packing(weights: npt.NDArray[np.float64], num_packs: int) -> list[l
     if per_pack == 1:
         return [[item] for item in range(len(weights))]
     packs: list[list[int]] = [[] for _ in range(num_packs)]
-    carried = [0.0] * num_packs
+    with_room = [(0.0, pack) for pack in range(num_packs)]  # a heap of what each carries
     for item in np.argsort(-weights, kind="stable").tolist():
-        index = min((p for p in range(num_packs) if len(packs[p]) < per_pack), key=carried.__getitem__)
-        packs[index].append(item)
-        carried[index] += float(weights[item])
+        carried, pack = heapq.heappop(with_room)
+        packs[pack].append(item)
+        if len(packs[pack]) < per_pack:
+            heapq.heappush(with_room, (carried + float(weights[item]), pack))
     return packs
 
 
@@ -101,7 +103,8 @@ def resolve_duplicates(loads: npt.NDArray[np.int64], devices: list[list[int]], n
     holds = np.zeros((len(loads), len(devices)), dtype=bool)
     for device, slots in enumerate(kept):
         holds[slots, device] = True
-    allowed = np.stack([holds[:, node_of_device == node].any(axis=1) for node in node_of_device], axis=1)
+    nodes, node = np.unique(node_of_device, return_inverse=True)
+    allowed = np.stack([holds[:, node_of_device == n].any(axis=1) for n in nodes], axis=1)[:, node]
     for device, slots in enumerate(kept):
         for _ in range(len(devices[device]) - len(slots)):
             fitting = np.flatnonzero(allowed[:, device] & ~holds[:, device])
