@@ -115,6 +115,31 @@ def test_counts_say_so_everywhere(tmp_path):
     assert "note: the trace has counts only" in call("plan", out, "--topology", "2x2", "-o", tmp_path / "p.json")
 
 
+def test_what_is_left_out_and_skipped_is_printed(tmp_path):
+    ids = np.argsort(np.random.default_rng(0).random((30, 2, 16)), axis=2)[:, :, :4]
+    ids[:6], ids[25:] = ids[0], -1
+    np.savez(tmp_path / "r.npz", topk_ids=ids, num_experts=16)
+    out = tmp_path / "t.safetensors"
+    text = call("import", "--engine", "npz", tmp_path / "r.npz", "-o", out)
+    assert "note: 5 of 30 tokens are left out: 5 that no layer recorded a choice of" in text
+    assert "--skip-tokens 6 leaves them out" in text
+    told = json.loads(call("import", "--engine", "npz", tmp_path / "r.npz", "--skip-tokens", 6, "-o", out, "--json"))
+    assert (told["tokens"], told["notes"]) == (19, ["5 of 24 tokens are left out: 5 that no layer recorded a choice of"])
+
+
+def test_a_surrogate_says_so_everywhere(tmp_path):
+    heat = [8, 8, 4, 4]
+    profile = {"k": 2, "layers": [{"heat": heat, "pairs": [[0, 1, 7, 1.5]]}]}
+    (tmp_path / "p.json").write_text(json.dumps(profile))
+    out = tmp_path / "t.safetensors"
+    assert "note: a surrogate: 4,096 tokens drawn" in call("import", "--engine", "loads", tmp_path / "p.json", "-o", out)
+    assert "drawn to match" in json.loads(call("inspect", out, "--json"))["tells"]
+    call("plan", out, "--topology", "1x2", "--method", "linear", "-o", tmp_path / "p.json")
+    assert Placement.load(tmp_path / "p.json").provenance["trace"]["surrogate"] is True
+    with pytest.raises(GraceError, match="a surrogate, drawn to match counts of pairs"):
+        call("compare", out, "--topology", "1x2", "--methods", "linear")
+
+
 BAD = [
     (("export", "P", "--engine", "vllm", "-o", "m", "--loads", "l.npy"), "--loads: with --engine vllm and --trace"),
     (("export", "P", "--engine", "sglang", "-o", "m", "--extra-layers", "2"), "sglang takes none"),

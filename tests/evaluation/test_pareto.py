@@ -1,6 +1,8 @@
 """The frontier: what is on it by definition, and what the command says."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -26,6 +28,21 @@ def test_the_frontier_is_what_nothing_beats(trace):
         assert point.best is not beaten
     cheap = {p.redundancy: p for p in points if p.price == 0.1}
     assert cheap[1.25].evaluation.cross_node_copies < cheap[1].evaluation.cross_node_copies  # memory buys traffic
+
+
+def test_a_point_that_is_as_good_in_two_and_worse_in_one_is_beaten(trace, monkeypatch):
+    """Prices 1 and 2 send as much with as many slots; 3 sends more and is more even. Points come by memory, then traffic."""
+    balance = iter([1.2, 1.3, 1.1])
+    sent = iter([1.0, 1.0, 2.0])
+    module = sys.modules[pareto.__module__]
+    monkeypatch.setattr(module, "plan", lambda *_, **__: None)
+    monkeypatch.setattr(
+        module,
+        "evaluate",
+        lambda *_, **__: SimpleNamespace(cross_node_copies=next(sent), load_max_over_mean=next(balance), slots_total_over_experts=1.25),
+    )
+    points = pareto(trace, Topology.parse("2x2"), prices=(1, 2, 3), redundancies=(1.25,))
+    assert [(point.price, point.best) for point in points] == [(1, True), (2, False), (3, True)]
 
 
 def test_redundancies_of_the_same_slots_are_one_point(trace):

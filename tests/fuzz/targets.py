@@ -57,9 +57,9 @@ def _read_placement(path: Path) -> None:
     assert Placement.load(path) == placement
 
 
-def _import(engine: str) -> Callable[[Path], None]:
+def _import(engine: str, hints: Hints = HINTS) -> Callable[[Path], None]:
     def read(path: Path) -> None:
-        trace = TRACE_IMPORTERS[engine]([path], HINTS).trace
+        trace = TRACE_IMPORTERS[engine]([path], hints).trace
         expert_loads(trace)
         trace.save(path.with_name("imported"))
         assert RoutingTrace.load(path.with_name("imported")).digest == trace.digest
@@ -227,8 +227,8 @@ TARGETS = {
     "npy": Target(lambda: [_npy(IDS), _npy(IDS.astype(np.uint8)), _npy(np.asfortranarray(IDS))], _import("vllm"), ".npy"),
     "pt": Target(_pt_files, _import("sglang"), ".pt", unzip, rezip_stored),
     "csv": Target(_csv_files, _import("llama.cpp"), ".csv"),
-    "load-csv": Target(_load_table_files, _import("loads"), ".csv"),
-    "load-json": Target(_load_files, _import("loads"), ".json"),
+    "load-csv": Target(_load_table_files, _import("loads", Hints(num_experts=8, top_k=2)), ".csv"),
+    "load-json": Target(_load_files, _import("loads", Hints(num_experts=8, top_k=2)), ".json"),
     "yaml": Target(_yaml_files, lambda path: _map("tensorrt-llm", path), ".yaml"),
     "vllm-json": Target(_response_files, _import("vllm"), ".json"),
     "sglang-jsonl": Target(_sglang_response_files, _import("sglang"), ".jsonl"),

@@ -11,7 +11,7 @@ from grace_moe.planning.grace.candidates import Candidate
 from grace_moe.planning.grace.canonical_names import canonical_names
 from grace_moe.planning.grace.layer_placement import _pins, place_layer
 from grace_moe.planning.grace.options import GraceOptions
-from grace_moe.planning.grace.problem import layer_problems, source_chances
+from grace_moe.planning.grace.problem import layer_problems
 from grace_moe.planning.grace.tuning import balance_goal
 from grace_moe.planning.task import PlanningTask
 
@@ -81,14 +81,13 @@ def test_topics_of_few_requests_are_spread_over_nodes_and_those_of_many_kept_tog
     assert nodes_of(one_topic_a_request(120)) == together
 
 
-def test_an_expert_that_is_a_devices_whole_load_gets_a_second_copy_at_home():
-    """Two nodes of two devices, two slots each. Experts 0 and 3 take half of the tokens, each alone on its node; the spare slots would
-    save copies of others on the other node, but a copy at 0.25 of the load is 0.2 above the cap."""
-    generator = np.random.default_rng(0)
-    pairs = np.array([(0, 1), (0, 2), (3, 4), (3, 5)])[generator.integers(0, 4, 2000)]
-    problem, names = problem_of(pairs, 6, np.arange(2000) % 200, "2x2", slots_per_device=2)
-    _, copies = place_layer(problem, 1, None)
-    assert copies[:, np.argsort(names)][:, [0, 3]].sum(axis=0).tolist() == [2, 2]
+def test_an_expert_that_is_more_than_a_devices_load_gets_the_spare_copy():
+    """Two nodes of four slots, seven experts. A copy of 3 on the other node would save 0.05 copies a token, one of 0 nothing. But expert 0 is
+    1.2 times a device's mean load, 0.4 above the cap: 0.16."""
+    pairs, tokens = [(0, 1), (0, 2), (0, 3), (4, 5), (4, 6), (3, 4)], [80, 80, 80, 60, 60, 40]
+    problem, names = problem_of(np.repeat(pairs, tokens, axis=0), 7, np.arange(400) % 40, "2x2", slots_per_device=2)
+    _, copies = place_layer(replace(problem, imbalance_price=0.0), 1, None)
+    assert names[copies.sum(axis=0) == 2].tolist() == [0]
 
 
 @pytest.mark.parametrize(("requests", "met"), [([0, 0, 1, 1] * 8, True), (None, False)])
@@ -103,16 +102,7 @@ def test_days_may_differ_less_where_requests_are_unknown(requests, met):
     assert not goal.met_by(0, replace(days, peaks=days.peaks + 0.006))
 
 
-def test_tokens_are_taken_to_come_from_their_requests_node_but_for_a_fifth():
-    """Four nodes: 0.8 and a quarter of the rest from its own, a quarter of the rest from each other."""
-    problem, _ = problem_of([[0, 1]] * 4, 2, [0, 0, 1, 2], "4x1", slots_per_device=2)
-    placed = replace(problem, node_of_request=np.array([2, 0, 3]))
-    own, other = 0.85, 0.05
-    assert source_chances(placed) == pytest.approx(np.array([[own if n == node else other for n in range(4)] for node in (2, 2, 0, 3)]))
-    assert source_chances(problem).tolist() == [[1 / 3, 1 / 3, 1 / 3, 0]] * 4
-
-
-def test_the_search_too_takes_a_fifth_of_the_tokens_from_anywhere():
+def test_the_search_takes_a_fifth_of_the_tokens_from_anywhere():
     problem, _ = problem_of([[0, 1]] * 1000, 2, [0] * 500 + [1] * 500)
     pins = _pins(replace(problem, node_of_request=np.array([0, 1])))
     assert np.mean(pins < 0) == pytest.approx(0.2, abs=0.04)

@@ -50,12 +50,19 @@ def _describe_trace(trace: RoutingTrace) -> dict[str, Any]:
         "layer_ids": list(trace.layer_ids),
         "num_experts": trace.num_experts,
         "top_k": trace.top_k,
-        "tells": "how often each expert fires, not which fire together" if trace.counts_only else "each token's experts",
+        "tells": _tells(trace),
         "weights": "recorded" if trace.topk_weights is not None else "not recorded",
         "expert_load_max_over_mean": round(float(skew(trace).mean()), 3),
         "experts_never_chosen": int((loads == 0).sum()),
         "digest": trace.digest,
     }
+
+
+def _tells(trace: RoutingTrace) -> str:
+    """What the trace's rows stand for."""
+    if trace.surrogate:
+        return "tokens drawn to match counts of experts and pairs: to plan on, not to measure on"
+    return "how often each expert fires, not which fire together" if trace.counts_only else "each token's experts"
 
 
 def _describe_topology(topology: Topology) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""How hard each search tries, and by which prices: `plan` from nothing, at a higher price, and from a placement that serves."""
+"""How hard each search tries, and by which prices: from nothing, at a higher price of imbalance, and from a placement that serves."""
 
 from grace_moe.planning.constants import (
     AGAIN_HEAT,
     AGAIN_PROPOSALS,
+    COPY_CAP,
+    COPY_PRICE,
+    DEVICE_IMBALANCE_PRICE,
     LONG_HEAT,
     LONG_PROPOSALS,
     PACKING_HEAT,
@@ -15,14 +18,35 @@ from grace_moe.planning.constants import (
     START_HEAT,
     START_PROPOSALS,
     STAY,
+    SWAP_SHARE,
     SWAPS_PER_SLOT,
+    VARIANCE_WEIGHT,
 )
 from grace_moe.planning.grace.search.devices import PackingOptions
 from grace_moe.planning.grace.search.node_state import SearchOptions
 
 
 def _search(proposals: int, heat: tuple[float, float]) -> SearchOptions:
-    return SearchOptions(proposals=proposals, hot=heat[0], cold=heat[1])
+    return SearchOptions(
+        proposals=proposals,
+        hot=heat[0],
+        cold=heat[1],
+        doubt=VARIANCE_WEIGHT,
+        copy_cap=COPY_CAP,
+        copy_price=COPY_PRICE,
+        swap_share=SWAP_SHARE,
+    )
+
+
+def _packing(swaps_per_slot: int, heat: tuple[float, float], stay: float) -> PackingOptions:
+    return PackingOptions(
+        proposals_per_slot=swaps_per_slot,
+        hot=heat[0],
+        cold=heat[1],
+        price=DEVICE_IMBALANCE_PRICE,
+        doubt=VARIANCE_WEIGHT,
+        stay=stay,
+    )
 
 
 LONG = _search(LONG_PROPOSALS, LONG_HEAT)
@@ -31,5 +55,5 @@ AGAIN = _search(AGAIN_PROPOSALS, AGAIN_HEAT)
 FROM_START = _search(START_PROPOSALS, START_HEAT)
 REPLAN = _search(REPLAN_PROPOSALS, REPLAN_HEAT)
 """From a placement that serves already: a short, cold search moves few experts."""
-PACK = PackingOptions(proposals_per_slot=SWAPS_PER_SLOT, hot=PACKING_HEAT[0], cold=PACKING_HEAT[1])
-REPACK = PackingOptions(proposals_per_slot=REPACK_SWAPS_PER_SLOT, hot=REPACK_HEAT[0], cold=REPACK_HEAT[1], stay=STAY)
+PACK = _packing(SWAPS_PER_SLOT, PACKING_HEAT, stay=0.0)
+REPACK = _packing(REPACK_SWAPS_PER_SLOT, REPACK_HEAT, stay=STAY)
