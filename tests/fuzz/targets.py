@@ -139,12 +139,12 @@ def _npz_files() -> list[bytes]:
 def _pt_files() -> list[bytes]:
     import torch
 
-    of_slot = torch.tensor(MAP)
-    record = {"topk_ids_of_layer": torch.from_numpy(IDS[:, :2]).transpose(0, 1).contiguous(), "forward_mode": 1, "extend_seq_lens": [2, 1]}
+    of_slot = torch.tensor([*MAP, MAP[0]])
+    record = {"topk_ids_of_layer": torch.from_numpy(IDS).transpose(0, 1).contiguous(), "forward_mode": 1, "extend_seq_lens": [2, 1]}
     dumps = [
         {"records": [{**record, "input_ids": [1, 2, 3], "positions": [0, 1, 0]}], "last_physical_to_logical_map": of_slot},
         {"records": [{"global_physical_count": of_slot * 3, "rank": 0}], "last_physical_to_logical_map": of_slot},
-        {"logical_count": torch.arange(32).reshape(2, 2, 8), "rank": 0},
+        {"logical_count": torch.arange(48).reshape(2, 3, 8), "rank": 0},
     ]
     files = []
     for dump in dumps:
