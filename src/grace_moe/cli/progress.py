@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -49,3 +50,23 @@ def status_line() -> Iterator[Callable[[str], None]]:
             status.update(Text(printable(text)))
 
         yield tell
+
+
+@contextmanager
+def compilation_told() -> Iterator[None]:
+    """A line on stderr where numba compiles the planner: its own event says so, which comes only if its cache on disk lacks a kernel."""
+    from numba.core.event import Event, Listener, install_listener
+
+    class Teller(Listener):
+        told = False
+
+        def on_start(self, event: Event) -> None:
+            if not self.told:
+                click.echo("compiling the planner, once on this machine ...", err=True)
+            self.told = True
+
+        def on_end(self, event: Event) -> None:
+            """Planning goes on: the bar tells."""
+
+    with install_listener("numba:compile", Teller()):
+        yield
