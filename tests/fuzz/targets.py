@@ -20,6 +20,8 @@ from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
 from tests.fuzz.mutations import Parts, join, join_safetensors, rezip, rezip_stored, split_safetensors, unzip, whole
 
 HINTS = Hints(num_experts=8, top_k=2, num_hidden_layers=3)
+FREE = Hints(num_experts=8, top_k=2)
+"""Of a model that may have as many layers as the file."""
 IDS = np.array([[[0, 1], [2, 3], [4, 5]], [[1, 2], [3, 4], [5, 6]], [[7, 0], [6, 1], [5, 2]]], dtype=np.int32)
 MAP = [[0, 1, 2, 3, 4, 5, 6, 7, 0, 4, 1, 5], [7, 6, 5, 4, 3, 2, 1, 0, 7, 2, 1, 6]]
 
@@ -225,10 +227,10 @@ TARGETS = {
     "placement": Target(_placement_files, _read_placement, ".json"),
     "npz": Target(_npz_files, _import("npz"), ".npz", unzip, rezip),
     "npy": Target(lambda: [_npy(IDS), _npy(IDS.astype(np.uint8)), _npy(np.asfortranarray(IDS))], _import("vllm"), ".npy"),
-    "pt": Target(_pt_files, _import("sglang"), ".pt", unzip, rezip_stored),
+    "pt": Target(_pt_files, _import("sglang", FREE), ".pt", unzip, rezip_stored),
     "csv": Target(_csv_files, _import("llama.cpp"), ".csv"),
-    "load-csv": Target(_load_table_files, _import("loads", Hints(num_experts=8, top_k=2)), ".csv"),
-    "load-json": Target(_load_files, _import("loads", Hints(num_experts=8, top_k=2)), ".json"),
+    "load-csv": Target(_load_table_files, _import("loads", FREE), ".csv"),
+    "load-json": Target(_load_files, _import("loads", FREE), ".json"),
     "yaml": Target(_yaml_files, lambda path: _map("tensorrt-llm", path), ".yaml"),
     "vllm-json": Target(_response_files, _import("vllm"), ".json"),
     "sglang-jsonl": Target(_sglang_response_files, _import("sglang"), ".jsonl"),
