@@ -32,6 +32,10 @@ from grace_moe.planning.grace.search.node_state import (
 )
 
 
+NO_LIMIT = np.int64(2**62)
+"""More copies than there are."""
+
+
 class NodeMove(NamedTuple):
     """A slot of a node gives up one expert for another; in a swap, another node makes the opposite exchange."""
 
@@ -165,10 +169,11 @@ def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: flo
     _set_hosts(traffic, b, hosts_b)
     copies, counted = np.int64(0), np.int64(-1)
     if hosts_b != contents.hosts[b]:
-        copies, counted = _recount(traffic, b, counted, copies, unit, np.inf), np.int64(b)
+        copies, counted = _recount(traffic, b, counted, copies, NO_LIMIT), np.int64(b)
     if hosts_a != contents.hosts[a]:
         # A copy lost only adds copies to send; a swap may also save some.
-        copies = _recount(traffic, a, counted, copies, unit, room if move.other == move.node else np.inf)
+        limit = NO_LIMIT if move.other != move.node else np.int64(min(max(room / unit, -1.0), 2.0**62)) + 1
+        copies = _recount(traffic, a, counted, copies, limit)
     return copies
 
 
@@ -179,8 +184,8 @@ def _set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
 
 
 @part
-def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, unit: float, room: float) -> np.int64:
-    """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops beyond the room."""
+def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, limit: np.int64) -> np.int64:
+    """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops above the limit."""
     for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
         t = np.int64(traffic.members[p])
         if counted >= 0 and _chose(traffic.ids, t, counted):
@@ -188,7 +193,7 @@ def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64,
         cost = token_cost(traffic.ids, t, traffic.feasible, traffic.pins[t], traffic.known, traffic.sets)
         traffic.new_cost[t] = cost
         copies += cost - traffic.cost[t]
-        if copies * unit > room:
+        if copies > limit:
             break
     return copies
 
