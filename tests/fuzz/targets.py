@@ -20,6 +20,8 @@ from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
 from tests.fuzz.mutations import Parts, join, join_safetensors, rezip, rezip_stored, split_safetensors, unzip, whole
 
 HINTS = Hints(num_experts=8, top_k=2, num_hidden_layers=3)
+FREE = Hints(num_experts=8, top_k=2)
+"""Of a model that may have as many layers as the file."""
 IDS = np.array([[[0, 1], [2, 3], [4, 5]], [[1, 2], [3, 4], [5, 6]], [[7, 0], [6, 1], [5, 2]]], dtype=np.int32)
 MAP = [[0, 1, 2, 3, 4, 5, 6, 7, 0, 4, 1, 5], [7, 6, 5, 4, 3, 2, 1, 0, 7, 2, 1, 6]]
 
@@ -57,9 +59,9 @@ def _read_placement(path: Path) -> None:
     assert Placement.load(path) == placement
 
 
-def _import(engine: str) -> Callable[[Path], None]:
+def _import(engine: str, hints: Hints = HINTS) -> Callable[[Path], None]:
     def read(path: Path) -> None:
-        trace = TRACE_IMPORTERS[engine]([path], HINTS).trace
+        trace = TRACE_IMPORTERS[engine]([path], hints).trace
         expert_loads(trace)
         trace.save(path.with_name("imported"))
         assert RoutingTrace.load(path.with_name("imported")).digest == trace.digest
@@ -139,12 +141,12 @@ def _npz_files() -> list[bytes]:
 def _pt_files() -> list[bytes]:
     import torch
 
-    of_slot = torch.tensor(MAP)
-    record = {"topk_ids_of_layer": torch.from_numpy(IDS[:, :2]).transpose(0, 1).contiguous(), "forward_mode": 1, "extend_seq_lens": [2, 1]}
+    of_slot = torch.tensor([*MAP, MAP[0]])
+    record = {"topk_ids_of_layer": torch.from_numpy(IDS).transpose(0, 1).contiguous(), "forward_mode": 1, "extend_seq_lens": [2, 1]}
     dumps = [
         {"records": [{**record, "input_ids": [1, 2, 3], "positions": [0, 1, 0]}], "last_physical_to_logical_map": of_slot},
         {"records": [{"global_physical_count": of_slot * 3, "rank": 0}], "last_physical_to_logical_map": of_slot},
-        {"logical_count": torch.arange(32).reshape(2, 2, 8), "rank": 0},
+        {"logical_count": torch.arange(48).reshape(2, 3, 8), "rank": 0},
     ]
     files = []
     for dump in dumps:
@@ -225,10 +227,10 @@ TARGETS = {
     "placement": Target(_placement_files, _read_placement, ".json"),
     "npz": Target(_npz_files, _import("npz"), ".npz", unzip, rezip),
     "npy": Target(lambda: [_npy(IDS), _npy(IDS.astype(np.uint8)), _npy(np.asfortranarray(IDS))], _import("vllm"), ".npy"),
-    "pt": Target(_pt_files, _import("sglang"), ".pt", unzip, rezip_stored),
+    "pt": Target(_pt_files, _import("sglang", FREE), ".pt", unzip, rezip_stored),
     "csv": Target(_csv_files, _import("llama.cpp"), ".csv"),
-    "load-csv": Target(_load_table_files, _import("loads"), ".csv"),
-    "load-json": Target(_load_files, _import("loads"), ".json"),
+    "load-csv": Target(_load_table_files, _import("loads", FREE), ".csv"),
+    "load-json": Target(_load_files, _import("loads", FREE), ".json"),
     "yaml": Target(_yaml_files, lambda path: _map("tensorrt-llm", path), ".yaml"),
     "vllm-json": Target(_response_files, _import("vllm"), ".json"),
     "sglang-jsonl": Target(_sglang_response_files, _import("sglang"), ".jsonl"),

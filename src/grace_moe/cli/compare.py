@@ -21,7 +21,7 @@ from grace_moe.cli.options import (
     traces_argument,
 )
 from grace_moe.cli.output import show_json
-from grace_moe.cli.progress import progress_bar
+from grace_moe.cli.progress import compilation_told, progress_bar
 from grace_moe.evaluation import SlotLimits, compare
 from grace_moe.planning import METHODS
 from grace_moe.report import comparison_table
@@ -57,7 +57,7 @@ def compare_command(
     Several traces of one model weigh the same."""
     chosen = chosen_methods(methods)
     trace, topology, measure_on = read_compared(trace_paths, topology_text, eval_path)
-    with progress_bar("comparing", total=len(chosen)) as advance:
+    with compilation_told(), progress_bar("comparing", total=len(chosen)) as advance:
         comparison = compare(
             trace,
             topology,

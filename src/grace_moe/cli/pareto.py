@@ -7,7 +7,7 @@ from rich.console import Console
 
 from grace_moe.cli.options import budgets, eval_option, json_option, numbers, read_compared, seed_option, shared, topology_option
 from grace_moe.cli.output import show_json
-from grace_moe.cli.progress import progress_of
+from grace_moe.cli.progress import compilation_told, progress_of
 from grace_moe.evaluation import pareto
 from grace_moe.report import pareto_table
 
@@ -32,7 +32,7 @@ def pareto_command(
     """The frontier of traffic, balance and memory that method grace reaches on TRACE."""
     trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path)
     tried = numbers("--prices", prices, 0, 1e6, "from 0 to 1e6"), budgets("--redundancies", redundancies, topology.num_devices)
-    with progress_of("planning") as reach:
+    with compilation_told(), progress_of("planning") as reach:
         points = pareto(trace, topology, measure_on=measure_on, prices=tried[0], redundancies=tried[1], seed=seed, progress=reach)
     if as_json:
         rows = [{"price": p.price, "redundancy": p.redundancy, "best": p.best, **p.evaluation.to_dict()} for p in points]

@@ -1,6 +1,7 @@
 """`grace-moe plan`: which device holds which expert."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,7 +21,7 @@ from grace_moe.cli.options import (
 )
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
-from grace_moe.cli.progress import progress_of
+from grace_moe.cli.progress import compilation_told, progress_of
 from grace_moe.evaluation import SlotLimits
 from grace_moe.placement import Placement
 from grace_moe.planning import DEFAULT_METHOD, plan
@@ -62,7 +63,8 @@ def plan_command(
     options = method_options(pairs)
     trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
     began = time.perf_counter()
-    with progress_of("planning") as reach:
+    told = compilation_told() if method in (None, DEFAULT_METHOD) else nullcontext()
+    with told, progress_of("planning") as reach:
         placement = plan(
             trace,
             topology,

@@ -27,7 +27,7 @@ class Run:
 
     layer: int
     batch: int
-    experts: npt.NDArray[np.int32]
+    experts: npt.NDArray[np.int16]
     where: str
 
 
@@ -72,7 +72,7 @@ def _runs(path: Path, num_experts: int, batch: int) -> tuple[list[Run], int]:
     if rows.table.min() < 0 or rows.table[:, 0].max() >= MAX_LAYERS or rows.table[:, 1].max() >= num_experts:
         most = rows.table.max(axis=0).astype(int).tolist()
         raise TraceError(str(path), "rows", f"a layer or expert is out of range ({most})", "check the number of experts")
-    layer, expert = rows.table[:, 0].astype(np.int64), rows.table[:, 1].astype(np.int32)
+    layer, expert = rows.table[:, 0].astype(np.int64), rows.table[:, 1].astype(np.int16)
     edges = np.union1d(np.flatnonzero(np.diff(layer, prepend=-1)), [*rows.starts, len(layer)]).astype(int).tolist()
     runs: list[Run] = []
     for begin, end in pairwise(edges):
@@ -97,8 +97,8 @@ def _tokens(runs: Sequence[Run], layers: tuple[int, ...], k: int, experts: int, 
         of_batch[run.batch] = max(of_batch[run.batch], len(run.experts) // k)
     ends, column = np.cumsum(of_batch), {layer: index for index, layer in enumerate(layers)}
     source = runs[0].where.rpartition(": row")[0]
-    check_budget(12 * int(ends[-1]) * len(layers) * k, size, kind=TraceError, source=source, field="tokens x layers")
-    ids = np.full((int(ends[-1]), len(layers), k), -1, dtype=np.int32)
+    check_budget(8 * int(ends[-1]) * len(layers) * k, size, kind=TraceError, source=source, field="tokens x layers")
+    ids = np.full((int(ends[-1]), len(layers), k), -1, dtype=np.int16)
     for run in runs:
         end, number = int(ends[run.batch]), len(run.experts) // k
         ids[end - number : end, column[run.layer]] = run.experts.reshape(-1, k)

@@ -40,7 +40,7 @@ def import_npz(paths: Sequence[Path], hints: Hints) -> Imported:
         raise TraceError(source, "topk_ids", f"ids {ids.min()}..{ids.max()} are not in -1..{experts - 1}", "check num_experts")
     requests, phase = (_column(arrays, name, len(ids), source) for name in ("request_ids", "phase"))
     tokens = Tokens(
-        topk_ids=ids.astype(np.int32),
+        topk_ids=ids.astype(np.int16),
         num_experts=experts,
         source=source,
         requests=requests,

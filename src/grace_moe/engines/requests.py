@@ -36,14 +36,14 @@ def trace_of_requests(requests: Sequence[RoutedRequest], hints: Hints, *, num_ex
     shapes = {r.topk_ids.shape[1:] for r in requests}
     if len(shapes) > 1:
         raise TraceError(source, "layers, k", f"requests differ: {sorted(shapes)[:3]}", "import one model at a time")
-    for request in requests:  # before ids of any width become int32
+    for request in requests:  # before ids of any width become int16
         if request.topk_ids.size and (request.topk_ids.min() < -1 or request.topk_ids.max() >= num_experts):
             bad = int(request.topk_ids.max()) if request.topk_ids.max() >= num_experts else int(request.topk_ids.min())
             raise TraceError(source, "expert ids", f"{bad} is not in 0..{num_experts - 1}", "check the number of experts")
     lengths = [len(r.topk_ids) for r in requests]
     phases = [_phase(r) for r in requests]
     tokens = Tokens(
-        topk_ids=np.concatenate([r.topk_ids for r in requests]).astype(np.int32),
+        topk_ids=np.concatenate([r.topk_ids for r in requests]).astype(np.int16),
         num_experts=num_experts,
         source=source,
         requests=np.repeat(np.arange(len(requests)), lengths),

@@ -70,7 +70,7 @@ def read_pass(record: dict[str, Any], of_slot: npt.NDArray[np.int64], where: str
             f"shape {physical.shape} or a slot is outside the map's {of_slot.shape}",
             "record it again (shared experts fused into the routed ones are not supported)",
         )
-    logical = np.where(physical < 0, -1, of_slot[np.arange(layers)[:, None, None], physical]).astype(np.int32)
+    logical = np.where(physical < 0, -1, of_slot[np.arange(layers)[:, None, None], physical]).astype(np.int16)
     mode = record.get("forward_mode")
     lengths, starts = _pieces(record, tokens, mode)
     told = (str(record.get("input_ids")), str(record.get("positions")), mode, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,16 +122,15 @@ class SlotMap:
             raise MismatchError(
                 f"{self.source}: {self.num_ranks} ranks, but {topology.source} has {topology.num_devices} devices; give its own"
             )
-        counts, slots = self.logical_replica_count(), self.logical_to_physical_map()
         layers = []
-        for layer, layer_id in enumerate(self.layer_ids):
-            ranks = [(row[:count] // self.slots_per_rank).tolist() for row, count in zip(slots[layer], counts[layer], strict=True)]
-            devices = tuple(tuple(dict.fromkeys(of_expert)) for of_expert in ranks)
-            weights = tuple(
-                tuple(of_expert.count(device) / len(of_expert) for device in held) for of_expert, held in zip(ranks, devices, strict=True)
-            )
+        for layer_id, row in zip(self.layer_ids, self.physical_to_logical, strict=True):
+            ranks: list[Counter[int]] = [Counter() for _ in range(self.num_experts)]  # slots of an expert on each rank, first rank first
+            for slot, expert in enumerate(row.tolist()):
+                ranks[expert][slot // self.slots_per_rank] += 1
+            devices = tuple(tuple(held) for held in ranks)
+            weights = tuple(tuple(slots / total for slots in held.values()) for held, total in ((h, h.total()) for h in ranks))
             layers.append(LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=weights))
-        spare = int(counts.sum()) - sum(len(held) for layer in layers for held in layer.devices_of_expert)
+        spare = self.physical_to_logical.size - sum(len(held) for layer in layers for held in layer.devices_of_expert)
         again = f"{several(spare, 'slot')} hold an expert that is on the rank already: its replica there weighs as much as its slots do"
         return Placement(
             topology=topology,

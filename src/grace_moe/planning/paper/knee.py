@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from kneed import KneeLocator
 
 from grace_moe.planning.paper.grouping import GroupingDraft
 from grace_moe.planning.paper.sizes import controlled_sizes
@@ -31,8 +32,6 @@ def knee_ratio(drafts: Sequence[GroupingDraft]) -> float | None:
     References:
         V. Satopaa et al., Finding a "Kneedle" in a Haystack (2011).
     """
-    from kneed import KneeLocator
-
     deviations, utilisations = utilisation_curve(drafts)
     best: dict[float, tuple[float, float]] = {}
     for deviation, used, ratio in zip(deviations, utilisations, CANDIDATES, strict=True):

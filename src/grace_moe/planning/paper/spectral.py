@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.cluster import SpectralClustering
+from threadpoolctl import threadpool_limits
 
 from grace_moe.errors import UsageError
 from grace_moe.planning.groups.partition import Groups, as_groups
@@ -50,9 +52,6 @@ def _own_order(affinity: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _cluster(affinity: npt.NDArray[np.int64], num_groups: int, seed: int) -> npt.NDArray[np.int64]:
-    from sklearn.cluster import SpectralClustering
-    from threadpoolctl import threadpool_limits
-
     if num_groups == 1:
         return np.zeros(len(affinity), dtype=np.int64)
     clustering = SpectralClustering(n_clusters=num_groups, affinity="precomputed", random_state=seed)
