@@ -4,7 +4,8 @@
 
 OLD and NEW are checkouts of this repository. Each plans in a process of its own, with its own package and this script's Python, all
 methods on the same traces: the embedded model's (recorded by OLD), synthetic ones, and with `--traces` the traces of tokens in a folder.
-Whole files are compared, provenance included, as nothing in it changes from run to run (but for the note of a rounded redundancy). A case that is refused is compared by the kind of
+Whole files are compared, provenance included, as nothing in it changes from run to run
+(the note of a rounded redundancy is left out: it is newer). A case that is refused is compared by the kind of
 its error. Exit code 1 on any difference.
 
 `--quick` takes smaller traces and a shorter search: a minute a checkout, compilation included. `--cache` keeps recordings, compiled kernels
