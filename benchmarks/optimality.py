@@ -27,7 +27,7 @@ from grace_moe.planning import PlanningTask
 from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS
 from grace_moe.planning.grace.canonical_names import expert_order, renamed
 from grace_moe.planning.grace.schedule import LONG, SHORT
-from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.uncertainty import load_shares
@@ -43,7 +43,7 @@ class Problem:
         self.experts = trace.num_experts
         self.ids = renamed(ids, expert_order(ids, self.experts))
         devices = np.array([len(node.devices) for node in topology.nodes])
-        self.room = NodeRoom(slots=devices * slots, devices=devices, capacity=devices / devices.sum())
+        self.room = NodeLimits(slots=devices * slots, devices=devices, capacity=devices / devices.sum())
         self.share, self.noise = load_shares(self.ids, np.unique(trace.requests, return_inverse=True)[1], self.experts)
         order = np.random.default_rng(0).permutation(len(self.ids))
         self.few, self.many = order[:SEARCH_TOKENS], order[:POLISH_TOKENS]
@@ -69,7 +69,7 @@ class Problem:
         spread = (part @ self.share / self.room.capacity - 1) ** 2
         spread += options.doubt * ((part @ self.noise) * part).sum(axis=1) / self.room.capacity**2
         hot = np.maximum(self.share / total - options.copy_cap / devices, 0) * devices
-        return float(options.price * spread.sum() + options.copy_price * (hot**2 * total).sum())
+        return float(options.imbalance_price * spread.sum() + options.copy_price * (hot**2 * total).sum())
 
 
 def default_against_long(problem: Problem, effort: float, seeds: int) -> tuple[float, float, float, float]:

@@ -14,7 +14,7 @@ from grace_moe.errors import UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
-from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.split import even_out
@@ -66,7 +66,7 @@ def test_load_shares_by_hand():
 
 def room_of(slots, devices):
     devices = np.array(devices)
-    return NodeRoom(slots=np.array(slots), devices=devices, capacity=devices / devices.sum())
+    return NodeLimits(slots=np.array(slots), devices=devices, capacity=devices / devices.sum())
 
 
 @given(

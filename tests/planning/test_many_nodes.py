@@ -9,7 +9,7 @@ from grace_moe.choice.node_sets import MAX_MASK_NODES
 from grace_moe.evaluation import Serving, evaluate
 from grace_moe.placement import difference
 from grace_moe.planning import plan
-from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_groups import groups_of, search_many_nodes
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.uncertainty import load_shares
@@ -42,7 +42,7 @@ def test_every_slot_is_filled_and_every_expert_held(nodes, per_node, spare, pinn
     devices = generator.integers(1, per_node + 1, nodes)
     slots = -(-experts // int(devices.sum())) + spare
     slots = min(slots, experts)
-    room = NodeRoom(slots=devices * slots, devices=devices, capacity=devices / devices.sum())
+    room = NodeLimits(slots=devices * slots, devices=devices, capacity=devices / devices.sum())
     ids = np.stack([generator.permutation(experts)[:3] for _ in range(60)])
     ids[generator.random(ids.shape) < 0.1] = -1
     share, noise = load_shares(ids, np.arange(60) // 4, experts)

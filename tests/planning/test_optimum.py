@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.search.nodes import search_nodes
 
-TRAFFIC_ONLY = SearchOptions(proposals=20_000, hot=0.03, price=0.0, doubt=0.0, copy_price=0.0)
+TRAFFIC_ONLY = SearchOptions(proposals=20_000, hot=0.03, imbalance_price=0.0, variance_weight=0.0, copy_price=0.0)
 """Hotter than in planning: of 40 tokens, one expert's move changes more of the traffic than of thousands."""
 
 
@@ -50,7 +50,7 @@ def test_the_search_finds_the_optimum_of_small_cases(spare):
         slots = -(-experts // nodes) + spare
         every = np.repeat(ids, counts, axis=0)
         share = np.bincount(every.ravel(), minlength=experts) / every.size
-        room = NodeRoom(slots=np.full(nodes, slots), devices=np.ones(nodes, np.int64), capacity=np.full(nodes, 1 / nodes))
+        room = NodeLimits(slots=np.full(nodes, slots), devices=np.ones(nodes, np.int64), capacity=np.full(nodes, 1 / nodes))
         found = search_nodes(every, share, np.zeros((experts, experts)), room, TRAFFIC_ONLY, seed, seed_copies(share, room))
         assert (found.sum(axis=0) >= 1).all()
         assert (found.sum(axis=1) <= slots).all()

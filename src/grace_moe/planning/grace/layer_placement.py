@@ -15,7 +15,7 @@ from grace_moe.planning.grace.node_prices import price_nodes
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
 from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import AGAIN, FROM_START, LONG, REPLAN, SHORT
-from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_groups import search_many_nodes
 from grace_moe.planning.grace.search.node_state import SearchOptions
 from grace_moe.planning.grace.search.nodes import search_nodes
@@ -60,23 +60,25 @@ def _search_copies(
     topology = problem.topology
     devices = np.array([len(node.devices) for node in topology.nodes], dtype=np.int64)
     speed = topology.relative_speed
-    room = NodeRoom(
+    limits = NodeLimits(
         slots=np.minimum(devices * problem.slots, devices * problem.experts),
         devices=devices,
         capacity=np.bincount(topology.node_of_device, weights=speed) / speed.sum(),
     )
     searches = _searches(problem, first=copies is None)
     if copies is None:
-        copies = seed_copies(share, room) if problem.start is None else problem.start
+        copies = seed_copies(share, limits) if problem.start is None else problem.start
     if topology.num_nodes == 1:
         return copies
     search = search_nodes if topology.num_nodes <= MAX_EXACT_NODES else search_many_nodes
     pins = _pins(problem)
     for count, schedule in searches:
         tokens = _sample(problem, count)
-        options = replace(schedule, proposals=int(schedule.proposals * problem.effort), price=problem.imbalance_price * price_step)
+        options = replace(
+            schedule, proposals=int(schedule.proposals * problem.effort), imbalance_price=problem.imbalance_price * price_step
+        )
         pinned = None if pins is None else pins[tokens]
-        copies = search(problem.ids[tokens], share, covariance, room, options, problem.seed, copies, pinned)
+        copies = search(problem.ids[tokens], share, covariance, limits, options, problem.seed, copies, pinned)
     return copies
 
 

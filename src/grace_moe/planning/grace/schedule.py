@@ -3,9 +3,6 @@
 from grace_moe.planning.constants import (
     AGAIN_HEAT,
     AGAIN_PROPOSALS,
-    COPY_CAP,
-    COPY_PRICE,
-    DEVICE_IMBALANCE_PRICE,
     LONG_HEAT,
     LONG_PROPOSALS,
     PACKING_HEAT,
@@ -18,35 +15,18 @@ from grace_moe.planning.constants import (
     START_HEAT,
     START_PROPOSALS,
     STAY,
-    SWAP_SHARE,
     SWAPS_PER_SLOT,
-    VARIANCE_WEIGHT,
 )
 from grace_moe.planning.grace.search.devices import PackingOptions
 from grace_moe.planning.grace.search.node_state import SearchOptions
 
 
 def _search(proposals: int, heat: tuple[float, float]) -> SearchOptions:
-    return SearchOptions(
-        proposals=proposals,
-        hot=heat[0],
-        cold=heat[1],
-        doubt=VARIANCE_WEIGHT,
-        copy_cap=COPY_CAP,
-        copy_price=COPY_PRICE,
-        swap_share=SWAP_SHARE,
-    )
+    return SearchOptions(proposals=proposals, hot=heat[0], cold=heat[1])
 
 
 def _packing(swaps_per_slot: int, heat: tuple[float, float], stay: float) -> PackingOptions:
-    return PackingOptions(
-        proposals_per_slot=swaps_per_slot,
-        hot=heat[0],
-        cold=heat[1],
-        price=DEVICE_IMBALANCE_PRICE,
-        doubt=VARIANCE_WEIGHT,
-        stay=stay,
-    )
+    return PackingOptions(proposals_per_slot=swaps_per_slot, hot=heat[0], cold=heat[1], stay=stay)
 
 
 LONG = _search(LONG_PROPOSALS, LONG_HEAT)

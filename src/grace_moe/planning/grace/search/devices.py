@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.cover import padded, tokens_of_experts
+from grace_moe.planning.constants import DEVICE_IMBALANCE_PRICE, PACKING_HEAT, SWAPS_PER_SLOT, VARIANCE_WEIGHT
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 
 Floats = npt.NDArray[np.float64]
@@ -27,15 +28,15 @@ Ints = npt.NDArray[np.int64]
 class PackingOptions:
     """How hard to search, and what overload costs."""
 
-    proposals_per_slot: int = 150
+    proposals_per_slot: int = SWAPS_PER_SLOT
     """Swaps tried, over the node's slots."""
-    price: float = 100.0
+    imbalance_price: float = DEVICE_IMBALANCE_PRICE
     """Copies per token that a unit of squared imbalance, summed over devices, is worth."""
-    doubt: float = 3.0
+    variance_weight: float = VARIANCE_WEIGHT
     """Weight of the variance beside the square of the mean."""
-    hot: float = 0.003
+    hot: float = PACKING_HEAT[0]
     """First temperature, in copies per token."""
-    cold: float = 0.00005
+    cold: float = PACKING_HEAT[1]
     """Last temperature."""
     stay: float = 0.0
     """Copies per token that it is worth to leave a copy on the device that holds it already."""
@@ -71,7 +72,7 @@ def pack_devices(node: NodeShare, slots: int, noise: npt.NDArray[np.float64], op
     state = device_state(node, slot, noise, options)
     proposals = options.proposals_per_slot * slot.size
     cooling = Cooling(proposals=proposals, steps=proposals, hot=options.hot, cold=options.cold)
-    _search(state, options.price * float(state.over.cumsum()[-1]), cooling, seed)
+    _search(state, options.imbalance_price * float(state.over.cumsum()[-1]), cooling, seed)
     return state.best.reshape(slot.shape)
 
 
@@ -94,9 +95,9 @@ def _heaviest_first(node: NodeShare, slots: int) -> npt.NDArray[np.int64]:
     for item in np.argsort(-weight, kind="stable"):
         if stays[item]:
             continue
-        room = used < slots
-        fresh = room & ~(slot == items[item]).any(axis=1)
-        device = int(np.argmin(np.where(fresh if fresh.any() else room, total / node.fair, np.inf)))
+        free = used < slots
+        fresh = free & ~(slot == items[item]).any(axis=1)
+        device = int(np.argmin(np.where(fresh if fresh.any() else free, total / node.fair, np.inf)))
         slot[device, used[device]] = items[item]
         used[device] += 1
         total[device] += weight[item]
@@ -136,8 +137,8 @@ class DeviceState(NamedTuple):
     """`[E]` of an expert's load that a copy takes."""
     copies: Ints
     """`[E]`"""
-    price: float
-    doubt: float
+    imbalance_price: float
+    variance_weight: float
     slot: Ints
     """`[G, S]` expert in each slot, -1 = none."""
     has: npt.NDArray[np.bool_]
@@ -192,15 +193,15 @@ def device_state(node: NodeShare, slot: Ints, noise: Floats, options: PackingOpt
         per_copy=per_copy,
         part=part_of_copy,
         copies=copies,
-        price=float(options.price),
-        doubt=float(options.doubt),
+        imbalance_price=float(options.imbalance_price),
+        variance_weight=float(options.variance_weight),
         slot=slot,
         has=has,
         where=where,
         total=total,
         pull=pull,
         variance=variance,
-        over=imbalance * imbalance + options.doubt * variance,
+        over=imbalance * imbalance + options.variance_weight * variance,
         new_variance=np.empty(2),
         new_over=np.empty(2),
         solution=slot.reshape(-1),
@@ -211,7 +212,7 @@ def device_state(node: NodeShare, slot: Ints, noise: Floats, options: PackingOpt
 def energy(state: DeviceState) -> float:
     """Of the state, in copies per token."""
     devices = np.bitwise_count(np.bitwise_or.reduce(state.where[state.rows], axis=1))
-    return float(devices.mean() + state.price * state.over.sum() - state.stay[state.has].sum())
+    return float(devices.mean() + state.imbalance_price * state.over.sum() - state.stay[state.has].sum())
 
 
 @part
@@ -236,9 +237,9 @@ def _change(state: DeviceState, swap: Swap, most: float) -> float:
     v2 = state.variance[d2] + 2 * (pa * pull[d2, a] - pb * pull[d2, b]) + own
     excess1 = (state.total[d1] + shift) / state.fair[d1] - 1.0
     excess2 = (state.total[d2] - shift) / state.fair[d2] - 1.0
-    o1, o2 = excess1 * excess1 + state.doubt * v1, excess2 * excess2 + state.doubt * v2
+    o1, o2 = excess1 * excess1 + state.variance_weight * v1, excess2 * excess2 + state.variance_weight * v2
     state.new_variance[0], state.new_variance[1], state.new_over[0], state.new_over[1] = v1, v2, o1, o2
-    change = state.price * (o1 + o2 - over[d1] - over[d2]) + stay[d1, a] + stay[d2, b] - stay[d1, b] - stay[d2, a]
+    change = state.imbalance_price * (o1 + o2 - over[d1] - over[d2]) + stay[d1, a] + stay[d2, b] - stay[d1, b] - stay[d2, a]
     return float(change + _more_devices(state, swap) / state.rows.shape[0])
 
 

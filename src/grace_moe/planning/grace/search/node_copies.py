@@ -12,7 +12,7 @@ from grace_moe.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeRoom:
+class NodeLimits:
     """What each node can take."""
 
     slots: npt.NDArray[np.int64]
@@ -23,26 +23,26 @@ class NodeRoom:
     """`[N]` share of all devices' speed."""
 
 
-def seed_copies(share: npt.NDArray[np.float64], room: NodeRoom) -> npt.NDArray[np.int64]:
+def seed_copies(share: npt.NDArray[np.float64], limits: NodeLimits) -> npt.NDArray[np.int64]:
     """A balanced start `[N, E]`: copies by heat (as EPLB), dealt heaviest first to the lightest node with room."""
-    nodes, experts = len(room.slots), len(share)
+    nodes, experts = len(limits.slots), len(share)
     heat = share + max(share.mean(), 1e-12) * 1e-3
     total = np.ones(experts, np.int64)
-    for _ in range(int(room.slots.sum()) - experts):
-        total[np.argmax(np.where(total < room.devices.sum(), heat / total, -1.0))] += 1
+    for _ in range(int(limits.slots.sum()) - experts):
+        total[np.argmax(np.where(total < limits.devices.sum(), heat / total, -1.0))] += 1
     copies = np.zeros((nodes, experts), np.int64)
     load = np.zeros(nodes)
     for expert in np.argsort(-heat / total, kind="stable"):
         for _ in range(total[expert]):
-            open_ = (copies.sum(axis=1) < room.slots) & (copies[:, expert] < room.devices)
+            open_ = (copies.sum(axis=1) < limits.slots) & (copies[:, expert] < limits.devices)
             if open_.any():
                 fewest = copies[open_, expert].min()
-                node = int(np.argmin(np.where(open_ & (copies[:, expert] == fewest), load / room.capacity, np.inf)))
+                node = int(np.argmin(np.where(open_ & (copies[:, expert] == fewest), load / limits.capacity, np.inf)))
                 copies[node, expert] += 1
                 load[node] += heat[expert] / total[expert]
     for node in range(nodes):  # slots that the deal could not use
-        while copies[node].sum() < room.slots[node]:
-            copies[node, np.argmax(np.where(copies[node] < room.devices[node], heat / (1 + copies.sum(axis=0)), -1))] += 1
+        while copies[node].sum() < limits.slots[node]:
+            copies[node, np.argmax(np.where(copies[node] < limits.devices[node], heat / (1 + copies.sum(axis=0)), -1))] += 1
     return copies
 
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from grace_moe.choice.compiled import part
 from grace_moe.choice.cover import feasibility, padded, token_costs, tokens_of_experts
 from grace_moe.choice.node_sets import NodeSets, node_sets
-from grace_moe.planning.grace.search.node_copies import NodeRoom
+from grace_moe.planning.constants import COPY_CAP, COPY_PRICE, IMBALANCE_PRICE, LONG_HEAT, LONG_PROPOSALS, SWAP_SHARE, VARIANCE_WEIGHT
+from grace_moe.planning.grace.search.node_copies import NodeLimits
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,21 +28,21 @@ Words = npt.NDArray[np.uint64]
 class SearchOptions:
     """How hard to search, and what overload costs."""
 
-    proposals: int = 150_000
+    proposals: int = LONG_PROPOSALS
     """Moves tried."""
-    hot: float = 0.008
+    hot: float = LONG_HEAT[0]
     """First temperature, in copies per token."""
-    cold: float = 1e-4
+    cold: float = LONG_HEAT[1]
     """Last temperature."""
-    price: float = 4.0
+    imbalance_price: float = IMBALANCE_PRICE
     """Copies per token that a unit of squared imbalance, summed over nodes, is worth."""
-    doubt: float = 3.0
-    """Weight of the variance beside the square of the mean: a search finds what looks steady in its sample."""
-    copy_cap: float = 0.8
+    variance_weight: float = VARIANCE_WEIGHT
+    """Weight of the variance beside the square of the mean, against the winner's curse (docs/planner.md#objective)."""
+    copy_cap: float = COPY_CAP
     """Load of one copy, over a device's mean load, that is still free."""
-    copy_price: float = 1.0
+    copy_price: float = COPY_PRICE
     """Copies per token that a unit of its square above that, summed over copies, is worth."""
-    swap_share: float = 0.3
+    swap_share: float = SWAP_SHARE
     """Share of the moves that swap where both kinds are possible."""
 
 
@@ -102,8 +103,8 @@ class Traffic(NamedTuple):
 class Terms(NamedTuple):
     """Weights of the energy, and how moves are drawn; see `SearchOptions`."""
 
-    price: float
-    doubt: float
+    imbalance_price: float
+    variance_weight: float
     copy_price: float
     copy_limit: float
     """Share of the load that a copy may take for nothing."""
@@ -115,7 +116,7 @@ class Terms(NamedTuple):
 
 
 HEAT, PENALTY, SENT = 0, 1, 2
-"""Sums over the state: load above the limit of a copy, squared; price of imbalance and heat; `cost` over all tokens."""
+"""Sums over the state: load above the limit of a copy, squared; prices of imbalance and of heat; `cost` over all tokens."""
 
 
 class NodeState(NamedTuple):
@@ -126,7 +127,7 @@ class NodeState(NamedTuple):
     traffic: Traffic
     terms: Terms
     slots: Ints
-    """`[N]`, as `devices` from `NodeRoom`."""
+    """`[N]`, as `devices` from `NodeLimits`."""
     devices: Ints
     sums: Floats
     """`[3]`: `HEAT`, `PENALTY`, `SENT`."""
@@ -138,26 +139,26 @@ class NodeState(NamedTuple):
 
 
 def node_state(
-    ids: Ints, share: Floats, noise: Floats, room: NodeRoom, options: SearchOptions, copies: Ints, pins: Ints | None = None
+    ids: Ints, share: Floats, noise: Floats, limits: NodeLimits, options: SearchOptions, copies: Ints, pins: Ints | None = None
 ) -> NodeState:
     """The state of the copies `[N, E]`, computed from nothing; arguments as of `search_nodes`."""
     nodes, experts = copies.shape
     copies = np.ascontiguousarray(copies).copy()
     choices = padded(ids, experts)
-    sets, devices = node_sets(nodes), int(room.devices.sum())
+    sets, devices = node_sets(nodes), int(limits.devices.sum())
     terms = Terms(
-        price=float(options.price),
-        doubt=float(options.doubt),
+        imbalance_price=float(options.imbalance_price),
+        variance_weight=float(options.variance_weight),
         copy_price=float(options.copy_price),
         copy_limit=options.copy_cap / devices,
         devices=float(devices),
         unit=1.0 / (max(len(ids), 1) * nodes),
         swap_share=float(options.swap_share),
     )
-    contents = _contents(copies, int(room.slots.max()))
-    balance = _balance(copies, share, noise, room.capacity)
+    contents = _contents(copies, int(limits.slots.max()))
+    balance = _balance(copies, share, noise, limits.capacity)
     heat = sum(too_hot(s, n, terms) for s, n in zip(share, contents.total, strict=True))
-    penalty = balance_penalty(balance.load, balance.variance, room.capacity, terms) + options.copy_price * heat
+    penalty = balance_penalty(balance.load, balance.variance, limits.capacity, terms) + options.copy_price * heat
     sources = np.full(len(ids), -1) if pins is None else pins
     cost = token_costs(choices, sources, contents.hosts, sets)
     traffic = Traffic(
@@ -175,8 +176,8 @@ def node_state(
         balance=balance,
         traffic=traffic,
         terms=terms,
-        slots=room.slots,
-        devices=room.devices,
+        slots=limits.slots,
+        devices=limits.devices,
         sums=np.array([heat, penalty, cost.sum(dtype=np.int64)], float),
         new_sums=np.empty(3),
         solution=copies.reshape(-1),
@@ -220,8 +221,8 @@ def balance_penalty(load: Floats, variance: Floats, capacity: Floats, terms: Ter
     total = 0.0
     for n in range(len(load)):
         over = load[n] / capacity[n] - 1.0
-        total += over * over + terms.doubt * variance[n] / (capacity[n] * capacity[n])
-    return terms.price * total
+        total += over * over + terms.variance_weight * variance[n] / (capacity[n] * capacity[n])
+    return terms.imbalance_price * total
 
 
 def too_hot(share: float, copies: int, terms: Terms) -> float:

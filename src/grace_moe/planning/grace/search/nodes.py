@@ -14,7 +14,7 @@ import numpy.typing as npt
 from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.cover import token_cost
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
-from grace_moe.planning.grace.search.node_copies import NodeRoom
+from grace_moe.planning.grace.search.node_copies import NodeLimits
 from grace_moe.planning.grace.search.node_state import (
     HEAT,
     PENALTY,
@@ -54,7 +54,7 @@ def search_nodes(
     ids: npt.NDArray[np.int64],
     share: npt.NDArray[np.float64],
     noise: npt.NDArray[np.float64],
-    room: NodeRoom,
+    limits: NodeLimits,
     options: SearchOptions,
     seed: int,
     start: npt.NDArray[np.int64],
@@ -67,7 +67,7 @@ def search_nodes(
         share, noise: from `uncertainty.load_shares`.
         pins: `[T]` source node of each token, -1 = any, all alike; None = none is known.
     """
-    state = node_state(ids, share, noise, room, options, start, pins)
+    state = node_state(ids, share, noise, limits, options, start, pins)
     cooling = Cooling(proposals=options.proposals, steps=options.proposals - 1, hot=options.hot, cold=options.cold)
     _search(state, energy(state), cooling, seed)
     return state.best.reshape(start.shape)
@@ -102,10 +102,10 @@ def _change(state: NodeState, move: NodeMove, most: float) -> float:
         _swapped(state.contents, balance, move)
     penalty = compiled_balance_penalty(balance.new_load, balance.new_variance, balance.capacity, terms) + terms.copy_price * heat
     more = penalty - state.sums[PENALTY]
-    room = most - more  # what is left for traffic
-    copies = _more_copies(state.contents, state.traffic, move, terms.unit, room)
+    allowance = most - more  # what is left for traffic
+    copies = _more_copies(state.contents, state.traffic, move, terms.unit, allowance)
     state.new_sums[HEAT], state.new_sums[PENALTY], state.new_sums[SENT] = heat, penalty, state.sums[SENT] + copies
-    return np.inf if copies * terms.unit > room else float(copies * terms.unit + more)
+    return np.inf if copies * terms.unit > allowance else float(copies * terms.unit + more)
 
 
 @part
@@ -161,8 +161,8 @@ def _hosts_after(contents: Contents, move: NodeMove) -> tuple[int, int]:
 
 
 @part
-def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: float, room: float) -> np.int64:
-    """Copies over all tokens and sources that the move adds; only so many where those are surely more than there is room for."""
+def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: float, allowance: float) -> np.int64:
+    """Copies over all tokens and sources that the move adds; only so many where those are surely more than the allowance."""
     a, b = move.given, move.taken
     hosts_a, hosts_b = _hosts_after(contents, move)
     _set_hosts(traffic, a, hosts_a)
@@ -172,7 +172,7 @@ def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: flo
         copies, counted = _recount(traffic, b, counted, copies, NO_LIMIT), np.int64(b)
     if hosts_a != contents.hosts[a]:
         # A copy lost only adds copies to send; a swap may also save some.
-        limit = NO_LIMIT if move.other != move.node else np.int64(min(max(room / unit, -1.0), 2.0**62)) + 1
+        limit = NO_LIMIT if move.other != move.node else np.int64(min(max(allowance / unit, -1.0), 2.0**62)) + 1
         copies = _recount(traffic, a, counted, copies, limit)
     return copies
 
