@@ -28,7 +28,7 @@ from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS
 from grace_moe.planning.grace.canonical_names import expert_order, renamed
 from grace_moe.planning.grace.schedule import LONG, SHORT
 from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
-from grace_moe.planning.grace.search.node_state import SearchOptions
+from grace_moe.planning.grace.search.node_state import SearchOptions, energy, node_state
 from grace_moe.planning.grace.search.nodes import search_nodes
 from grace_moe.planning.grace.uncertainty import load_shares
 
@@ -62,22 +62,16 @@ class Problem:
         table = joint_choice_table(layer, Topology.regular(len(copies), 1))
         return float(np.bitwise_count(visited_nodes(self.ids[self.many], table, layer_id=0, seed=0)).mean()) - 1
 
-    def prices(self, copies: np.ndarray, options: SearchOptions) -> float:
-        """What the objective adds to traffic: see `node_search`."""
-        total = copies.sum(axis=0)
-        part, devices = copies / total, int(self.room.devices.sum())
-        spread = (part @ self.share / self.room.capacity - 1) ** 2
-        spread += options.doubt * ((part @ self.noise) * part).sum(axis=1) / self.room.capacity**2
-        hot = np.maximum(self.share / total - options.copy_cap / devices, 0) * devices
-        return float(options.imbalance_price * spread.sum() + options.copy_price * (hot**2 * total).sum())
+    def objective(self, copies: np.ndarray, options: SearchOptions) -> float:
+        """The search's own energy, on all the tokens."""
+        return energy(node_state(self.ids[self.many], self.share, self.noise, self.room, options, copies))
 
 
 def default_against_long(problem: Problem, effort: float, seeds: int) -> tuple[float, float, float, float]:
     """Objective and traffic of a default search, and of the best of long ones."""
 
     def judged(copies: np.ndarray) -> tuple[float, float]:
-        traffic = problem.traffic(copies)
-        return traffic + problem.prices(copies, LONG), traffic
+        return problem.objective(copies, LONG), problem.traffic(copies)
 
     default = judged(problem.search([(problem.few, LONG), (problem.many, SHORT)], 0, problem.noise))
     much = replace(LONG, proposals=int(LONG.proposals * effort))

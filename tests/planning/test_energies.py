@@ -6,7 +6,7 @@ import pytest
 from grace_moe.placement import even_weights
 from grace_moe.planning.grace.search import devices, gathering, nodes
 from grace_moe.planning.grace.search.annealing import Cooling
-from grace_moe.planning.grace.search.node_copies import NodeRoom, seed_copies
+from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_state import SearchOptions, node_state
 from grace_moe.planning.grace.search.node_state import energy as node_energy
 from grace_moe.planning.grace.uncertainty import load_shares
@@ -26,7 +26,7 @@ def ids():
 @pytest.mark.parametrize("pinned", [False, True])
 def test_nodes(ids, pinned):
     share, noise = load_shares(ids, np.arange(200) // 5, 12)
-    room = NodeRoom(slots=np.array([6, 6, 6]), devices=np.array([2, 2, 2]), capacity=np.full(3, 1 / 3))
+    room = NodeLimits(slots=np.array([6, 6, 6]), devices=np.array([2, 2, 2]), capacity=np.full(3, 1 / 3))
     pins = np.arange(200) % 4 - 1 if pinned else None
     first = node_state(ids, share, noise, room, SearchOptions(), seed_copies(share, room), pins)
     start = node_energy(first)
@@ -41,7 +41,7 @@ def test_devices(ids):
     noise = load_shares(ids, np.arange(200) // 5, 12)[1] * 9
     load = np.bincount(ids[ids >= 0], minlength=12).astype(float)
     node = devices.NodeShare(copies=np.ones(12, np.int64), load=load, share_here=np.ones(12), rows=ids, fair=np.full(3, load.sum() / 3))
-    options = devices.PackingOptions(price=1.0)
+    options = devices.PackingOptions(imbalance_price=1.0)
     state = devices.device_state(node, np.arange(12).reshape(3, 4), noise, options)
     start = devices.energy(state)
     last, best = devices._search(state, start, COOLING, 1)

@@ -31,7 +31,6 @@ from grace_moe.planning.grace.search.node_state import (
     node_state,
 )
 
-
 NO_LIMIT = np.int64(2**62)
 """More copies than there are."""
 
