@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.compiled import hot_part, kernel
 from grace_moe.choice.joint import ORDER_BITS, JointChoiceTable
 from grace_moe.choice.node_sets import NodeSets, node_sets
 
@@ -86,7 +86,7 @@ def tokens_of_experts(ids: Ids, experts: int) -> tuple[Ints, npt.NDArray[np.int3
     return starts, token[order].astype(np.int32)
 
 
-@part
+@hot_part
 def token_cost(ids: Ids, token: int | np.int64, feasible: Words, pin: int | np.int64, known: Words, sets: NodeSets) -> int:
     """Copies summed over all sources, of one token; of a pinned one, N times those from its node.
 
@@ -106,7 +106,7 @@ def token_cost(ids: Ids, token: int | np.int64, feasible: Words, pin: int | np.i
     return int(nodes * size - sources)
 
 
-@part
+@hot_part
 def _serving(ids: Ids, token: int | np.int64, feasible: Words, word: int) -> np.uint64:
     """One word of the token's own feasibility set."""
     serving = feasible[ids[token, 0], word]
@@ -115,7 +115,7 @@ def _serving(ids: Ids, token: int | np.int64, feasible: Words, word: int) -> np.
     return np.uint64(serving)
 
 
-@part
+@hot_part
 def _smallest(ids: Ids, token: int | np.int64, feasible: Words, known: Words, sets: NodeSets) -> int:
     """Size K of the token's smallest feasible sets, times 256, and the mask of their union."""
     if sets.small.shape[0]:

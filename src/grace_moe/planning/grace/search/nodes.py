@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
+from grace_moe.choice.compiled import hot_part, kernel, part
 from grace_moe.choice.cover import token_cost
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 from grace_moe.planning.grace.search.node_copies import NodeLimits
@@ -197,7 +197,7 @@ def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64,
     return copies
 
 
-@part
+@hot_part
 def _chose(ids: npt.NDArray[np.int32], token: np.int64, expert: np.int64) -> bool:
     found = False
     for j in range(ids.shape[1]):
