@@ -9,14 +9,15 @@ from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_PART: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+
 
 def part(function: Function) -> Function:
     """A compiled function that kernels alone call: no way in from Python, no counting of references, as it allocates nothing.
 
     It takes a third of the time to compile.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-    return cast("Function", njit(**options)(function))
+    return cast("Function", njit(**_PART)(function))
 
 
 def hot_part(function: Function) -> Function:
@@ -24,8 +25,7 @@ def hot_part(function: Function) -> Function:
 
     For the innermost loops of a search, which become twice as fast; compilation takes longer.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-    return cast("Function", njit(**options, forceinline=True)(function))
+    return cast("Function", njit(**_PART, forceinline=True)(function))
 
 
 def kernel(function: Function) -> Function:
