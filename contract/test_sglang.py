@@ -130,11 +130,11 @@ def test_its_hook_registry_and_balancer_take_the_plug_in(sglang, placement, tmp_
     counts = torch.randint(1, 99, (LAYERS, EXPERTS), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     theirs = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts)
 
-    from grace_moe.engines import sglang_plugin
+    from grace_moe.engines.sglang import plugin as sglang_plugin
 
     sglang_plugin.register()
     registry.apply_hooks()
-    assert algorithms.rebalance_experts.__module__ != "grace_moe.engines.sglang_plugin"  # their wrapper around ours
+    assert algorithms.rebalance_experts.__module__ != "grace_moe.engines.sglang.plugin"  # their wrapper around ours
     ours = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts)
     planned = SlotMap.of(Placement.load(tmp_path / "plan.json")).physical_to_logical
     assert (ours.physical_to_logical_map[list(PLANNED)].numpy() == planned).all()
@@ -148,7 +148,7 @@ def test_its_hook_registry_and_balancer_take_the_plug_in(sglang, placement, tmp_
 def test_where_the_plan_does_not_fit_its_own_balancer_decides(sglang, placement, tmp_path, monkeypatch):
     monkeypatch.setenv(PLAN, str(tmp_path / "plan.json"))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    from grace_moe.engines import sglang_plugin
+    from grace_moe.engines.sglang import plugin as sglang_plugin
 
     counts = torch.ones(LAYERS, EXPERTS, dtype=torch.int32)
     sglang.parallel.ep_size = 2

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 vllm = pytest.importorskip("vllm")
 
 from grace_moe import RoutingTrace, Topology, plan
-from grace_moe.engines import SlotMap, vllm_plugin
+from grace_moe.engines import SlotMap
 from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
 from grace_moe.engines.slot_map import keep_slots
+from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.placement import Placement
 
 ROOT = Path(__file__).parents[1]

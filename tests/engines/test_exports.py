@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise, export_loads
-from grace_moe.engines.tensorrt_llm_balancer import KEYS, export_yaml
-from grace_moe.engines.vllm import export_map
+from grace_moe.engines.tensorrt_llm.balancer import KEYS, export_yaml
+from grace_moe.engines.vllm.formats import export_map
 from grace_moe.errors import MismatchError, PlacementError
 from grace_moe.topology import Topology
 from tests.engines.samples import placements, sets

@@ -305,7 +305,7 @@ def test_counts_with_several_choices_a_row_are_refused():
 
 
 def test_recording_with_vllm_where_it_is_not_installed():
-    from grace_moe.engines.vllm_recording import record_with_vllm
+    from grace_moe.engines.vllm.recording import record_with_vllm
 
     sizes = RecordingSizes(requests=1, prompt_tokens=1, new_tokens=1, batch_size=1, dtype="float32")
     with pytest.raises(UsageError, match="vllm is not installed here"):

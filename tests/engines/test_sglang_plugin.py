@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import torch
 
-from grace_moe.engines import SlotMap, sglang_plugin, vllm_plugin
+from grace_moe.engines import SlotMap
 from grace_moe.engines.live_plan import LOCAL_ROUTING, LivePlan, plan_from_environment
+from grace_moe.engines.sglang import plugin as sglang_plugin
+from grace_moe.engines.vllm import plugin as vllm_plugin
 from tests.engines.plans import EXPERTS, HELD, SLOTS, placement
 
 

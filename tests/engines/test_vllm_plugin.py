@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from grace_moe.engines import SlotMap, sglang_plugin, vllm_plugin
+from grace_moe.engines import SlotMap
 from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN, REPLAN, plan_from_environment
+from grace_moe.engines.sglang import plugin as sglang_plugin
+from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.errors import PlacementError, UsageError
 from tests.engines.plans import EXPERTS, HELD, LAYERS, RANKS, SLOTS, placement
 

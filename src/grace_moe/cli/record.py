@@ -11,7 +11,7 @@ from grace_moe.cli.options import read_text
 from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
-from grace_moe.engines.vllm_recording import record_with_vllm
+from grace_moe.engines.vllm.recording import record_with_vllm
 from grace_moe.errors import printable
 from grace_moe.runtime import require_runtime
 from grace_moe.trace import RecordingSizes, RoutingTrace, skew

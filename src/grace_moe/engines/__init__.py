@@ -12,12 +12,12 @@ from grace_moe.engines.llama_cpp import import_csv
 from grace_moe.engines.loads import import_loads
 from grace_moe.engines.model_config import ModelShape, read_model_shape
 from grace_moe.engines.npz import import_npz
-from grace_moe.engines.sglang_location import export_location, import_location
-from grace_moe.engines.sglang_recording import import_dump
+from grace_moe.engines.sglang.location import export_location, import_location
+from grace_moe.engines.sglang.recording import import_dump
 from grace_moe.engines.slot_map import SlotMap
-from grace_moe.engines.tensorrt_llm_balancer import export_yaml, import_yaml
-from grace_moe.engines.tensorrt_llm_statistics import import_statistics
-from grace_moe.engines.vllm import export_loads, export_map, import_map, import_routed_experts
+from grace_moe.engines.tensorrt_llm.balancer import export_yaml, import_yaml
+from grace_moe.engines.tensorrt_llm.statistics import import_statistics
+from grace_moe.engines.vllm.formats import export_loads, export_map, import_map, import_routed_experts
 from grace_moe.engines.vllm_ascend import export_map as export_ascend_map
 from grace_moe.engines.vllm_ascend import import_map as import_ascend_map
 

@@ -20,7 +20,7 @@ from grace_moe.engines.responses import base64_bytes, read_objects
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import slot_map
 from grace_moe.engines.tokens import Ids
-from grace_moe.engines.vllm_maps import read_map
+from grace_moe.engines.vllm.maps import read_map
 from grace_moe.errors import MismatchError, PlacementError, TraceError
 from grace_moe.files import dump_json, read_json
 

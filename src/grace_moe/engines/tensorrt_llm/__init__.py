@@ -1,0 +1,1 @@
+"""TensorRT-LLM: its statistics of loads, and its load balancer's configuration."""
