@@ -32,7 +32,7 @@ _PRICE_BITS = 8
 """Room above the hash for the prices of a set of nodes; a set's prices never outweigh a node more."""
 ORDER_BITS = DRAW_BITS + _PRICE_BITS
 """Room of a node's hash and price below the experts that it covers."""
-_NODE_SALT = 1 << 20
+NODE_SALT = 1 << 20
 """Keeps the hash of (token, set of nodes) apart from that of (token, expert)."""
 
 
@@ -88,12 +88,12 @@ class JointChoiceTable:
 
     def tie_order(self, layer_id: int, tokens: Any, seed: int) -> Any:
         """`[tokens, S]` which of two equally small sets a token prefers, the lower: a hash, and the prices of their nodes."""
-        return draw(seed, layer_id, tokens[:, None], _index_like(self.size_S) + _NODE_SALT) + self.price_S
+        return draw(seed, layer_id, tokens[:, None], _index_like(self.size_S) + NODE_SALT) + self.price_S
 
     def node_order(self, layer_id: int, tokens: Any, seed: int) -> Any:
         """`[tokens, N]` which of two nodes that cover as much a token prefers, the higher; below `2 ** ORDER_BITS`."""
         nodes = _index_like(self.on_node_EN[0])
-        return draw(seed, layer_id, tokens[:, None], nodes + _NODE_SALT) - self.price_N + (1 << (ORDER_BITS - 1))
+        return draw(seed, layer_id, tokens[:, None], nodes + NODE_SALT) - self.price_N + (1 << (ORDER_BITS - 1))
 
     def _cover(self, layer_id: int, ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
         on_node_TKN = self.on_node_EN[ids]

@@ -23,8 +23,11 @@ from grace_moe.files import read_json
 from grace_moe.placement import Placement
 from grace_moe.topology import Topology
 
-PLAN, REPLAN, LOCAL_ROUTING = "GRACE_MOE_PLAN", "GRACE_MOE_REPLAN", "GRACE_MOE_LOCAL_ROUTING"
-LOG = logging.getLogger("grace_moe.engines")
+PLAN, REPLAN, CHOICE = "GRACE_MOE_PLAN", "GRACE_MOE_REPLAN", "GRACE_MOE_CHOICE"
+FORMER_CHOICE = "GRACE_MOE_LOCAL_ROUTING"
+"""What `GRACE_MOE_CHOICE=near` was called; refused, so that nobody loses it without a word."""
+CHOICES = ("near", "joint", "theirs")
+"""How replicas are chosen: each expert's nearest, by weight; all of a token's together; or by the engine's own rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,12 @@ class LivePlan:
     path: Path
     replan: bool
     """Exchange replicas by the loads that the engine measures; else the plan stays as it is."""
-    local_routing: bool
-    """Each rank takes the nearest replica, by weight, where the engine allows it."""
+    choice: str
+    """One of `CHOICES`, or empty: the best that the engine allows."""
     planned: Placement | npt.NDArray[np.int32] = field(repr=False)
     """A placement, or a slot map whose ranks are known once the engine says them."""
+    log: logging.Logger = field(repr=False)
+    """The engine's own, or one below it: others may have no handler there."""
     digest: str = ""
     """First 12 hex digits of the file's SHA-256: the logs of all ranks must show the same."""
     _equal: dict[tuple[int, int, int], Placement] = field(default_factory=dict, repr=False)
@@ -73,7 +78,7 @@ class LivePlan:
         if key not in self._equal:
             equal = equalise(placement, slots_per_device=num_slots // num_ranks)
             for note in equal.notes():
-                LOG.info("GRACE-MoE: %s: %s", self.path, note)
+                self.log.info("GRACE-MoE: %s: %s", self.path, note)
             self._equal[key] = equal.placement
         placement = self._equal[key]
         if self.replan:
@@ -83,7 +88,7 @@ class LivePlan:
     def _placement(self, num_ranks: int, num_nodes: int) -> Placement:
         if isinstance(self.planned, Placement):
             if self.planned.topology.num_nodes != num_nodes:
-                LOG.warning(
+                self.log.warning(
                     "GRACE-MoE: %s is for %s, and the engine sees %d nodes: it is right all the same, but sends more than it says",
                     self.path,
                     self.planned.topology.shape,
@@ -95,31 +100,37 @@ class LivePlan:
         return slots.to_placement(Topology.parse(f"{nodes}x{num_ranks // nodes}"))
 
 
-def plan_from_environment() -> LivePlan | None:
+def plan_from_environment(log: logging.Logger) -> LivePlan | None:
     """The plan that `GRACE_MOE_PLAN` names (a placement, or vLLM's slot map); None where it is unset or empty.
+
+    Args:
+        log: where notes go.
 
     Raises:
         PlacementError: it can't be read. An engine that was told to use a plan does not start without it.
-        UsageError: a switch that is neither 0 nor 1, or has no plan to act on.
+        UsageError: a switch with another value than it takes, or with no plan to act on.
     """
     text = os.environ.get(PLAN, "")
-    replan, local = _switch(REPLAN), _switch(LOCAL_ROUTING)
+    replan, choice = _one_of(REPLAN, ("0", "1")) == "1", _one_of(CHOICE, CHOICES)
+    if os.environ.get(FORMER_CHOICE, "") not in ("", "0"):
+        raise UsageError(f"{FORMER_CHOICE} has gone; set {CHOICE}=near")
     if not text:
-        if replan or local:
-            raise UsageError(f"{REPLAN if replan else LOCAL_ROUTING} is set without {PLAN}; name the plan, or unset it")
+        if replan or choice:
+            raise UsageError(f"{REPLAN if replan else CHOICE} is set without {PLAN}; name the plan, or unset it")
         return None
     path = Path(text)
     value = read_json(path, PlacementError)
     planned = matrix(value, text, "map") if isinstance(value, list) else Placement.load(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return LivePlan(path=path, replan=replan, local_routing=local, planned=planned, digest=digest)
+    return LivePlan(path=path, replan=replan, choice=choice, planned=planned, log=log, digest=digest)
 
 
-def _switch(name: str) -> bool:
-    value = os.environ.get(name, "0")
-    if value not in ("", "0", "1"):
-        raise UsageError(f"{name}={value!r}: set it to 1 or 0")
-    return value == "1"
+def _one_of(name: str, values: tuple[str, ...]) -> str:
+    """The value of a variable, empty where it is unset. Raises UsageError: another than these."""
+    value = os.environ.get(name, "")
+    if value and value not in values:
+        raise UsageError(f"{name}={value!r}: set it to {', '.join(values[:-1])} or {values[-1]}")
+    return value
 
 
 def follows(live: LivePlan) -> str:
