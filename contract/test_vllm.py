@@ -23,7 +23,7 @@ vllm = pytest.importorskip("vllm")
 
 from grace_moe import RoutingTrace, Topology, plan
 from grace_moe.engines import SlotMap
-from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
+from grace_moe.engines.live_plan import PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.placement import Placement
@@ -77,6 +77,7 @@ def placement(trace, tmp_path_factory):
     return path
 
 
+@pytest.mark.shows("vllm", "record", "served")
 def test_its_routing_is_the_one_that_transformers_computes(model, trace, tmp_path):
     """The same experts for every token of every layer, prefill and decode, as recorded by `grace-moe record` in the main environment."""
     python = ROOT / ".venv/bin/python"
@@ -118,6 +119,7 @@ def in_a_fresh_vllm(planned, **environment):
     return np.array(json.loads(result.stdout.splitlines()[-1]))
 
 
+@pytest.mark.shows("vllm", "place", "modules")
 def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement):
     table = in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
     planned = SlotMap.of(Placement.load(placement)).physical_to_logical
@@ -182,6 +184,7 @@ def move(rank, port, old, new, failed):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.shows("vllm", "place", "modules")
 def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     """Four gloo processes, from vLLM's initial map to the plan's."""
     old = torch.arange(80).repeat(4, 1) % 64
@@ -195,42 +198,7 @@ def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     assert failed.tolist() == [0] * RANKS
 
 
-@pytest.mark.parametrize("rank", range(RANKS))
-def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
-    """vLLM's own commit, with the plug-in's table function in place; tables as wide as vLLM's."""
-    from vllm.distributed import parallel_state
-    from vllm.distributed.eplb import eplb_state
-    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-
-    monkeypatch.setenv(PLAN, str(placement))
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
-    for target, name in ((eplb_state, "compute_logical_maps"), (eplb_state.EplbState, "__init__")):
-        monkeypatch.setattr(target, name, getattr(target, name))  # so that they are put back
-    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
-    monkeypatch.setattr(parallel_state, "get_ep_group", lambda: SimpleNamespace(rank_in_group=rank))
-    vllm_plugin.register()
-    config = SimpleNamespace(
-        tensor_parallel_size=1, data_parallel_size=RANKS, use_sequence_parallel_moe=False, all2all_backend="deepep_low_latency"
-    )
-    eplb_state.EplbState(config, torch.device("cpu"))
-    table = EPLB_POLICIES["default"].rebalance_experts(torch.zeros(4, 64), 80, 1, 2, RANKS, None)
-    state = SimpleNamespace(
-        physical_to_logical_map=torch.zeros(4, 80, dtype=torch.int64),
-        logical_to_physical_map=torch.zeros(4, 64, 1024, dtype=torch.int64),
-        logical_replica_count=torch.zeros(4, 64, dtype=torch.int64),
-    )
-    eplb_state._commit_eplb_maps(state, table)
-    planned = Placement.load(placement)
-    for layer in range(4):
-        for expert, devices in enumerate(planned.layers[layer].devices_of_expert):
-            count = int(state.logical_replica_count[layer, expert])
-            slots = state.logical_to_physical_map[layer, expert, :count]
-            assert (state.logical_to_physical_map[layer, expert, count:] == -1).all()
-            assert (table[layer, slots] == expert).all()
-            near = [d for d in devices if d // 2 == rank // 2]
-            assert set((slots // 20).tolist()) == ({rank} if rank in devices else set(near or devices))
-
-
+@pytest.mark.shows("vllm", "record", "modules")
 def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     """`routed_experts` of the OpenAI server, by its own encoder."""
     from vllm.utils.serial_utils import numpy2base64

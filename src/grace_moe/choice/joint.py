@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from grace_moe.choice.hashing import DRAW_BITS, draw
 from grace_moe.placement import LayerPlacement
@@ -142,6 +143,12 @@ def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoice
         price_S=(members * price).sum(axis=1),
         price_N=price,
     )
+
+
+def host_masks(table: JointChoiceTable) -> npt.NDArray[np.int64]:
+    """`[E]` mask of the nodes that hold each expert, of a table of arrays."""
+    hosts: npt.NDArray[np.int64] = (table.on_node_EN[:-1] << np.arange(table.on_node_EN.shape[1])).sum(axis=1)
+    return hosts
 
 
 def _rows(visited_TN: Any, nodes_TKR: Any) -> Any:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.equaliser import equalise, rebalance
+from grace_moe.engines.equaliser import equalise, rebalance, without_devices
+from grace_moe.engines.given_maps import GivenMaps, LiveMap
 from grace_moe.engines.imported import Hints
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
@@ -28,14 +29,6 @@ FORMER_CHOICE = "GRACE_MOE_LOCAL_ROUTING"
 """What `GRACE_MOE_CHOICE=near` was called; refused, so that nobody loses it without a word."""
 CHOICES = ("near", "joint", "theirs")
 """How replicas are chosen: each expert's nearest, by weight; all of a token's together; or by the engine's own rule."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveMap:
-    """What an engine is to load: which expert is in which slot, and the placement that it came from."""
-
-    slots: SlotMap
-    placement: Placement
 
 
 @dataclass
@@ -53,37 +46,58 @@ class LivePlan:
     """The engine's own, or one below it: others may have no handler there."""
     digest: str = ""
     """First 12 hex digits of the file's SHA-256: the logs of all ranks must show the same."""
-    _equal: dict[tuple[int, int, int], Placement] = field(default_factory=dict, repr=False)
+    two_phases: bool = False
+    """Whether the engine chooses replicas in decode apart, so that weights for decode are kept. Set before the first map."""
+    given: GivenMaps = field(default_factory=GivenMaps, repr=False)
+    """What the engine was given of late."""
+    _equal: dict[tuple[int, int, int, tuple[int, ...]], Placement] = field(default_factory=dict, repr=False)
 
-    def map_for(self, loads: npt.NDArray[np.int64], num_slots: int, num_ranks: int, num_nodes: int) -> LiveMap:
+    def map_for(
+        self,
+        loads: npt.NDArray[np.int64],
+        num_slots: int,
+        num_ranks: int,
+        num_nodes: int,
+        *,
+        dead: tuple[int, ...] = (),
+    ) -> LiveMap:
         """The map for an engine of these sizes.
 
         Args:
             loads: `[MoE layers, experts]` tokens that each expert got in the engine's window; all zero while it profiles.
+            dead: ranks that serve no more. The map is of the others alone, of as many slots each, numbered anew in their old order.
 
         Raises:
-            GraceError: the plan is for another model, or another number of ranks.
+            GraceError: the plan is for another model, or another number of ranks; or too few are left to hold every expert.
         """
-        layers, experts = loads.shape
+        placement = self._equalised(loads.shape, (num_slots, num_ranks, num_nodes, dead))
+        if self.replan:
+            placement = rebalance(placement, loads)
+        found = LiveMap(slots=SlotMap.of(placement), placement=placement)
+        self.given.remember(found)
+        return found
+
+    def _equalised(self, shape: tuple[int, ...], key: tuple[int, int, int, tuple[int, ...]]) -> Placement:
+        """The plan with equal slots on the ranks that are left. Raises GraceError: it doesn't fit."""
+        num_slots, num_ranks, num_nodes, dead = key
+        if key in self._equal and (len(self._equal[key].layers), self._equal[key].num_experts) == shape:
+            return self._equal[key]
         placement = self._placement(num_ranks, num_nodes)
         found = (len(placement.layers), placement.num_experts, placement.topology.num_devices)
-        if found != (layers, experts, num_ranks):
+        if found != (*shape, num_ranks):
             raise UsageError(
                 f"{self.path}: {found[0]} MoE layers of {found[1]} experts on {found[2]} ranks, "
-                f"but the engine has {layers} of {experts} on {num_ranks}; plan for that"
+                f"but the engine has {shape[0]} of {shape[1]} on {num_ranks}; plan for that"
             )
         if num_slots % num_ranks:
             raise UsageError(f"{num_slots} slots are not divisible by {num_ranks} ranks; change the number of redundant experts")
-        key = (num_slots, num_ranks, num_nodes)
-        if key not in self._equal:
-            equal = equalise(placement, slots_per_device=num_slots // num_ranks)
-            for note in equal.notes():
-                self.log.info("GRACE-MoE: %s: %s", self.path, note)
-            self._equal[key] = equal.placement
-        placement = self._equal[key]
-        if self.replan:
-            placement = rebalance(placement, loads)
-        return LiveMap(slots=SlotMap.of(placement), placement=placement)
+        equal = equalise(placement, slots_per_device=num_slots // num_ranks, two_phases=self.two_phases)
+        if dead:
+            equal = equalise(without_devices(equal.placement, dead), slots_per_device=num_slots // num_ranks)
+        for note in equal.notes():
+            self.log.info("GRACE-MoE: %s: %s", self.path, note)
+        self._equal[key] = equal.placement
+        return equal.placement
 
     def _placement(self, num_ranks: int, num_nodes: int) -> Placement:
         if isinstance(self.planned, Placement):

@@ -1,7 +1,7 @@
 """Our replica choice as vLLM's router makes it: slots for the experts of a rank's own tokens, all k of a token at once.
 
 This is the reference, on arrays or tensors alike, and what runs where there is no GPU. The kernel of `choice_kernel` gives the same slots.
-Both are the choice of docs/method.md#online-phase and its joint form, of the same draws, so that a replay predicts them: a token's number is
+Both are the choice of docs/method.md#online-phase, near or joint, by the same draws, so that a replay predicts them. A token's number is
 how many the rank has routed before it.
 """
 

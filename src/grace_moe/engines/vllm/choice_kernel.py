@@ -19,7 +19,6 @@ NEVER = tl.constexpr(1 << 62)
 """Above the order of any set of nodes."""
 
 
-
 class DeviceTables:
     """One layer's tables on a device, at addresses that stay."""
 
@@ -92,7 +91,9 @@ def _draw(salt: tl.tensor, token: tl.tensor, of: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _smallest_set(salt: tl.tensor, token: tl.tensor, own: tl.tensor, hosts_K: tl.tensor, order_ptr: tl.tensor, SETS: tl.constexpr) -> tl.tensor:
+def _smallest_set(
+    salt: tl.tensor, token: tl.tensor, own: tl.tensor, hosts_K: tl.tensor, order_ptr: tl.tensor, SETS: tl.constexpr
+) -> tl.tensor:
     """Mask of the nodes that the token visits: of the smallest sets with its own node and a replica of each expert, the first in order."""
     sets = tl.arange(0, SETS).to(tl.int64)
     serves = tl.min(((hosts_K[:, None] & sets[None, :]) != 0).to(tl.int32), axis=0)
@@ -102,7 +103,16 @@ def _smallest_set(salt: tl.tensor, token: tl.tensor, own: tl.tensor, hosts_K: tl
 
 
 @triton.jit
-def _cover(salt: tl.tensor, token: tl.tensor, own: tl.tensor, hosts_K: tl.tensor, price_ptr: tl.tensor, NODES: tl.constexpr, WIDTH: tl.constexpr, K: tl.constexpr) -> tl.tensor:
+def _cover(
+    salt: tl.tensor,
+    token: tl.tensor,
+    own: tl.tensor,
+    hosts_K: tl.tensor,
+    price_ptr: tl.tensor,
+    NODES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+) -> tl.tensor:
     """The same, greedily: the node with most experts not yet covered, again and again."""
     node = tl.arange(0, WIDTH).to(tl.int64)
     holds = (hosts_K[:, None] >> node[None, :]) & 1

@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice import DRAW_BITS, JointChoiceTable, ReplicaChoiceTable
-from grace_moe.choice.cover import host_masks
-from grace_moe.choice.joint import ORDER_BITS
+from grace_moe.choice import DRAW_BITS, ChoiceTable, JointChoiceTable, ReplicaChoiceTable
+from grace_moe.choice.joint import ORDER_BITS, host_masks
 from grace_moe.engines.vllm.choice import RankChoice
 
 MAX_NODES = 63
@@ -47,7 +46,7 @@ class KernelTables:
 def kernel_tables(choice: RankChoice, node_of_device: Longs, width: int) -> KernelTables:
     """The tables of a choice of arrays, `width` replicas wide (more than any expert has)."""
     phases = [choice.prefill, choice.decode]
-    parts = [_joint(table) if isinstance(table, JointChoiceTable) else _near(table, choice.rank) for table in phases]
+    parts = [_candidates(table, choice.rank) for table in phases]
     experts, nodes = len(choice.slot_of_ED), int(node_of_device.max()) + 1
     devices, weights = np.zeros((2, 2, experts, width), dtype=np.int64)
     for phase, (of_phase, weights_of) in enumerate(parts):
@@ -65,12 +64,10 @@ def kernel_tables(choice: RankChoice, node_of_device: Longs, width: int) -> Kern
     )
 
 
-def _joint(table: JointChoiceTable) -> tuple[Longs, Longs]:
-    """`[E, R]` devices and weights of all replicas."""
-    return table.devices_ER, table.weights_ER
-
-
-def _near(table: ReplicaChoiceTable, rank: int) -> tuple[Longs, Longs]:
-    """`[E, R]` devices and weights of the rank's candidates: between two thresholds, all of the draws' span together."""
+def _candidates(table: ChoiceTable, rank: int) -> tuple[Longs, Longs]:
+    """`[E, R]` devices and weights: of joint choice all replicas, else the rank's candidates, which share the whole span of a draw."""
+    if isinstance(table, JointChoiceTable):
+        return table.devices_ER, table.weights_ER
+    assert isinstance(table, ReplicaChoiceTable)
     ends = np.pad(table.thresholds[rank], ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1 << DRAW_BITS)))
     return table.devices[rank], np.diff(ends)
