@@ -41,7 +41,7 @@ class Stream:
 
 
 def install():
-    import vllm.v1.worker.cpu.shm  # sets its own event when it is imported, so that must be first
+    import vllm.v1.worker.cpu.shm  # noqa: F401 - sets its own event when it is imported, so that must be first
 
     torch.Event = Event
     stream = Stream()

@@ -18,12 +18,18 @@ MODELS = ("TransformersMoEForCausalLM", "OlmoeForCausalLM", "Qwen3MoeForCausalLM
 
 
 def main():
+    _die_with_the_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM logs to standard output
     _import_vllm()
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps({"failed": run(job)}), file=answers, flush=True)
+    os._exit(0)  # the tests are over
+
+
+def _die_with_the_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _import_vllm():
@@ -72,7 +78,7 @@ def _be_a_rank(job, rank, port):
     """In the child: never returns."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _die_with_the_parent()
         log = os.open(Path(job["folder"]) / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)

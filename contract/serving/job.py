@@ -23,8 +23,8 @@ class Job:
     eplb: dict[str, Any] = field(default_factory=dict)
     """Of `eplb_config`, over `serving.rank.EPLB`; `num_redundant_experts` and `step_interval` are the usual ones."""
     probes: tuple[str, ...] = ()
-    """Modules with `install()`, called in each rank before vLLM starts, and `report(worker) -> dict`, called after the last token.
-    The dictionaries are joined into `Outcome.ranks`."""
+    """Modules that look at each rank: `install()` is called before vLLM starts (its plug-ins are in), `started(worker)`, if there is one,
+    before the first request, and `report(worker) -> dict` after the last token. The dictionaries are joined into `Outcome.ranks`."""
     timeout: int = 240
     """Seconds until all ranks are killed."""
 

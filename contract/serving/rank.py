@@ -28,11 +28,14 @@ def serve(job, rank):
     for probe in probes:
         probe.install()
     llm = LLM(job["model"], **(ENGINE | _parallel(job) | job["engine"]))
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    for probe in probes:
+        if hasattr(probe, "started"):
+            probe.started(worker)
     mine = range(rank, len(job["prompts"]), job["ranks"])
     sampling = SamplingParams(max_tokens=job["new_tokens"], temperature=0.0, ignore_eos=True)
     answers = llm.generate([{"prompt_token_ids": job["prompts"][i]} for i in mine], sampling, use_tqdm=False)
     found = {f"tokens{i}": list(answer.outputs[0].token_ids) for i, answer in zip(mine, answers, strict=True)}
-    worker = llm.llm_engine.model_executor.driver_worker.worker
     for probe in probes:
         found |= probe.report(worker)
     (Path(job["folder"]) / f"rank{rank}.json").write_text(json.dumps(found))
