@@ -1,8 +1,8 @@
 """What the search of nodes anneals, and its energy.
 
 Energy, in copies between nodes per token: traffic + price * expected squared imbalance of nodes on routing to come (its mean's square and
-its variance) + price * load in copies too hot for one device, + price * copies to load, where a placement serves already. Loads assume that an expert's tokens divide evenly over its copies; the split
-is solved later (`split`).
+its variance) + price * load in copies too hot for one device + price * copies to load, where a placement serves already. Loads assume that
+an expert's tokens divide evenly over its copies; the split is solved later (`split`).
 """
 
 from __future__ import annotations
