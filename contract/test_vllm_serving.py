@@ -87,7 +87,9 @@ def test_a_plan_that_does_not_fit_starts_in_its_own_order(serve, alone, plan_fil
 def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots):
     """Without replicas nothing is drawn. Where a rank takes the near replica, nothing is drawn between two nodes either."""
     plan = plan_file(slots_per_device=slots)
-    served = serve(plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_LOCAL_ROUTING="1")
+    served = serve(
+        plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_LOCAL_ROUTING="1"
+    )
     assert served.tokens == alone.tokens
     replayed = evaluate(Placement.load(plan), routing).copies
     sent = [[rank["sent"][layer] for rank in served.ranks] for layer in range(len(replayed.cross_node))]
