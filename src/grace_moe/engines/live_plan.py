@@ -125,7 +125,7 @@ def plan_from_environment(log: logging.Logger) -> LivePlan | None:
         UsageError: a switch with another value than it takes, or with no plan to act on.
     """
     text = os.environ.get(PLAN, "")
-    replan, choice = _one_of(REPLAN, ("0", "1")) == "1", _one_of(CHOICE, CHOICES)
+    replan, choice = switch(REPLAN), _one_of(CHOICE, CHOICES)
     if os.environ.get(FORMER_CHOICE, "") not in ("", "0"):
         raise UsageError(f"{FORMER_CHOICE} has gone; set {CHOICE}=near")
     if not text:
@@ -137,6 +137,18 @@ def plan_from_environment(log: logging.Logger) -> LivePlan | None:
     planned = matrix(value, text, "map") if isinstance(value, list) else Placement.load(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return LivePlan(path=path, replan=replan, choice=choice, planned=planned, log=log, digest=digest)
+
+
+def switch(name: str, default: str = "0") -> bool:
+    """Whether a variable of the environment is 1; empty is as good as unset.
+
+    Raises:
+        UsageError: it is neither 0 nor 1.
+    """
+    value = os.environ.get(name) or default
+    if value not in ("0", "1"):
+        raise UsageError(f"{name}={value!r}: set it to 1 or 0")
+    return value == "1"
 
 
 def _one_of(name: str, values: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
 from grace_moe.engines.slot_map import keep_slots
+from grace_moe.engines.vllm import dispatch, start
 from grace_moe.engines.vllm.seams import LOG, choose_replicas
 from grace_moe.errors import GraceError
 
@@ -27,6 +28,8 @@ def register() -> None:
         GraceError: the plan can't be read.
     """
     live = plan_from_environment(LOG)
+    if dispatch.hierarchical():
+        dispatch.install(live)
     if live is None:
         return
     try:
@@ -44,6 +47,7 @@ def register() -> None:
         return
     EPLB_POLICIES["default"] = planned_policy(default, live)
     choose_replicas(eplb_state, live)
+    start.install(live)
     LOG.info(follows(live))
 
 
