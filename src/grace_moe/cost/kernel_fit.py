@@ -44,7 +44,7 @@ class _Cells:
         self.flops = np.array([model.pair_flops for model in rows.models])
 
     def columns(self, kernel: ExpertKernel) -> Floats:
-        """`[rows, 5]` what launch, expert, byte, pair and FLOP are multiplied by, each expert taking the slower of reading and computing."""
+        """`[rows, 5]` what to multiply launch, expert, byte, pair and FLOP by: of an expert's read and compute, the slower counts."""
         rows = np.ceil(self.pairs / kernel.tile_rows) * kernel.tile_rows
         read = (kernel.expert_s + self.bytes * kernel.byte_s)[self.row]
         compute = rows * (kernel.pair_s + self.flops * kernel.flop_s)[self.row]
