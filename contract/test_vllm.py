@@ -6,10 +6,12 @@ picks replicas.
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +24,8 @@ from safetensors.torch import load_file, save_file
 vllm = pytest.importorskip("vllm")
 
 from grace_moe import RoutingTrace, Topology, plan
-from grace_moe.engines import SlotMap
+from grace_moe.engines import EXPORTERS, Hints, SlotMap
+from grace_moe.engines.backends import VLLM
 from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
@@ -247,16 +250,16 @@ def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     assert (RoutingTrace.load(tmp_path / "t.safetensors").topk_ids == array).all()
 
 
-def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path):
-    import shlex
-
+@pytest.mark.parametrize("backend", VLLM)
+def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path, backend):
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    told = json.loads(command("export", placement, "--engine", "vllm", "-o", tmp_path / "map.json", "--json"))
-    words = shlex.split(told["launch"].replace("\\\n", " "))
-    assert words[0] == f"{PLAN}={tmp_path / 'map.json'}"
-    assert words[1:4] == ["vllm", "serve", "MODEL"]
+    planned = replace(Placement.load(placement), provenance={"backend": backend})
+    launch = EXPORTERS["vllm"](SlotMap.of(planned), Hints(), ()).launch
+    words = shlex.split(launch.replace("\\\n", " "))
+    assert words[:4] == [f"{PLAN}=PLAN", "vllm", "serve", "MODEL"]
     arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words[4:])
     assert (arguments.data_parallel_size, arguments.enable_expert_parallel, arguments.enable_eplb) == (4, True, True)
-    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 100)
+    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 1024)
+    assert arguments.all2all_backend == VLLM[backend]
