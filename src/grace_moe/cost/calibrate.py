@@ -12,8 +12,12 @@ from grace_moe.cost.calibration import Calibration, Fit
 from grace_moe.cost.exchange import DEFAULT_SMS, DIRECTIONS, FEATURES, HIGH_THROUGHPUT, TransportKernel, features, uniform_exchange
 from grace_moe.cost.expert_tables import fit_experts
 from grace_moe.cost.fitting import Floats, balanced, error_of, held_out, relative_fit
+from grace_moe.cost.hardware import hardware_of, presets
+from grace_moe.cost.profile import MACHINE as PROFILED
+from grace_moe.cost.profile import Profile, fit_profile
 from grace_moe.cost.tables import Table, groups, machine_of
-from grace_moe.topology import Link
+from grace_moe.errors import UsageError
+from grace_moe.topology import Link, Topology
 
 _US = 1e-6
 _DEVICES_PER_NODE = 8.0
@@ -27,35 +31,64 @@ class Calibrated:
     """What tables gave."""
 
     calibration: Calibration
-    intra_node: dict[str, Link]
-    """By machine, where tables of collectives were given."""
+    links: dict[str, dict[str, Link]]
+    """By machine, and by their names in a topology, where tables of collectives or a profile were given."""
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Names of what was measured."""
+        return tuple(sorted({*self.calibration.machines, *self.links}))
+
+    def onto(self, base: Topology, machine: str | None = None) -> tuple[Topology, str]:
+        """The base with what was fitted to one machine, and which it is.
+
+        Args:
+            machine: None = the only one, or the one that is the base's hardware by its name, or else the first.
+
+        Raises:
+            UsageError: nothing was measured on it.
+        """
+        if machine is not None and machine not in self.machines:
+            raise UsageError(f"--machine: {machine!r} is not in the tables; they have {', '.join(self.machines)}")
+        named = [name for name in self.machines if name.lower().split("_")[0] == hardware_of(base).name]
+        chosen = machine or (named or list(self.machines))[0]
+        links = self.links.get(chosen, {})
+        inside, across = links.get("intra_node", base.intra_node), links.get("cross_node", base.cross_node)
+        near, far = inside.bandwidth_bytes_per_s, across.bandwidth_bytes_per_s
+        own = self.calibration.of(chosen)
+        own = replace(own, transports=tuple(replace(k, near_bytes_per_s=near, far_bytes_per_s=far) for k in own.transports))
+        hardware = next((name for name in presets() if chosen.lower().split("_")[0] == name), base.hardware)
+        return replace(base, intra_node=inside, cross_node=across, calibration=own.to_dict(), hardware=hardware), chosen
 
 
-def calibrate(tables: Sequence[Table], on_fit: Callable[[str], None] = lambda _: None) -> Calibrated:
-    """Fit everything that the tables tell: each machine, version and kernel on its own.
+def calibrate(sources: Sequence[Table | Profile], on_fit: Callable[[str], None] = lambda _: None) -> Calibrated:
+    """Fit everything that the tables and profiles tell: each machine, version and kernel on its own.
 
     Args:
-        on_fit: told what is about to be fitted.
+        on_fit: told what was fitted.
 
     Raises:
         InputFileError: a row that can't be used.
     """
     compute, transports, fits = [], [], []
-    links: dict[str, Link] = {}
-    for table in tables:
-        on_fit(table.source)
-        if table.kind == "experts":
-            kernels, found = fit_experts(table)
+    links: dict[str, dict[str, Link]] = {}
+    for source in sources:
+        if isinstance(source, Profile):
+            kernel, links[PROFILED], found = fit_profile(source)
+            compute.append(kernel)
+        elif source.kind == "experts":
+            kernels, found = fit_experts(source)
             compute += kernels
-        elif table.kind == "nccl":
-            of_machine, found = _fit_collectives(table)
+        elif source.kind == "nccl":
+            of_machine, found = _fit_collectives(source)
             links |= of_machine
         else:
-            exchanged, found = _fit_transport(table)
+            exchanged, found = _fit_transport(source)
             transports += exchanged
         fits += found
+        on_fit(source.source)
     rows = tuple(fit.to_dict() for fit in fits)
-    return Calibrated(calibration=Calibration(compute=tuple(compute), transports=tuple(transports), fits=rows), intra_node=links)
+    return Calibrated(calibration=Calibration(compute=tuple(compute), transports=tuple(transports), fits=rows), links=links)
 
 
 def _fit_transport(table: Table) -> tuple[list[TransportKernel], list[Fit]]:
@@ -107,6 +140,7 @@ def _transport_fit(what: str, backend: str, columns: Floats, seconds: Floats, no
     everything = np.ones(len(seconds), dtype=bool)
     found = predicted(everything)
     counts = sorted({int(count) for count in nodes})
+    without = {count: predicted(nodes != count) for count in counts if len(counts) > 1}
     parts = {name: (tokens > low) & (tokens <= high) for low, high, name in _TOKENS}
     parts |= {f"{count} node{'s' * (count > 1)}": nodes == count for count in counts if len(counts) > 1}
     return Fit(
@@ -115,27 +149,31 @@ def _transport_fit(what: str, backend: str, columns: Floats, seconds: Floats, no
         error=error_of(found, seconds),
         held_out=held_out(predicted, seconds),
         regimes={name: error_of(found[part], seconds[part]) for name, part in parts.items() if part.any()},
-        without_nodes={
-            str(count): error_of(predicted(nodes != count)[nodes == count], seconds[nodes == count]) for count in counts if len(counts) > 1
-        },
+        without_nodes={str(count): error_of(found[nodes == count], seconds[nodes == count]) for count, found in without.items()},
+        left_out=error_of(np.sum([np.where(nodes == count, found, 0.0) for count, found in without.items()], axis=0), seconds)
+        if without
+        else None,
     )
 
 
-def _fit_collectives(table: Table) -> tuple[dict[str, Link], list[Fit]]:
-    """The links inside nodes: latency, and what each device sends, by how long each collective takes."""
-    links: dict[str, Link] = {}
+def _fit_collectives(table: Table) -> tuple[dict[str, dict[str, Link]], list[Fit]]:
+    """The links inside nodes: latency, and what each device sends, by how long each collective takes.
+
+    A term of the root of the bytes stands for links that fill up slowly: it is part of the error that is told, and not of the link.
+    """
+    links: dict[str, dict[str, Link]] = {}
     fits = []
     for (system, device, version, operation), rows in groups(table, "system", "device", "version", "op_name").items():
         count = table.counts("num_gpus")[rows]
         width = np.array([_BYTES_OF.get(str(name), 2.0) for name in table.text("nccl_dtype", "half")[rows]])
         sent = table.positive("message_size")[rows] * width * (count - 1) / count
-        columns = np.stack([np.ones(len(rows)), count - 1, sent], axis=1)
+        columns = np.stack([np.ones(len(rows)), count - 1, np.sqrt(sent), sent], axis=1)
         seconds = table.positive("latency")[rows] * 1e-3
         found = relative_fit(columns, seconds)
         machine = machine_of(system, device)
         fits.append(
             Fit(what=f"{operation}, {' '.join(filter(None, (machine, version)))}", backend="nccl", error=error_of(columns @ found, seconds))
         )
-        if operation == "alltoall" and found[2] > 0:
-            links[machine] = Link(bandwidth_bytes_per_s=1 / float(found[2]), latency_s=float(found[0]))
+        if operation == "alltoall" and found[-1] > 0:
+            links[machine] = {"intra_node": Link(bandwidth_bytes_per_s=1 / float(found[-1]), latency_s=float(found[0]))}
     return links, fits

@@ -31,12 +31,16 @@ class Fit:
     """`error` by what was measured: tokens, nodes, loads."""
     without_nodes: Mapping[str, FitError] = field(default_factory=dict)
     """By number of nodes: the error of its rows, where it was fitted to the others."""
+    left_out: FitError | None = None
+    """Of all rows, each predicted by the fit without its number of nodes."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON, by the names of docs/cost.md."""
         value: dict[str, Any] = {"what": self.what, "backend": self.backend, **self.error.to_dict()}
-        if self.held_out is not None:
-            value["held_out"] = self.held_out.to_dict()
+        for name in ("held_out", "left_out"):
+            error = getattr(self, name)
+            if error is not None:
+                value[name] = error.to_dict()
         for name in ("regimes", "without_nodes"):
             errors = getattr(self, name)
             if errors:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.packing import packed, replica_counts
+
 Floats = npt.NDArray[np.float64]
 DRAWS = 8
 """Of a skewed load: a table holds the time of one, and doesn't say which."""
@@ -40,7 +42,7 @@ def skewed_load(tokens: int, top_k: int, experts: int, ranks: int, alpha: float,
     power = 1.0 - alpha
     raw = ((high**power - low**power) * draw + low**power) ** (1.0 / power) if power else low * (high / low) ** draw
     loads = _whole(raw / raw.sum(axis=1, keepdims=True) * tokens * top_k)
-    by_rank = loads.reshape(DRAWS, ranks, -1) if slots is None else _packed(_replicated(loads, slots), ranks)
+    by_rank = loads.reshape(DRAWS, ranks, -1) if slots is None else _balanced(loads, slots, ranks)
     busiest = by_rank.sum(axis=2).argmax(axis=1)
     return np.asarray(by_rank[np.arange(DRAWS), busiest])
 
@@ -53,24 +55,9 @@ def _whole(loads: Floats) -> Floats:
     return np.asarray(whole + (rank < missing[:, None]))
 
 
-def _replicated(loads: Floats, slots: int) -> Floats:
-    """`[draws, slots]` loads where the busiest expert gets the next replica, until the slots are full."""
-    copies = np.ones(loads.shape, dtype=int)
-    rows = np.arange(len(loads))
-    for _ in range(slots - loads.shape[1]):
-        copies[rows, (loads / copies).argmax(axis=1)] += 1
-    return np.stack([np.repeat(load / count, count) for load, count in zip(loads, copies, strict=True)])
-
-
-def _packed(loads: Floats, ranks: int) -> Floats:
-    """`[draws, ranks, slots of a rank]` loads, the largest first, each on the emptiest rank with a slot left."""
-    draws, slots = loads.shape
-    room = slots // ranks
-    packed, filled, total = np.zeros((draws, ranks, room)), np.zeros((draws, ranks), dtype=int), np.zeros((draws, ranks))
-    rows = np.arange(draws)
-    for load in -np.sort(-loads, axis=1).T:
-        rank = np.where(filled < room, total, np.inf).argmin(axis=1)
-        packed[rows, rank, filled[rows, rank]] = load
-        total[rows, rank] += load
-        filled[rows, rank] += 1
-    return packed
+def _balanced(loads: Floats, slots: int, ranks: int) -> Floats:
+    """`[draws, ranks, slots of a rank]` loads, replicated into slots and packed."""
+    counts = replica_counts(loads, slots)
+    each = np.stack([np.repeat(load / count, count) for load, count in zip(loads, counts, strict=True)])
+    by_rank = np.argsort(packed(each, ranks), axis=1, kind="stable")
+    return np.take_along_axis(each, by_rank, axis=1).reshape(len(loads), ranks, -1)
