@@ -66,8 +66,11 @@ def _adapted(model: torch.nn.Module) -> Iterator[ExpertsOfLayer]:
             )
 
 
-def experts_by_layer(model: Any) -> dict[int, ExpertsOfLayer]:
+def experts_by_layer(model: Any, path: str = "model") -> dict[int, ExpertsOfLayer]:
     """The experts that tokens of text are routed to, by the layer's own number.
+
+    Args:
+        path: what errors name.
 
     Raises:
         ModelError: the model has none, or layers of different numbers of them.
@@ -77,9 +80,9 @@ def experts_by_layer(model: Any) -> dict[int, ExpertsOfLayer]:
         layers.setdefault(experts.layer_id, experts)
     kind = model.config.model_type
     if not layers:
-        raise ModelError(f"config.json: {kind!r} has no experts that can be placed; give a Mixture-of-Experts model")
+        raise ModelError(f"{path}: config.json: {kind!r} has no experts; give a Mixture-of-Experts model")
     if len({experts.num_experts for experts in layers.values()}) > 1:
-        raise ModelError(f"{kind!r}: layers of different numbers of experts are not supported")
+        raise ModelError(f"{path}: config.json: {kind!r}: layers of different numbers of experts are not supported")
     return layers
 
 

@@ -12,9 +12,12 @@ from grace_moe.runtime.model.checkpoint import local_folder, read_tensors
 from grace_moe.runtime.model.conversion import conversion_of
 from grace_moe.runtime.model.description import load_config
 from grace_moe.runtime.model.families import model_class
+from grace_moe.runtime.model.moe_layers import experts_by_layer
 from grace_moe.runtime.model.quantised import dequantised
 from grace_moe.runtime.model.reading import reading
 from grace_moe.runtime.model.source import ModelSource
+
+_DOWNLOAD = "download or copy them again"
 
 
 def open_model(path: str) -> ModelSource:
@@ -24,14 +27,15 @@ def open_model(path: str) -> ModelSource:
         ModelError: no model there, not a Mixture-of-Experts, one that Transformers or we can't take, or a checkpoint that is not whole.
     """
     whole_config = load_config(path)
+    cls, config = model_class(whole_config, path)
+    config = _without_quantization(config)
+    with reading(path, "config.json", "give the folder of a model that Transformers knows"), torch.device("meta"):
+        outline = cls(config)
+    layers = experts_by_layer(outline, path)
     folder = local_folder(path)
     in_folder = read_tensors(folder)
-    cls, config = model_class(whole_config, path)
     tensors = dequantised(in_folder, whole_config, path)
-    config = _without_quantization(config)
-    with reading(path, "config.json", "give the folder of a model that Transformers knows"):
-        with torch.device("meta"):
-            outline = cls(config)
+    with reading(path, "weights", _DOWNLOAD):
         conversion = conversion_of(tensors, outline)
     source = ModelSource(
         path=path,
@@ -39,12 +43,12 @@ def open_model(path: str) -> ModelSource:
         config=config,
         model_class=cls,
         outline=outline,
-        tensors=tensors,
+        layers=layers,
         conversion=conversion,
         has_own_tensors=tensors is in_folder,
     )
     check_experts(source)
-    with reading(path, "weights", "download or copy them again"):
+    with reading(path, "weights", _DOWNLOAD):
         check_shapes(source)
     return source
 

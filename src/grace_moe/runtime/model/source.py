@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from grace_moe.errors import ModelError
-from grace_moe.runtime.model.checkpoint import Tensors
 from grace_moe.runtime.model.conversion import Conversion, conversion_of
-from grace_moe.runtime.model.moe_layers import ExpertsOfLayer, experts_by_layer, experts_of
+from grace_moe.runtime.model.moe_layers import ExpertsOfLayer, experts_of
 from grace_moe.runtime.model.views import ExpertsView, Shape, source_view
 
 
@@ -25,15 +24,11 @@ class ModelSource:
     model_class: Any
     outline: Any
     """The model on the meta device."""
-    tensors: Tensors
+    layers: dict[int, ExpertsOfLayer]
+    """The MoE layers, by their own number."""
     conversion: Conversion
     has_own_tensors: bool
     """Whether the tensors are as they stand in the folder, and not dequantised."""
-
-    @cached_property
-    def layers(self) -> dict[int, ExpertsOfLayer]:
-        """The MoE layers, by their own number."""
-        return experts_by_layer(self.outline)
 
     @property
     def num_experts(self) -> int:
