@@ -51,11 +51,11 @@ def test_a_request_that_ended_is_no_longer_a_token(model):
     """One request ends at once: its later rows are not real."""
     requests = requests_of([4, 6])
     first = generate(model, requests, GenerationOptions(new_tokens=1)).completions[0].tokens[0]
-    model.config.eos_token_id, before = [first], model.config.eos_token_id
+    model.generation_config.eos_token_id, before = [first], model.generation_config.eos_token_id
     try:
         steps = []
         result = generate(model, requests, GenerationOptions(new_tokens=4), before_step=steps.append)
     finally:
-        model.config.eos_token_id = before
+        model.generation_config.eos_token_id = before
     assert result.completions[0].tokens == (first,)
     assert steps[1].valid.tolist()[0] is False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from grace_moe.errors import ModelError, printable
 from grace_moe.runtime.model.reading import read_model_json, reading
@@ -50,6 +50,20 @@ def num_experts_of(config: Any, path: str = "model") -> int:
         if isinstance(value, int) and value > 1:
             return value
     raise ModelError(f"{path}: config.json: {config.model_type!r} has no experts; give a Mixture-of-Experts model")
+
+
+def checkpoint_dtype(config: Any) -> str:
+    """What the checkpoint says that its weights are, by torch's name; float32 where it says nothing."""
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return str(named or "float32").removeprefix("torch.")
+
+
+def load_generation_config(path: str, config: Any) -> GenerationConfig:
+    """The model's own `generation_config.json`, which may name more end-of-sequence tokens than its configuration; else made from that."""
+    if Path(path).is_dir() and not Path(path, "generation_config.json").exists():
+        return GenerationConfig.from_model_config(config)
+    with reading(path, "generation_config.json", "download or copy it again"):
+        return GenerationConfig.from_pretrained(path)
 
 
 def load_tokenizer(path: str) -> Any:

@@ -22,7 +22,7 @@ from grace_moe.runtime.dispatch.rank_groups import RankGroups, rank_device
 from grace_moe.runtime.dispatch.route import layer_routes
 from grace_moe.runtime.model.accounting import check_loaded, check_shapes
 from grace_moe.runtime.model.checkpoint import Tensors, check_experts, local_folder, of_slots, read_tensors
-from grace_moe.runtime.model.description import load_config, num_experts_of
+from grace_moe.runtime.model.description import load_config, load_generation_config, num_experts_of
 from grace_moe.runtime.model.expert_parallel import GRACE, GRACE_EXPERTS, VANILLA, register_names
 from grace_moe.runtime.model.load_under_way import loading_for
 from grace_moe.runtime.model.placed_experts import experts_by_layer
@@ -161,6 +161,7 @@ def _load(
             local_folder(source.path) if weights is None else None,
             config=source.config,
             state_dict=weights,
+            generation_config=load_generation_config(str(local_folder(source.path)), source.config),
             dtype=dtype,
             experts_implementation="grouped_mm",
             distributed_config=DistributedConfig(fsdp_size=world, ep_size=world, ep_implementation=name, ep_plan=ep_plan),
