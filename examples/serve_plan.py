@@ -32,7 +32,9 @@ def main() -> None:
         inputs = tokenizer(mine, return_tensors="pt", padding=True, return_token_type_ids=False).to(loaded.model.device)
         with torch.no_grad():
             # Experts are reached together, so all ranks make the same number of passes, whatever each has to say.
-            tokens = loaded.model.generate(**inputs, max_new_tokens=arguments.new_tokens, min_new_tokens=arguments.new_tokens, do_sample=False)
+            tokens = loaded.model.generate(
+                **inputs, max_new_tokens=arguments.new_tokens, min_new_tokens=arguments.new_tokens, do_sample=False
+            )
         said: list[list[str]] = [[] for _ in range(ranks)]
         dist.all_gather_object(said, tokenizer.batch_decode(tokens, skip_special_tokens=True))
         if rank == 0:

@@ -1,7 +1,7 @@
 """Train a Mixture-of-Experts model with its experts placed by a plan: AdamW, accumulation, clipping, activation checkpointing.
 
-    grace-moe plan trace.safetensors --topology 1x2 -o plan.json
-    torchrun --nproc-per-node 2 examples/train.py ./OLMoE-1B-7B plan.json wiki.txt
+grace-moe plan trace.safetensors --topology 1x2 -o plan.json
+torchrun --nproc-per-node 2 examples/train.py ./OLMoE-1B-7B plan.json wiki.txt
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 and the auxiliary loss."""
 
 import os
+from functools import partial
 
 import pytest
 
@@ -62,7 +63,7 @@ def train_on_rank(rank, folder, model):
         for name, autocast in (("float32", False), ("autocast", True)):
             loaded = load_model(model, PLACEMENT, groups, dispatch="hierarchical")
             found[name] = train(
-                loaded.model, mine, lambda: finish_expert_gradients(loaded), lambda: clip_gradients(loaded, MAX_NORM), autocast
+                loaded.model, mine, partial(finish_expert_gradients, loaded), partial(clip_gradients, loaded, MAX_NORM), autocast
             )
         with torch.no_grad():
             loaded = load_model(model, PLACEMENT, groups, dispatch="flat")
@@ -125,4 +126,6 @@ def test_the_auxiliary_loss_of_a_rank_is_that_of_its_own_tokens(model, ranks):
     for rank, found in enumerate(ranks):
         own = batches()[0, 0, rank]
         with torch.no_grad():
-            assert found["auxiliary"] == pytest.approx(float(whole(input_ids=own, labels=own, output_router_logits=True).aux_loss), rel=1e-5)
+            assert found["auxiliary"] == pytest.approx(
+                float(whole(input_ids=own, labels=own, output_router_logits=True).aux_loss), rel=1e-5
+            )

@@ -63,9 +63,10 @@ def clip_gradients(loaded: LoadedModel, max_norm: float) -> float:
     for module, route in placed_experts(loaded.model):
         first_host_E = (route.slot_of_DE >= 0).to(torch.int8).argmax(dim=0)
         counted = [slot for slot, expert in enumerate(route.local_experts) if first_host_E[expert] == dist.get_rank()]
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter.grad is not None]
-        squares += sum(_square(_local(parameter.grad)[counted]) for parameter in own)
-        experts.update(module.parameters(recurse=False))
+        for parameter in module.parameters(recurse=False):
+            experts.add(parameter)
+            if parameter.grad is not None:
+                squares += _square(_local(parameter.grad)[counted])
     for parameter in loaded.model.parameters():
         gradient = parameter.grad
         if gradient is not None and parameter not in experts and (isinstance(gradient, DTensor) or dist.get_rank() == 0):
