@@ -7,7 +7,6 @@ picks replicas.
 import json
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from safetensors.torch import load_file, save_file
 
 vllm = pytest.importorskip("vllm")
 
@@ -47,19 +45,6 @@ def command(*arguments, **environment):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The embedded OLMoE with an output layer of its own: vLLM's OLMoE knows no tied one."""
-    folder = tmp_path_factory.mktemp("model") / "olmoe"
-    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    return folder
 
 
 RECORD = ("--text", EMBEDDED / "prose.txt", "--requests", 6, "--prompt-tokens", 32, "--new-tokens", 8)

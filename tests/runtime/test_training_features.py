@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 import torch.multiprocessing as mp
 
@@ -53,6 +54,7 @@ def train_on_rank(rank, folder, model):
     from grace_moe.runtime.job.ranks import joined, leave
     from grace_moe.runtime.model.gradients import clip_gradients, finish_expert_gradients
     from grace_moe.runtime.model.loading import load_model
+    from grace_moe.runtime.model.saving import save_model
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
@@ -65,7 +67,10 @@ def train_on_rank(rank, folder, model):
             found[name] = train(
                 loaded.model, mine, partial(finish_expert_gradients, loaded), partial(clip_gradients, loaded, MAX_NORM), autocast
             )
+        save_model(loaded, f"{folder}/saved")
         with torch.no_grad():
+            loaded.model.eval()
+            found["logits"] = loaded.model(input_ids=mine[0, 0]).logits.cpu()
             loaded = load_model(model, PLACEMENT, groups, dispatch="flat")
             found["auxiliary"] = float(loaded.model(input_ids=mine[0, 0], labels=mine[0, 0], output_router_logits=True).aux_loss)
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -79,7 +84,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(model, device, tmp_path_factory):
-    """What each rank found."""
+    """What each rank found, and the folder where they saved the model of their last training."""
     folder = tmp_path_factory.mktemp("ranks")
     context = mp.get_context("spawn")
     processes = [context.Process(target=train_on_rank, args=(r, str(folder), str(model))) for r in range(RANKS)]
@@ -88,7 +93,18 @@ def ranks(model, device, tmp_path_factory):
     for process in processes:
         process.join(150)
     assert [process.exitcode for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(RANKS)]
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(RANKS)], folder / "saved"
+
+
+@pytest.mark.ranks(RANKS)
+def test_a_trained_model_saved_and_loaded_by_plain_transformers_gives_the_same_logits(model, ranks):
+    found_by_rank, saved = ranks
+    plain = transformers.AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
+    for rank, found in enumerate(found_by_rank):
+        ids = batches()[0, 0, rank]
+        with torch.no_grad():
+            torch.testing.assert_close(plain(input_ids=ids).logits, found["logits"], atol=1e-4, rtol=0)
+            assert not torch.allclose(found["logits"], load_whole_model(str(model))(input_ids=ids).logits, atol=1e-2)  # it learnt
 
 
 def norms_of_one_process(model, autocast):
@@ -107,15 +123,15 @@ def test_norms_of_clipped_accumulated_adamw_steps_are_those_of_one_process(model
     """Each norm depends on all weights, and so on every step before it."""
     norms = norms_of_one_process(model, False)
     assert min(norms) > MAX_NORM  # all are clipped
-    for found in ranks:
-        assert found["float32"] == ranks[0]["float32"]
+    for found in ranks[0]:
+        assert found["float32"] == ranks[0][0]["float32"]
         assert found["float32"] == pytest.approx(norms, rel=1e-5)
 
 
 @pytest.mark.ranks(RANKS)
 def test_mixed_precision_by_autocast_follows_one_process(model, ranks):
     norms = norms_of_one_process(model, True)
-    for found in ranks:
+    for found in ranks[0]:
         assert found["autocast"] == pytest.approx(norms, rel=0.02)
         assert found["autocast"] != found["float32"]
 
@@ -123,7 +139,7 @@ def test_mixed_precision_by_autocast_follows_one_process(model, ranks):
 @pytest.mark.ranks(RANKS)
 def test_the_auxiliary_loss_of_a_rank_is_that_of_its_own_tokens(model, ranks):
     whole = load_whole_model(str(model))
-    for rank, found in enumerate(ranks):
+    for rank, found in enumerate(ranks[0]):
         own = batches()[0, 0, rank]
         with torch.no_grad():
             assert found["auxiliary"] == pytest.approx(

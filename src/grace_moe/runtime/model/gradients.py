@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from grace_moe.errors import UsageError
 from grace_moe.runtime.dispatch.rank_groups import rank_device
 from grace_moe.runtime.model.loading import LoadedModel
-from grace_moe.runtime.model.placed_experts import placed_experts
+from grace_moe.runtime.model.placed_experts import by_slot, placed_experts
 
 _TINY = 1e-6
 """As in torch's `clip_grad_norm_`: no division by zero."""
@@ -37,7 +37,7 @@ def finish_expert_gradients(loaded: LoadedModel) -> None:
                 continue
             if parameter.grad is None:  # no token came to this rank
                 parameter.grad = torch.zeros_like(parameter)
-            gradient = _local(parameter.grad)
+            gradient = by_slot(_local(parameter.grad), route)
             if replicated:
                 total = gradient.new_zeros((len(replicated), *gradient.shape[1:]))
                 total[rows] = gradient[slots]
@@ -66,7 +66,7 @@ def clip_gradients(loaded: LoadedModel, max_norm: float) -> float:
         for parameter in module.parameters(recurse=False):
             experts.add(parameter)
             if parameter.grad is not None:
-                squares += _square(_local(parameter.grad)[counted])
+                squares += _square(by_slot(_local(parameter.grad), route)[counted])
     for parameter in loaded.model.parameters():
         gradient = parameter.grad
         if gradient is not None and parameter not in experts and (isinstance(gradient, DTensor) or dist.get_rank() == 0):
