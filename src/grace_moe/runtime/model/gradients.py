@@ -71,8 +71,9 @@ def clip_gradients(loaded: LoadedModel, max_norm: float) -> float:
         gradient = parameter.grad
         if gradient is not None and parameter not in experts and (isinstance(gradient, DTensor) or dist.get_rank() == 0):
             squares += _square(_local(gradient))  # a part of a sharded weight; of one that all ranks have whole, rank 0 counts
-    parts = [squares.to(rank_device()) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, squares.to(rank_device()))
+    mine = squares.to(rank_device())
+    parts = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
     norm = float(torch.stack(parts).sum().sqrt())  # summed in the order of ranks: to the last bit the same everywhere
     scale = min(1.0, max_norm / (norm + _TINY))
     for parameter in loaded.model.parameters():
