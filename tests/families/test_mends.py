@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ranks
 FAMILIES = {
     "fused dense weights": "kimi_linear",
     "image and text, a plan that shards more than experts": "gemma4",
-    "a conversion of one tensor into several": "unlimited_ocr",
+    "a conversion of one tensor into several": "step3p7",
     "experts under other names in the checkpoint": "granitemoe",
     "a router that skips an expert": "zaya",
     "two modules of experts a layer": "ernie4_5_vl_moe",
