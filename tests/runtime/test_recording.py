@@ -116,7 +116,7 @@ def test_a_killed_recording_is_resumed_to_the_same_bytes(tmp_path, sent, code):
 
     def record(*more, script="from grace_moe.cli import main; import sys; main(sys.argv[1:])"):
         command = [sys.executable, "-c", script, *words, "-o", str(tmp_path / "trace.safetensors"), *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
 
     killed = record(script=KILLED.replace("{signal}", sent))
     assert killed.returncode == code, killed.stderr
