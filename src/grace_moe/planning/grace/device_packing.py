@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import PACKING_TOKENS
-from grace_moe.planning.grace.predicted_choice import chosen_devices
+from grace_moe.planning.grace.predicted_choice import chosen_devices, pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.replica_shares import Hosts
 from grace_moe.planning.grace.schedule import PACK, REPACK
@@ -38,7 +40,7 @@ def pack_nodes(
     hosts: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(topology.num_nodes):
         share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
-        options = PACK if held is None else REPACK
+        options = replace(PACK if held is None else REPACK, imbalance_price=problem.device_price)
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
         for device, experts in zip(topology.devices_of_node(node), slots, strict=True):
             for expert in experts:
@@ -67,6 +69,8 @@ def _share_of_node(
     here = here[(here >= 0).any(axis=1)]
     load = np.bincount(here[here >= 0], minlength=problem.experts).astype(float)
     pairs = max(int((computed_on >= 0).sum()), 1)
+    if problem.sends == "pairs":
+        _, here = pairs_apart(here)
     return NodeShare(
         copies=copies,
         load=load,

@@ -12,6 +12,7 @@ from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS, TRUST
 from grace_moe.planning.grace.device_packing import pack_nodes
 from grace_moe.planning.grace.node_prices import price_nodes
+from grace_moe.planning.grace.predicted_choice import pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
 from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import AGAIN, FROM_START, LONG, REPLAN, SHORT
@@ -46,7 +47,8 @@ def place_layer(
     # Step 10: how each expert's tokens divide among its replicas.
     topology = problem.topology
     weights, _ = even_out(plan.cells, host_table(hosts), topology.node_of_device, topology.relative_speed)
-    return primary_first(layer_of_weights(problem.layer_id, hosts, weights, plan.prices)), copies
+    layer = layer_of_weights(problem.layer_id, hosts, weights, plan.prices, problem.replica_choice)
+    return primary_first(layer), copies
 
 
 def _search_copies(
@@ -74,12 +76,32 @@ def _search_copies(
     pins = _pins(problem)
     for count, schedule in searches:
         tokens = _sample(problem, count)
+        ids = problem.ids[tokens]
         options = replace(
             schedule, proposals=int(schedule.proposals * problem.effort), imbalance_price=problem.imbalance_price * price_step
         )
+        if problem.apart:
+            token, ids = pairs_apart(ids)
+            options, tokens = _per_pair(options, len(ids) / max(1, len(tokens))), tokens[token]
         pinned = None if pins is None else pins[tokens]
-        copies = search(problem.ids[tokens], share, covariance, limits, options, problem.seed, copies, pinned)
+        copies = search(ids, share, covariance, limits, options, problem.seed, copies, pinned)
     return copies
+
+
+def _per_pair(options: SearchOptions, pairs: float) -> SearchOptions:
+    """The same prices and temperatures, in copies per pair instead of copies per token.
+
+    Args:
+        pairs: of a token, on average.
+    """
+    pairs = max(pairs, 1e-9)
+    return replace(
+        options,
+        hot=options.hot / pairs,
+        cold=options.cold / pairs,
+        imbalance_price=options.imbalance_price / pairs,
+        copy_price=options.copy_price / pairs,
+    )
 
 
 def _searches(problem: LayerProblem, *, first: bool) -> list[tuple[int, SearchOptions]]:
