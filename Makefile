@@ -49,7 +49,7 @@ bench-traces: $(READY)
 	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
 
 contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)
-	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract
+	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
 
 contract-ready: $(CONTRACT)/.ready ## the environment alone
 

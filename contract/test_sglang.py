@@ -94,6 +94,8 @@ def load(sglang, placement, tmp_path, rank):
     return sglang.location.compute_initial_expert_location_metadata(Model, moe_ep_rank=rank)
 
 
+@pytest.mark.shows("sglang", "place", "modules")
+@pytest.mark.shows("sglang", "static start", "modules")
 def test_its_loader_reads_what_we_export(sglang, placement, tmp_path):
     metadata = load(sglang, placement, tmp_path, 0)
     planned = SlotMap.of(placement)
@@ -121,6 +123,7 @@ def test_it_refuses_a_file_with_another_key(sglang, placement, tmp_path):
         sglang.location.compute_initial_expert_location_metadata(Model, moe_ep_rank=0)
 
 
+@pytest.mark.shows("sglang", "place", "modules")
 def test_its_hook_registry_and_balancer_take_the_plug_in(sglang, placement, tmp_path, monkeypatch):
     """Their `init_by_eplb`, which the online balancer calls: with the hook it gives the plan, without one EPLB's."""
     monkeypatch.setenv(PLAN, str(tmp_path / "plan.json"))

@@ -77,6 +77,7 @@ def placement(trace, tmp_path_factory):
     return path
 
 
+@pytest.mark.shows("vllm", "record", "served")
 def test_its_routing_is_the_one_that_transformers_computes(model, trace, tmp_path):
     """The same experts for every token of every layer, prefill and decode, as recorded by `grace-moe record` in the main environment."""
     python = ROOT / ".venv/bin/python"
@@ -118,6 +119,7 @@ def in_a_fresh_vllm(planned, **environment):
     return np.array(json.loads(result.stdout.splitlines()[-1]))
 
 
+@pytest.mark.shows("vllm", "place", "modules")
 def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement):
     table = in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
     planned = SlotMap.of(Placement.load(placement)).physical_to_logical
@@ -182,6 +184,7 @@ def move(rank, port, old, new, failed):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.shows("vllm", "place", "modules")
 def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     """Four gloo processes, from vLLM's initial map to the plan's."""
     old = torch.arange(80).repeat(4, 1) % 64
@@ -195,6 +198,7 @@ def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     assert failed.tolist() == [0] * RANKS
 
 
+@pytest.mark.shows("vllm", "near", "modules")
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
     """vLLM's own commit, with the plug-in's table function in place; tables as wide as vLLM's."""
@@ -231,6 +235,7 @@ def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
             assert set((slots // 20).tolist()) == ({rank} if rank in devices else set(near or devices))
 
 
+@pytest.mark.shows("vllm", "record", "modules")
 def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     """`routed_experts` of the OpenAI server, by its own encoder."""
     from vllm.utils.serial_utils import numpy2base64

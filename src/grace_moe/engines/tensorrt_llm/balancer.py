@@ -16,6 +16,8 @@ from grace_moe.engines.slot_tables import MAX_LAYERS, matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError
 from grace_moe.files import read_bytes
 
+READ_IN = "1.2.1"
+"""The release whose source the schema and the loader were read in."""
 KEYS = ("num_slots", "initial_global_assignments", "layer_updates_per_iter")
 """All that its strict schema takes."""
 MAX_YAML_BYTES = 64 * 2**20

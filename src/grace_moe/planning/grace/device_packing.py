@@ -41,6 +41,8 @@ def pack_nodes(
     for node in range(topology.num_nodes):
         share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
         options = replace(PACK if held is None else REPACK, imbalance_price=problem.device_price)
+        if held is not None:
+            options = replace(options, stay=options.stay + problem.device_price * problem.move_price)
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
         for device, experts in zip(topology.devices_of_node(node), slots, strict=True):
             for expert in experts:

@@ -78,7 +78,11 @@ def _search_copies(
         tokens = _sample(problem, count)
         ids = problem.ids[tokens]
         options = replace(
-            schedule, proposals=int(schedule.proposals * problem.effort), imbalance_price=problem.imbalance_price * price_step
+            schedule,
+            proposals=int(schedule.proposals * problem.effort),
+            imbalance_price=problem.imbalance_price * price_step,
+            move_price=problem.move_price,
+            held=problem.start if problem.move_price else None,
         )
         if problem.apart:
             token, ids = pairs_apart(ids)
@@ -101,6 +105,7 @@ def _per_pair(options: SearchOptions, pairs: float) -> SearchOptions:
         cold=options.cold / pairs,
         imbalance_price=options.imbalance_price / pairs,
         copy_price=options.copy_price / pairs,
+        move_price=options.move_price / pairs,
     )
 
 

@@ -52,6 +52,8 @@ class LayerProblem:
     """Whether the search over nodes counts each (token, expert) pair by itself, as if nothing else of the token went along."""
     imbalance_price: float
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
+    move_price: float = 0.0
+    """Copies per token that a copy is worth which a node of `start` does not hold."""
     effort: float
     """Multiplies the moves that searches try."""
     seed: int
@@ -89,6 +91,7 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
             serving=serving[index],
             sends=task.sends,
             imbalance_price=options.price * (CAUTION if unknown else 1),
+            move_price=options.move_price,
             effort=options.effort,
             seed=(task.seed * 1_000_003 + index) % 2**32,
             seed_of_days=task.seed,
