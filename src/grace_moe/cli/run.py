@@ -14,6 +14,7 @@ from grace_moe.cli.options import read_text
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import status_line
+from grace_moe.cost.sent import BACKENDS, other_backend
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.cost.wire import WireFormat
 from grace_moe.errors import GraceError, MismatchError, UsageError, printable
@@ -98,6 +99,7 @@ def run(
             f"--local: {local} does not match {placement_path}, which is planned for {placement.topology.shape}; "
             f"plan for {local} or start {placement.topology.shape}"
         )
+    notes = [note for d in dispatches if d in BACKENDS and d != "vanilla" and (note := other_backend(placement, d)) is not None]
     config = load_config(model)
     tokenizer = load_tokenizer(model)
     job = Job(
@@ -111,6 +113,8 @@ def run(
     )
 
     def show(results: tuple[RunResult, ...]) -> None:
+        for note in notes:
+            click.echo(f"note: {placement_path}: {note}", err=True)
         predicted = _predicted(results, placement, config.get_text_config().hidden_size, seed) if predict else {}
         _show(results, predicted, job, tokenizer, with_text=bool(prompts), profile=profile, as_json=as_json)
 

@@ -1,7 +1,7 @@
 """What the all-to-all backends of engines send of a token, by name: what a plan for one of them can spare (docs/compare.md#backends).
 
-Sources: DeepEP's kernels (github.com/deepseek-ai/DeepEP, `internode.cu`: one copy a node over RDMA, forwarded inside; `internode_ll.cu`: one
-write for each of a token's experts), NIXL's port of the latter, vLLM's `AgRsAll2AllManager`, and our own dispatches (`transport`).
+Sources: DeepEP's kernels (github.com/deepseek-ai/DeepEP, `internode.cu`: one copy a node over RDMA, forwarded inside; `internode_ll.cu`:
+one write for each of a token's experts), NIXL's port of the latter, vLLM's `AgRsAll2AllManager`, and our own dispatches (`transport`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grace_moe.placement import Placement
 from grace_moe.topology import Topology
 
 Sends: TypeAlias = Literal["nodes", "devices", "pairs", "everything"]
-"""What is sent of a token: one copy to each other node that it needs; to each other device; for each (token, expert) pair; or the token to all
+"""What is sent of a token: one copy to each other node that it needs; to each other device; for each (token, expert) pair; or to all
 devices, wherever its experts are."""
 
 BACKENDS: dict[str, Sends] = {
@@ -62,19 +62,9 @@ def copies_between_nodes(
     return reached[:, :-1].sum(axis=1)
 
 
-def backend_of(placement: Placement) -> str | None:
-    """The backend that a placement was planned for; None where it names none."""
-    backend = placement.provenance.get("backend")
-    return backend if isinstance(backend, str) and backend in BACKENDS else None
-
-
 def other_backend(placement: Placement, backend: str) -> str | None:
-    """A note where a placement was planned for a backend that sends other things than this one; None where it suits.
-
-    A placement that names no backend was planned for one copy a node if by `grace`, and for none in particular otherwise.
-    """
-    planned = backend_of(placement) or ("hierarchical" if placement.provenance.get("method") == "grace" else None)
-    if planned is None or BACKENDS[planned] == sends_of(backend):
+    """A note where a placement was planned for a backend that sends other things than this one; None where it suits, or names none."""
+    planned = placement.provenance.get("backend")
+    if not isinstance(planned, str) or planned not in BACKENDS or BACKENDS[planned] == sends_of(backend):
         return None
-    made = f"planned for {planned}" if backend_of(placement) else "planned for one copy a node (hierarchical)"
-    return f"{made}, which sends other things than {backend}: plan with --backend {backend} to spare what it sends"
+    return f"planned for {planned}, which sends other things than {backend}; plan with --backend {backend} to spare what it sends"

@@ -90,6 +90,8 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
             start=None if (layer := serving[index]) is None else copies_on_nodes(layer, topology, slots),
             serving=serving[index],
             sends=task.sends,
+            replica_choice="tar" if task.sends == "pairs" else "",
+            apart=task.sends == "pairs",
             imbalance_price=options.price * (CAUTION if unknown else 1),
             move_price=options.move_price,
             effort=options.effort,
