@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from grace_moe.cost.sent import BACKENDS, copies_between_nodes, other_backend, sends_of
+from grace_moe.cost.backends import BACKENDS
+from grace_moe.cost.sent import SENDS, copies_between_nodes, other_backend, sends_of
 from grace_moe.errors import UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.evaluation.route import route
@@ -28,7 +29,7 @@ def test_it_is_what_evaluation_counts(case):
     placement, trace = case[:2]
     found = evaluate(placement, trace)
     arrived = arrivals(placement, trace, Serving())
-    for backend, sends in BACKENDS.items():
+    for backend, sends in SENDS.items():
         rows = [
             copies_between_nodes(sends, devices, arrived.source, placement.topology)
             for devices in route(placement, trace, arrived, placement.topology)
@@ -37,6 +38,10 @@ def test_it_is_what_evaluation_counts(case):
         recorded = [row[chose].mean() if chose.any() else 0.0 for row, kept in zip(rows, found.recorded, strict=True) if kept]
         if recorded:
             assert found.backend_copies(backend) == pytest.approx(np.mean(recorded))
+
+
+def test_every_backend_that_is_timed_can_be_planned_for():
+    assert set(BACKENDS) <= set(SENDS)
 
 
 def test_an_unknown_backend_is_refused():

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from grace_moe.cost.sent import BACKENDS
+from grace_moe.cost.sent import SENDS
 from grace_moe.errors import InputFileError, UsageError
 from grace_moe.evaluation import parse_method
 from grace_moe.files import read_bytes
@@ -55,7 +55,7 @@ eval_option = click.option(
 backend_option = click.option(
     "--backend",
     metavar="NAME",
-    help=f"How the engine sends tokens: {', '.join(BACKENDS)}.  [default: one copy a node, as hierarchical]",
+    help=f"How the engine sends tokens: {', '.join(SENDS)}.  [default: one copy a node, as hierarchical]",
 )
 methods_option = click.option("--methods", help="Comma-separated.  [default: all]")
 seed_option = click.option("--seed", type=int, default=0, show_default=True)

@@ -14,7 +14,7 @@ from grace_moe.cli.options import read_text
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import status_line
-from grace_moe.cost.sent import BACKENDS, other_backend
+from grace_moe.cost.sent import SENDS, other_backend
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.cost.wire import WireFormat
 from grace_moe.errors import GraceError, MismatchError, UsageError, printable
@@ -99,7 +99,7 @@ def run(
             f"--local: {local} does not match {placement_path}, which is planned for {placement.topology.shape}; "
             f"plan for {local} or start {placement.topology.shape}"
         )
-    notes = [note for d in dispatches if d in BACKENDS and d != "vanilla" and (note := other_backend(placement, d)) is not None]
+    notes = [note for d in dispatches if d in SENDS and d != "vanilla" and (note := other_backend(placement, d)) is not None]
     config = load_config(model)
     tokenizer = load_tokenizer(model)
     job = Job(

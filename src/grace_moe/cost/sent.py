@@ -19,7 +19,7 @@ Sends: TypeAlias = Literal["nodes", "devices", "pairs", "everything"]
 """What is sent of a token: one copy to each other node that it needs; to each other device; for each (token, expert) pair; or to all
 devices, wherever its experts are."""
 
-BACKENDS: dict[str, Sends] = {
+SENDS: dict[str, Sends] = {
     "hierarchical": "nodes",
     "deepep_high_throughput": "nodes",
     "flat": "devices",
@@ -34,9 +34,9 @@ BACKENDS: dict[str, Sends] = {
 
 def sends_of(backend: str) -> Sends:
     """What this backend sends of a token. Raises UsageError where the name is unknown."""
-    if backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    return BACKENDS[backend]
+    if backend not in SENDS:
+        raise UsageError(f"backend {backend!r} is unknown; use one of {', '.join(SENDS)}")
+    return SENDS[backend]
 
 
 def copies_between_nodes(
@@ -65,6 +65,6 @@ def copies_between_nodes(
 def other_backend(placement: Placement, backend: str) -> str | None:
     """A note where a placement was planned for a backend that sends other things than this one; None where it suits, or names none."""
     planned = placement.provenance.get("backend")
-    if not isinstance(planned, str) or planned not in BACKENDS or BACKENDS[planned] == sends_of(backend):
+    if not isinstance(planned, str) or planned not in SENDS or SENDS[planned] == sends_of(backend):
         return None
     return f"planned for {planned}, which sends other things than {backend}; plan with --backend {backend} to spare what it sends"

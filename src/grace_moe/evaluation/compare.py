@@ -143,7 +143,7 @@ def compare(
             `grace+requests` plans for request placement, and measures with it; `grace+decode` plans with `decode="experts"`.
             Where a policy for batches or decode is among them, the balance of batches is measured for all.
         seed: of every plan, and of the replay.
-        backend: one of `cost.sent.BACKENDS`: `grace` plans for it, and what it sends of each method's placement is shown.
+        backend: one of `cost.sent.SENDS`: `grace` plans for it, and what it sends of each method's placement is shown.
         placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
         on_method: told the name of each method when it is planned and measured.
         limits: `redundancy`, `slots_per_device`, `expert_bytes` of every plan.

@@ -47,7 +47,7 @@ class PlanningTask:
     start: Placement | None = None
     """An existing placement that the method may improve on, instead of planning from nothing."""
     backend: str | None = None
-    """Of `cost.sent.BACKENDS`: the plan spares what it sends; None = one copy a node."""
+    """Of `cost.sent.SENDS`: the plan spares what it sends; None = one copy a node."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
