@@ -55,11 +55,11 @@ def copies_between_nodes(
         return np.full(len(devices), topology.num_nodes - 1)
     away = (devices >= 0) & (node[devices] != own)
     if sends == "pairs":
-        return away.sum(axis=1)
+        return np.asarray(away.sum(axis=1))
     places, width = (node, topology.num_nodes) if sends == "nodes" else (np.arange(len(node)), len(node))
     reached = np.zeros((len(devices), width + 1), bool)
     reached[np.arange(len(devices))[:, None], np.where(away, places[devices], -1)] = True  # -1 is the last column
-    return reached[:, :-1].sum(axis=1)
+    return np.asarray(reached[:, :-1].sum(axis=1))
 
 
 def other_backend(placement: Placement, backend: str) -> str | None:
