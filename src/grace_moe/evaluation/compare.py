@@ -155,8 +155,7 @@ def compare(
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
-    if backend is not None:
-        sends_of(backend)
+    sends_of(backend or "hierarchical")  # refused before anything is planned
     parsed = [parse_method(name) for name in methods]
     batch_tokens = PREFILL_BATCH if any(is_of_batches(policy) for _, policy in parsed) else None
     planned: dict[tuple[str, str | None], tuple[Placement, float]] = {

@@ -74,8 +74,7 @@ def plan(
         slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
         expert_bytes: memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots.
         start: an existing placement to improve on (`grace` only), several times faster than planning from nothing.
-        backend: one of `cost.sent.SENDS`, by which the engine will send tokens: the plan spares what it sends (`grace` only;
-            docs/compare.md#backends). None = one copy a node, as `hierarchical`.
+        backend: of `cost.sent.SENDS`: the plan spares what it sends (`grace` only; docs/compare.md#backends). None = one copy a node.
         progress: called with (layers done, layers in all).
         options: the method's own; see its function. Methods that make nothing of an argument say so in the
             provenance's notes.

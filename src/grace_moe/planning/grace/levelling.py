@@ -15,10 +15,13 @@ from grace_moe.planning.grace.device_packing import held_by_devices, hosts_of_sl
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import PACK, REPACK
-from grace_moe.planning.grace.search.devices import MAX_DEVICES, NodeShare, pack_devices
+from grace_moe.planning.grace.search.devices import NodeShare, pack_devices
 from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.split import even_out
 from grace_moe.planning.grace.uncertainty import load_shares
+
+MAX_DEVICES = 62
+"""That the search packs at once: bits of an int64 above 0."""
 
 
 def levelled(problem: LayerProblem) -> LayerPlacement | None:

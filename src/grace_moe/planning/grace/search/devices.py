@@ -20,9 +20,6 @@ from grace_moe.choice.cover import padded, tokens_of_experts
 from grace_moe.planning.constants import DEVICE_IMBALANCE_PRICE, PACKING_HEAT, SWAPS_PER_SLOT, VARIANCE_WEIGHT
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 
-MAX_DEVICES = 62
-"""Devices of a mask: bits of an int64 above 0."""
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
