@@ -35,7 +35,7 @@ def register() -> None:
     Raises:
         GraceError: the plan can't be read.
     """
-    live = plan_from_environment()
+    live = plan_from_environment(LOG)
     if live is None:
         return
     try:
