@@ -84,13 +84,18 @@ class Model:
         return SimpleNamespace(num_layers=LAYERS, num_logical_experts=EXPERTS, num_groups=None)
 
 
-@pytest.fixture
-def sglang_plan(tmp_path):
+def planned(tmp_path, shape):
+    """A plan of three of the five decoder layers, and its file."""
     trace = synthetic_trace(tokens=600, layers=3, experts=EXPERTS, top_k=4, seed=2)
     trace = RoutingTrace(topk_ids=trace.topk_ids, num_experts=EXPERTS, layer_ids=PLANNED, request_ids=trace.request_ids)
-    found = plan(trace, Topology.parse("2x2"), slots_per_device=SLOTS // RANKS)
+    found = plan(trace, Topology.parse(shape), slots_per_device=SLOTS // RANKS)
     found.save(tmp_path / "plan.json")
     return found
+
+
+@pytest.fixture
+def sglang_plan(tmp_path):
+    return planned(tmp_path, "2x2")
 
 
 def load(sglang, placement, tmp_path, rank):
