@@ -4,6 +4,7 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 """
 
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
+from grace_moe.report.day_table import day_table
 from grace_moe.report.describe import describe, describe_difference
 from grace_moe.report.page import html_page, require_report, write_report
 from grace_moe.report.summary import report_numbers
@@ -16,6 +17,7 @@ __all__ = [
     "LABELS",
     "ReportContent",
     "comparison_table",
+    "day_table",
     "describe",
     "describe_difference",
     "facts_table",
