@@ -6,10 +6,11 @@ picks replicas.
 
 import json
 import os
-import shutil
+import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from safetensors.torch import load_file, save_file
 
 vllm = pytest.importorskip("vllm")
 
 from grace_moe import RoutingTrace, Topology, plan
-from grace_moe.engines import SlotMap
+from grace_moe.engines import EXPORTERS, Hints, SlotMap
+from grace_moe.engines.backends import VLLM
 from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
@@ -44,19 +45,6 @@ def command(*arguments, **environment):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The embedded OLMoE with an output layer of its own: vLLM's OLMoE knows no tied one."""
-    folder = tmp_path_factory.mktemp("model") / "olmoe"
-    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    return folder
 
 
 RECORD = ("--text", EMBEDDED / "prose.txt", "--requests", 6, "--prompt-tokens", 32, "--new-tokens", 8)
@@ -247,16 +235,16 @@ def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     assert (RoutingTrace.load(tmp_path / "t.safetensors").topk_ids == array).all()
 
 
-def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path):
-    import shlex
-
+@pytest.mark.parametrize("backend", VLLM)
+def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path, backend):
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    told = json.loads(command("export", placement, "--engine", "vllm", "-o", tmp_path / "map.json", "--json"))
-    words = shlex.split(told["launch"].replace("\\\n", " "))
-    assert words[0] == f"{PLAN}={tmp_path / 'map.json'}"
-    assert words[1:4] == ["vllm", "serve", "MODEL"]
+    planned = replace(Placement.load(placement), provenance={"backend": backend})
+    launch = EXPORTERS["vllm"](SlotMap.of(planned), Hints(), ()).launch
+    words = shlex.split(launch.replace("\\\n", " "))
+    assert words[:4] == [f"{PLAN}=PLAN", "vllm", "serve", "MODEL"]
     arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words[4:])
     assert (arguments.data_parallel_size, arguments.enable_expert_parallel, arguments.enable_eplb) == (4, True, True)
-    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 100)
+    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 1024)
+    assert arguments.all2all_backend == VLLM[backend]

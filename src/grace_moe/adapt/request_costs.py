@@ -49,11 +49,12 @@ def request_costs(layer: LayerPlacement, topology: Topology, replica_choice: str
         ids: `[T, k]` choices, -1 = none.
         requests: `[T]` 0, 1, ...: request of each token.
     """
-    count, devices_of = int(requests.max(initial=-1)) + 1, topology.num_devices
-    devices, copies = routed(layer, topology, replica_choice, ids, requests % devices_of, np.arange(len(ids)))
-    cells = (requests[:, None] * devices_of + devices)[devices >= 0]
-    pairs = np.bincount(cells, minlength=count * devices_of).reshape(count, devices_of)
-    copies_of_request: Floats = np.bincount(requests, weights=copies.astype(float), minlength=count)
+    count, num_devices = int(requests.max(initial=-1)) + 1, topology.num_devices
+    devices, copies = routed(layer, topology, replica_choice, ids, requests % num_devices, np.arange(len(ids)))
+    cells = (requests[:, None] * num_devices + devices)[devices >= 0]
+    pairs = np.bincount(cells, minlength=count * num_devices).reshape(count, num_devices)
+    copies_of_request = np.zeros(count)
+    np.add.at(copies_of_request, requests, copies)
     return RequestCosts(
         tokens=np.bincount(requests, minlength=count).astype(float),
         copies=copies_of_request,

@@ -108,7 +108,7 @@ def plan_from_environment() -> LivePlan | None:
         UsageError: a switch that is neither 0 nor 1, or has no plan to act on.
     """
     text = os.environ.get(PLAN, "")
-    replan, local = _switch(REPLAN), _switch(LOCAL_ROUTING)
+    replan, local = switch(REPLAN), switch(LOCAL_ROUTING)
     if not text:
         if replan or local:
             raise UsageError(f"{REPLAN if replan else LOCAL_ROUTING} is set without {PLAN}; name the plan, or unset it")
@@ -120,9 +120,14 @@ def plan_from_environment() -> LivePlan | None:
     return LivePlan(path=path, replan=replan, local_routing=local, planned=planned, digest=digest)
 
 
-def _switch(name: str) -> bool:
-    value = os.environ.get(name, "0")
-    if value not in ("", "0", "1"):
+def switch(name: str, default: str = "0") -> bool:
+    """Whether a variable of the environment is 1; empty is as good as unset.
+
+    Raises:
+        UsageError: it is neither 0 nor 1.
+    """
+    value = os.environ.get(name) or default
+    if value not in ("0", "1"):
         raise UsageError(f"{name}={value!r}: set it to 1 or 0")
     return value == "1"
 
