@@ -1,6 +1,7 @@
 """vLLM serves on four processes, two nodes of two by declaration, as one process does."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ pytest.importorskip("vllm")
 
 from grace_moe import evaluate
 from grace_moe.engines import SlotMap
+from grace_moe.engines.replica_choice import POLICIES
 from grace_moe.placement import Placement
 
 RANKS = 4
@@ -82,17 +84,26 @@ def test_a_plan_that_does_not_fit_starts_in_its_own_order(serve, alone, plan_fil
     assert all(served.said("experts load in vLLM's own order"))
 
 
+def chosen(plan, choice):
+    """A plan as a replay takes it, with the replica choice that `GRACE_MOE_CHOICE` names."""
+    placement = Placement.load(plan)
+    layers = tuple(replace(layer, replica_choice=POLICIES[choice]) for layer in placement.layers)
+    return replace(placement, layers=layers)
+
+
+@pytest.mark.shows("vllm", "near", "served")
+@pytest.mark.shows("vllm", "joint", "served")
 @pytest.mark.shows("vllm", "hierarchical", "served")
-@pytest.mark.parametrize("slots", [16, 20])
-def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots):
-    """Without replicas nothing is drawn. Where a rank takes the near replica, nothing is drawn between two nodes either."""
+@pytest.mark.parametrize(("slots", "choice"), [(16, "near"), (20, "near"), (20, "joint")])
+def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots, choice):
+    """Without replicas nothing is drawn. With two nodes nothing is drawn between them either, but which replica of a joint choice."""
     plan = plan_file(slots_per_device=slots)
-    served = serve(
-        plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_LOCAL_ROUTING="1"
-    )
+    served = serve(plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_CHOICE=choice)
     assert served.tokens == alone.tokens
-    replayed = evaluate(Placement.load(plan), routing).copies
+    assert all(served.said("replicas are chosen"))
+    replayed = evaluate(chosen(plan, choice), routing).copies
     sent = [[rank["sent"][layer] for rank in served.ranks] for layer in range(len(replayed.cross_node))]
     assert [sum(rank["tokens"] for rank in layer) for layer in sent] == [routing.num_tokens] * len(sent)
     assert [sum(rank["copies"] for rank in layer) for layer in sent] == replayed.cross_node.tolist()
-    assert [sum(rank["pairs"] for rank in layer) for layer in sent] == replayed.pairs_cross_node.tolist()
+    if choice == "near":
+        assert [sum(rank["pairs"] for rank in layer) for layer in sent] == replayed.pairs_cross_node.tolist()
