@@ -19,7 +19,7 @@ from serving import Job, Nursery, embedded
 
 TOPOLOGY, SLOTS, NEW_TOKENS, PROMPT = Topology.parse("2x2"), 20, 16, 96
 METHODS = {"eplb": "EPLB", "grace_paper": "the paper's", "grace": "GRACE"}
-CHOICES = {"": ("vLLM's own", "wrr"), "near": ("near", "tar"), "joint": ("joint", "joint")}
+CHOICES = {"theirs": ("vLLM's own", "wrr"), "near": ("near", "tar"), "joint": ("joint", "joint")}
 """`GRACE_MOE_CHOICE` -> its name, and the placement's choice that a replay takes for it."""
 TEXTS = ("prose.txt", "code.txt", "mathematics.txt")
 

@@ -11,11 +11,11 @@ pytest.importorskip("vllm")
 
 from grace_moe import Topology, evaluate
 from grace_moe.engines import SlotMap
+from grace_moe.engines.vllm.choice import POLICIES
 from grace_moe.placement import Placement
 from serving import RankError
 
 RANKS = 4
-NEAR = {"GRACE_MOE_LOCAL_ROUTING": "1"}
 
 
 def by_rank(table):
@@ -100,17 +100,28 @@ def by_layer(served, what):
     return np.array([[layer[what] for layer in rank["sent"]] for rank in served.ranks]).sum(axis=0).tolist()
 
 
+def chosen(plan, choice):
+    """A plan as a replay takes it, with the replica choice that `GRACE_MOE_CHOICE` names."""
+    placement = Placement.load(plan)
+    layers = tuple(replace(layer, replica_choice=POLICIES[choice]) for layer in placement.layers)
+    return replace(placement, layers=layers)
+
+
+@pytest.mark.shows("vllm", "near", "served")
+@pytest.mark.shows("vllm", "joint", "served")
 @pytest.mark.shows("vllm", "hierarchical", "served")
-@pytest.mark.parametrize("slots", [16, 20])
-def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots):
-    """Without replicas nothing is drawn. Where a rank takes the near replica, nothing is drawn between two nodes either."""
+@pytest.mark.parametrize(("slots", "choice"), [(16, "near"), (20, "near"), (20, "joint")])
+def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots, choice):
+    """Without replicas nothing is drawn. With two nodes nothing is drawn between them either, but which replica of a joint choice."""
     plan = plan_file(slots_per_device=slots)
-    served = serve(plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", **NEAR)
+    served = serve(plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_CHOICE=choice)
     assert served.tokens == alone.tokens
-    replayed = evaluate(replace(Placement.load(plan), replica_choice="tar"), routing).copies
+    assert all(served.said("replicas are chosen"))
+    replayed = evaluate(chosen(plan, choice), routing).copies
     assert by_layer(served, "tokens") == [routing.num_tokens] * len(replayed.cross_node)
     assert by_layer(served, "copies") == replayed.cross_node.tolist()
-    assert by_layer(served, "pairs") == replayed.pairs_cross_node.tolist()
+    if choice == "near":
+        assert by_layer(served, "pairs") == replayed.pairs_cross_node.tolist()
 
 
 def recount(served, slots):
@@ -127,7 +138,7 @@ def recount(served, slots):
 
 def test_copies_of_vllms_own_choice_are_counted_as_it_draws(serve, alone, plan, routing):
     """Exactly, and within 2% of a replay that draws by itself."""
-    served = serve(plan, probes=("serving.copies", "serving.routing"), GRACE_MOE_DISPATCH="hierarchical")
+    served = serve(plan, probes=("serving.copies", "serving.routing"), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_CHOICE="theirs")
     slots = SlotMap.of(Placement.load(plan))
     assert served.tokens == alone.tokens
     assert by_layer(served, "copies") == recount(served, slots)

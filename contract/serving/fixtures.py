@@ -4,7 +4,7 @@ A test that wants vLLM on four processes takes the fixture `serve`: `serve(plan=
 `prompts`, and returns a `serving.Outcome` (tokens, map, digests of weights, moved slots, logs). vLLM is imported once a session, so that
 a start takes seconds; starts that are alike happen once. Modes are variables of the environment and arguments of vLLM:
 
-    serve(plan, GRACE_MOE_DISPATCH="hierarchical")               # a mode is a variable
+    serve(plan, GRACE_MOE_CHOICE="near")                         # a mode is a variable
     serve(plan, redundant=16, probes=("my_probe",))              # see `serving.Job`
     serve(ranks=1)                                               # one process, the oracle of tokens
     serve(plan, prompts=many, new_tokens=64, eplb={"step_interval": 4})   # many rearrangements: `Outcome.moved()` has what each moved

@@ -34,7 +34,7 @@ def register() -> None:
     Raises:
         GraceError: the plan can't be read.
     """
-    live = plan_from_environment()
+    live = plan_from_environment(LOG)
     if live is None:
         return
     try:
@@ -42,8 +42,8 @@ def register() -> None:
     except ImportError as error:
         LOG.warning("GRACE-MoE: this SGLang has no hook registry where 0.5.23 has it (%s): the plan is not used", error)
         return
-    if live.local_routing:
-        LOG.warning("GRACE-MoE: GRACE_MOE_LOCAL_ROUTING is vLLM's: SGLang takes near replicas with --ep-dispatch-algorithm static")
+    if live.choice not in ("", "theirs"):
+        LOG.warning("GRACE-MoE: GRACE_MOE_CHOICE is vLLM's: SGLang takes near replicas with --ep-dispatch-algorithm static")
     HookRegistry.register(BALANCER, planned_rebalance(live), HookType.AROUND)
     HookRegistry.register(SURVIVORS, planned_survivors(live), HookType.AROUND)
     LOG.info(follows(live))

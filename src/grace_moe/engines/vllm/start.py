@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.live_plan import LiveMap, LivePlan, switch
+from grace_moe.engines.live_plan import LivePlan, switch
 from grace_moe.errors import GraceError, MismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 STATIC_START = "GRACE_MOE_STATIC_START"
 LOG = logging.getLogger("vllm.grace_moe")
 Table: TypeAlias = npt.NDArray[np.int64]
-Remember: TypeAlias = Callable[[LiveMap, Table], None]
-"""Told of each map that vLLM gets, so that its rows are known again."""
 
 _LAYER, _EXPERT = re.compile(r"\blayers\.(\d+)\."), re.compile(r"\.experts\.(\d+)\.")
 
@@ -93,7 +91,7 @@ _started: WeakKeyDictionary[Any, Table] = WeakKeyDictionary()
 """Model whose experts were loaded by a plan -> the map."""
 
 
-def install(live: LivePlan, remember: Remember) -> None:
+def install(live: LivePlan) -> None:
     """Let vLLM's default loader put experts where the plan has them, unless `GRACE_MOE_STATIC_START` is 0.
 
     Raises:
@@ -111,7 +109,7 @@ def install(live: LivePlan, remember: Remember) -> None:
 
     def load_weights(self: Any, model: nn.Module, model_config: Any) -> None:
         """See vLLM's method of this name."""
-        found = _planned(live, model, remember)
+        found = _planned(live, model)
         if found is None:
             load(self, model, model_config)
             return
@@ -136,7 +134,7 @@ def install(live: LivePlan, remember: Remember) -> None:
     EplbState.add_model = add_model
 
 
-def _planned(live: LivePlan, model: nn.Module, remember: Remember) -> tuple[Any, PlannedSlots] | None:
+def _planned(live: LivePlan, model: nn.Module) -> tuple[Any, PlannedSlots] | None:
     """The part of a model that holds experts, and its slots by the plan; None, and a line of the log, where it can't start so."""
     from vllm.config import get_current_vllm_config
     from vllm.distributed.parallel_state import get_ep_group, get_node_count
@@ -155,7 +153,6 @@ def _planned(live: LivePlan, model: nn.Module, remember: Remember) -> tuple[Any,
         _own_start(str(error))
         return None
     table = found.slots.physical_to_logical.astype(np.int64)
-    remember(found, table)
     return experts, PlannedSlots(table=table, rank=ranks.rank_in_group, num_ranks=ranks.world_size, num_experts=experts.num_logical_experts)
 
 
