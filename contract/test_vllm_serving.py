@@ -92,7 +92,7 @@ def test_a_plan_that_does_not_fit_starts_in_its_own_order(serve, alone, plan_fil
     served = serve(plan_file(slots_per_device=20), redundant=15 * 16)
     assert served.tokens == alone.tokens
     assert replicas_are_alike(served)
-    assert all(served.said("experts load in vLLM's own order"))
+    assert all(served.said("Experts load in vLLM's own order"))
 
 
 def by_layer(served, what):
