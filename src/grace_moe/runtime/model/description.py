@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from grace_moe.errors import ModelError, printable
 from grace_moe.runtime.model.reading import read_model_json, reading
@@ -17,7 +17,7 @@ def load_config(path: str) -> Any:
     """The model's configuration.
 
     Raises:
-        ModelError: no model there, one that needs code of its own, or not a Mixture-of-Experts.
+        ModelError: no model there, or one that needs code of its own.
     """
     if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
         raise ModelError(f"{path}: no such folder; give a model folder or hub id")
@@ -31,7 +31,6 @@ def load_config(path: str) -> Any:
             if "trust_remote_code" in str(error):
                 raise ModelError(f"{path}: config.json: auto_map: the model needs code of its own, which is not run; {_KNOWN}") from error
             raise
-        num_experts_of(config, path)
     return config
 
 
@@ -42,14 +41,18 @@ def _refuse_devices(path: str) -> None:
             raise ModelError(f"{path}: {printable(entry.name)}: not a file; give a folder of files")
 
 
-def num_experts_of(config: Any, path: str = "model") -> int:
-    """Experts in each MoE layer. Raises ModelError for a model that has none."""
-    text = config.get_text_config()
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 1:
-            return value
-    raise ModelError(f"{path}: config.json: {config.model_type!r} has no experts; give a Mixture-of-Experts model")
+def checkpoint_dtype(config: Any) -> str:
+    """What the checkpoint says that its weights are, by torch's name; float32 where it says nothing."""
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return str(named or "float32").removeprefix("torch.")
+
+
+def load_generation_config(path: str, config: Any) -> GenerationConfig:
+    """The model's own `generation_config.json`, which may name more end-of-sequence tokens than its configuration; else made from that."""
+    if Path(path).is_dir() and not Path(path, "generation_config.json").exists():
+        return GenerationConfig.from_model_config(config)
+    with reading(path, "generation_config.json", "download or copy it again"):
+        return GenerationConfig.from_pretrained(path)
 
 
 def load_tokenizer(path: str) -> Any:
