@@ -12,7 +12,7 @@ from grace_moe.choice import choice_table
 from grace_moe.engines.given_maps import GivenMaps, LiveMap
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.vllm.choice import POLICIES, SEED, rank_choice
-from grace_moe.engines.vllm.model_choice import ModelChoice, record_pairs
+from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens
 from grace_moe.engines.vllm.seams import decode_alone
 from grace_moe.placement import LayerPlacement
@@ -22,6 +22,11 @@ from tests.engines.plans import EXPERTS, HELD, RANKS, placement
 TOPOLOGY = Topology.parse("2x2")
 DECODE = ((0.0, 1.0), (1.0, 0.0), (1.0, 0.0), (1.0, 0.0))
 """Weights for decode of the experts of `plans.HELD`."""
+
+
+def slots_of(chosen, layer, ids):
+    """The slots of a layer's pairs, which are not recorded."""
+    return chosen.slots(layer, ids, 0, torch.zeros(8, dtype=torch.int32), torch.tensor(False), None)
 
 
 def model_choice(choice, rank=1, plan=None, known=True):
@@ -74,11 +79,11 @@ def test_decode_has_its_own_replicas():
     chosen = model_choice("near", rank=3, plan=plan)
     ids = torch.tensor([[0, 1]])
     chosen.begin(1, [0])
-    prefill = chosen.slots(0, ids, 0)
+    prefill = slots_of(chosen, 0, ids)
     chosen.decode = True
     chosen.begin(1, [0])
     assert prefill.tolist() in ([[6, 1]], [[6, 2]])  # expert 0 is on rank 3 itself; 1 is away, on ranks 0 and 1
-    assert chosen.slots(0, ids, 0).tolist() == [[6, 1]]  # in decode only on its first rank
+    assert slots_of(chosen, 0, ids).tolist() == [[6, 1]]  # in decode only on its first rank
 
 
 def test_a_rank_counts_its_tokens_so_that_one_token_steps_draw_anew():
@@ -87,7 +92,7 @@ def test_a_rank_counts_its_tokens_so_that_one_token_steps_draw_anew():
     seen = set()
     for _ in range(20):
         chosen.begin(1, [0])
-        seen.add(int(chosen.slots(0, ids, 0)))
+        seen.add(int(slots_of(chosen, 0, ids)))
     assert seen == {1, 2}
     assert chosen.routed == 20
     chosen.begin(6, [0, 4])
@@ -117,12 +122,17 @@ def test_a_row_is_known_in_whatever_order_ranks_have_their_slots():
     assert given.layer(0, swapped[:4]) is None
 
 
-def test_pairs_of_real_tokens_are_recorded():
-    load = torch.zeros(4, dtype=torch.int32)
-    record_pairs(torch.tensor([[0, 3], [3, -1], [1, 1]]), load, torch.tensor(2, dtype=torch.int32))
-    assert load.tolist() == [1, 0, 0, 2]
-    record_pairs(torch.tensor([[0, 3]]), load, None)
-    assert load.tolist() == [2, 0, 0, 3]
+def test_pairs_of_real_tokens_are_recorded_where_they_should():
+    chosen, load = model_choice("near", rank=0), torch.zeros(8, dtype=torch.int32)
+    chosen.begin(2, [0])
+    ids = torch.tensor([[0, 2], [2, -1], [0, 2]], dtype=torch.int32)  # the last is padding
+    slots = chosen.slots(0, ids, 0, load, torch.tensor(True), torch.tensor(2, dtype=torch.int32))
+    assert slots.dtype == torch.int32
+    assert (load == torch.bincount(slots[:2][slots[:2] >= 0], minlength=8)).all()
+    chosen.slots(0, ids, 0, load, torch.tensor(False), None)
+    assert load.sum() == 3
+    chosen.slots(0, ids, 0, load, torch.tensor(True), None)
+    assert load.sum() == 3 + 5
 
 
 def output(new=0, cached=(), scheduled=(), drafts=()):

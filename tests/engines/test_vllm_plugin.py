@@ -170,7 +170,7 @@ def test_an_old_or_new_vllm_is_left_alone(vllm, plan_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        (REPLAN, "yes", "GRACE_MOE_REPLAN='yes': set it to 0 or 1"),
+        (REPLAN, "yes", "GRACE_MOE_REPLAN='yes': set it to 1 or 0"),
         (CHOICE, "tar", "GRACE_MOE_CHOICE='tar': set it to near, joint or theirs"),
         ("GRACE_MOE_LOCAL_ROUTING", "1", "GRACE_MOE_LOCAL_ROUTING has gone; set GRACE_MOE_CHOICE=near"),
     ],

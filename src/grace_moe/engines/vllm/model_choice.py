@@ -64,13 +64,11 @@ class ModelChoice:
         self.layers[index : index + 1] = [chosen.convert(torch.from_numpy)]
         if self.device.type == "cpu":
             return
-        from grace_moe.engines.vllm.choice_kernel import DeviceTables
-
         widest = min(topology.num_devices, len(row) - self.planned.num_experts + 1)
         tables = kernel_tables(chosen, topology.node_of_device, width=1 << (widest - 1).bit_length())
         if new:
             own_node = int(topology.node_of_device[self.rank])
-            self.on_device.append(DeviceTables(tables, layer_salt(SEED, layer.layer_id), own_node, self.device))
+            self.on_device.append(_kernel().DeviceTables(tables, layer_salt(SEED, layer.layer_id), own_node, self.device))
         else:
             self.on_device[index].refill(tables)
 
@@ -102,15 +100,31 @@ class ModelChoice:
         if self.routed > LAST_TOKEN:
             self.routed = 0
 
-    def slots(self, index: int, topk_ids: torch.Tensor, part: int) -> torch.Tensor:
-        """`[T, K]` slots of a layer's pairs, by the reference; as `choice_kernel.choose_and_record` but for the record."""
+    def slots(
+        self, index: int, topk_ids: torch.Tensor, part: int, load_view: torch.Tensor, record: torch.Tensor, unpadded: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`[T, K]` slots of a layer's pairs; where `record` is set, they are added to the loads.
+
+        Args:
+            part: of the batch.
+            load_view: int32 `[slots]` pairs of each slot.
+            unpadded: int32 scalar, tokens that are no padding; None = all.
+        """
+        if self.on_device:
+            found: torch.Tensor = _kernel().choose_and_record(
+                self.on_device[index], topk_ids, self.steps[part], load_view, record, unpadded
+            )
+            return found
         first, decode = self.steps[part].tolist()
         tokens = torch.arange(first, first + len(topk_ids))
         slots: torch.Tensor = self.layers[index].slots(topk_ids.long(), tokens, decode=bool(decode))
+        if bool(record):
+            real = slots if unpadded is None else slots[: int(unpadded)]
+            load_view += torch.bincount(real[real >= 0].flatten(), minlength=len(load_view)).to(load_view.dtype)
         return slots.to(topk_ids.dtype)
 
 
-def record_pairs(slots: torch.Tensor, load_view: torch.Tensor, unpadded: torch.Tensor | None) -> None:
-    """Add the pairs of tokens that are no padding to the loads of their slots `[slots]`."""
-    real = slots if unpadded is None else slots[: int(unpadded)]
-    load_view += torch.bincount(real[real >= 0].flatten(), minlength=len(load_view)).to(load_view.dtype)
+def _kernel() -> Any:
+    from grace_moe.engines.vllm import choice_kernel
+
+    return choice_kernel

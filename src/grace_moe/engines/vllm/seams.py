@@ -17,7 +17,7 @@ import torch
 
 from grace_moe.engines.live_plan import LivePlan, told
 from grace_moe.engines.vllm.choice_tables import MAX_NODES
-from grace_moe.engines.vllm.model_choice import ModelChoice, record_pairs
+from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens, why_not
 from grace_moe.errors import GraceError
 
@@ -171,16 +171,7 @@ def _wrap_router() -> None:
             )
             return theirs
         chosen, layer = found
-        part = dbo_current_ubatch_id()
-        if chosen.on_device:
-            from grace_moe.engines.vllm.choice_kernel import choose_and_record
-
-            tables, step = chosen.on_device[layer], chosen.steps[part]
-            return choose_and_record(tables, topk_ids, step, expert_load_view, record_enabled, num_unpadded_tokens)
-        slots = chosen.slots(layer, topk_ids, part)
-        if bool(record_enabled):
-            record_pairs(slots, expert_load_view, num_unpadded_tokens)
-        return slots
+        return chosen.slots(layer, topk_ids, dbo_current_ubatch_id(), expert_load_view, record_enabled, num_unpadded_tokens)
 
     _ours.add(choose)
     everywhere(plain, choose)
