@@ -12,8 +12,8 @@ import torch
 
 from grace_moe.choice.hashing import layer_salt
 from grace_moe.engines.given_maps import GivenMaps
+from grace_moe.engines.replica_choice import SEED, RankChoice, rank_choice
 from grace_moe.engines.slot_map import SlotMap
-from grace_moe.engines.vllm.choice import SEED, RankChoice, rank_choice
 from grace_moe.engines.vllm.choice_tables import kernel_tables
 from grace_moe.placement import LayerPlacement, Placement
 
