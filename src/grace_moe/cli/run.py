@@ -175,6 +175,7 @@ def _on_local_ranks(options: RunOptions, shape: str) -> None:
 
 def _as_a_rank(options: RunOptions) -> NoReturn:
     """Do the job as one of torchrun's ranks; the process ends here. Whatever is wrong is found after the ranks joined, and said once."""
+    from grace_moe.runtime.job.events import SILENT
     from grace_moe.runtime.job.on_rank import run_on_rank
     from grace_moe.runtime.job.ranks import first_to_say, joined, leave
 
@@ -183,7 +184,8 @@ def _as_a_rank(options: RunOptions) -> NoReturn:
         with joined(timeout=timedelta(seconds=options.timeout)) as member, status_lines() as tell:
             prepared = _prepare(options, Placement.load(options.placement_path), warn=member.rank == 0)
             share = -(-len(prepared.job.requests) // member.world_size)
-            results = run_on_rank(prepared.job, member, _listener(prepared.job, tell, None, f"rank {member.rank}", share))
+            listener = _listener(prepared.job, tell, None, "as rank 0 of torchrun's", share) if member.rank == 0 else SILENT
+            results = run_on_rank(prepared.job, member, listener)
         if results:  # rank 0 alone has them
             if (printer := _printer(options, prepared)) is not None:
                 printer.add_whole(results[0].completions)
