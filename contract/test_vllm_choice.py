@@ -20,9 +20,9 @@ from grace_moe import Topology
 from grace_moe.choice import choice_table
 from grace_moe.choice.hashing import layer_salt
 from grace_moe.engines.live_plan import CHOICE, PLAN
+from grace_moe.engines.replica_choice import SEED, rank_choice
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.engines.vllm import seams
-from grace_moe.engines.vllm.choice import SEED, rank_choice
 from grace_moe.engines.vllm.choice_kernel import DeviceTables, choose_and_record
 from grace_moe.engines.vllm.choice_tables import kernel_tables
 from grace_moe.placement import LayerPlacement, Placement

@@ -96,7 +96,7 @@ def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     hooks = []
     registry = ModuleType("sglang.srt.plugins.hook_registry")
-    registry.HookType = SimpleNamespace(AROUND="around")
+    registry.HookType = Enum("HookType", ["AROUND", "AFTER"])
     registry.HookRegistry = SimpleNamespace(register=lambda *arguments: hooks.append(arguments))
     for name in ("sglang", "sglang.srt", "sglang.srt.plugins"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -104,10 +104,23 @@ def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
     sglang_plugin.register()
     assert "has no hook registry" in caplog.text
     monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", registry)
-    monkeypatch.setenv(CHOICE, "near")
+    balancer = [(sglang_plugin.BALANCER, "AROUND"), (sglang_plugin.SURVIVORS, "AROUND")]
+    table = ("sglang.srt.eplb.expert_location.ExpertLocationMetadata._init_raw", "AFTER")
+    for choice, expected in (("theirs", balancer), ("", [*balancer, table]), ("near", [*balancer, table])):
+        hooks.clear()
+        monkeypatch.setenv(CHOICE, choice)
+        sglang_plugin.register()
+        assert [(target, kind.name) for target, _, kind in hooks] == expected
+    hooks.clear()
+    monkeypatch.setenv(CHOICE, "joint")
     sglang_plugin.register()
-    assert [(target, kind) for target, _, kind in hooks] == [(sglang_plugin.BALANCER, "around"), (sglang_plugin.SURVIVORS, "around")]
-    assert "is vLLM's" in caplog.text
+    assert len(hooks) == 7
+    assert "sglang.srt.eplb.expert_location_dispatch.topk_ids_logical_to_physical" in [target for target, _, _ in hooks]
+    plan_path.write_text("[[0, 1, 2, 3, 0, 1, 2, 3]]")
+    hooks.clear()
+    sglang_plugin.register()
+    assert [target for target, _, _ in hooks] == [target for target, _ in balancer]
+    assert "is a slot map without layer numbers" in caplog.text
 
 
 def test_both_are_entry_points():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from grace_moe.choice import choice_table
 from grace_moe.engines.given_maps import GivenMaps, LiveMap
+from grace_moe.engines.replica_choice import POLICIES, SEED, rank_choice
 from grace_moe.engines.slot_map import SlotMap
-from grace_moe.engines.vllm.choice import POLICIES, SEED, rank_choice
 from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens
 from grace_moe.engines.vllm.seams import decode_alone

@@ -12,8 +12,8 @@ import torch
 
 from grace_moe.choice.hashing import layer_salt
 from grace_moe.engines.given_maps import GivenMaps
+from grace_moe.engines.replica_choice import SEED, RankChoice, rank_choice
 from grace_moe.engines.slot_map import SlotMap
-from grace_moe.engines.vllm.choice import SEED, RankChoice, rank_choice
 from grace_moe.engines.vllm.choice_tables import kernel_tables
 from grace_moe.placement import LayerPlacement, Placement
 
@@ -33,7 +33,7 @@ class ModelChoice:
     """Tells the nodes, the layers' numbers, and what the layers' own choices are."""
     rank: int
     choice: str
-    """A key of `choice.POLICIES`."""
+    """A key of `engines.vllm.choice.POLICIES`."""
     given: GivenMaps
     device: torch.device
     rows: list[Row] = field(default_factory=list)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.live_plan import LivePlan, switch
-from grace_moe.errors import GraceError, MismatchError, UsageError
+from grace_moe.errors import GraceError, MismatchError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,33 +143,37 @@ def _planned(live: LivePlan, model: nn.Module) -> tuple[Any, PlannedSlots] | Non
     config, experts = get_current_vllm_config().parallel_config, get_mixture_of_experts_model(model)
     if not config.enable_eplb or experts is None:
         return None  # the balancer's own part of the plug-in tells it
+    reason = _why_not(config, experts)
+    if reason:
+        _own_start(reason)
+        return None
+    ranks, nodes = get_ep_group(), get_node_count()
+    loads = np.zeros((experts.num_moe_layers, experts.num_logical_experts), dtype=np.int64)
+    nodes = nodes if ranks.world_size % nodes == 0 else 1  # as `EplbState.rearrange` has it
     try:
-        _check_loads_slot_by_slot(config, experts)
-        ranks, nodes = get_ep_group(), get_node_count()
-        loads = np.zeros((experts.num_moe_layers, experts.num_logical_experts), dtype=np.int64)
-        nodes = nodes if ranks.world_size % nodes == 0 else 1  # as `EplbState.rearrange` has it
         found = live.map_for(loads, experts.num_physical_experts, ranks.world_size, nodes)
     except GraceError as error:
-        _own_start(str(error))
+        LOG.warning("GRACE-MoE: %s. Experts load in vLLM's own order, and its own balancer decides.", error)
         return None
     table = found.slots.physical_to_logical.astype(np.int64)
     return experts, PlannedSlots(table=table, rank=ranks.rank_in_group, num_ranks=ranks.world_size, num_experts=experts.num_logical_experts)
 
 
-def _check_loads_slot_by_slot(config: Any, experts: Any) -> None:
-    """Raise UsageError where vLLM fills slots in a way that no plan can steer."""
+def _why_not(config: Any, experts: Any) -> str:
+    """Why vLLM fills this model's slots in a way that no plan can steer; "" = it doesn't."""
     if config.enable_elastic_ep:
-        raise UsageError("with elastic expert parallelism, slots come and go")
+        return "with elastic expert parallelism, slots come and go"
     for layer in experts.moe_layers:
         routed = getattr(layer, "routed_experts", None)
         if routed is None or not hasattr(routed, "expert_map_manager"):
-            raise UsageError("this vLLM keeps its experts in another way than 0.32")
+            return "this vLLM keeps its experts in another way than 0.32"
         if routed.expert_map_manager.num_fused_shared_experts:
-            raise UsageError("shared experts are fused with the routed ones")
+            return "shared experts are fused with the routed ones"
         if getattr(routed.quant_method, "uses_meta_device", False):
-            raise UsageError("weights are quantised while they load")
+            return "weights are quantised while they load"
         if routed.quant_config is not None and routed.quant_config.get_name() == "gpt_oss_mxfp4":
-            raise UsageError("this quantisation loads all experts at once")
+            return "this quantisation loads all experts at once"
+    return ""
 
 
 def _own_start(reason: str) -> None:

@@ -1,8 +1,8 @@
-"""Our replica choice as vLLM's router makes it: slots for the experts of a rank's own tokens, all k of a token at once.
+"""Our replica choice as an engine's router makes it: slots for the experts of a rank's own tokens, all k of a token at once.
 
-This is the reference, on arrays or tensors alike, and what runs where there is no GPU. The kernel of `choice_kernel` gives the same slots.
-Both are the choice of docs/method.md#online-phase, near or joint, by the same draws, so that a replay predicts them. A token's number is
-how many the rank has routed before it.
+This is the reference, on arrays or tensors alike: SGLang's plug-in runs it, and vLLM's where there is no GPU. `vllm.choice_kernel` gives
+the same slots. Both are the choice of docs/method.md#online-phase, near or joint, by the same draws, so that a replay predicts them. A
+token's number is how many the rank has routed before it.
 """
 
 from __future__ import annotations
