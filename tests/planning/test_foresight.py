@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.choice import joint_choice_table
-from grace_moe.choice.cover import host_masks, visited_nodes
+from grace_moe.choice.cover import visited_nodes
+from grace_moe.choice.joint import host_masks
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
 from grace_moe.planning.constants import DAYS

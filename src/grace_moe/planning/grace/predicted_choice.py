@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.cover import host_masks, visited_nodes
-from grace_moe.choice.joint import JointChoiceTable, joint_choice_table
+from grace_moe.choice.cover import visited_nodes
+from grace_moe.choice.joint import JointChoiceTable, host_masks, joint_choice_table
 from grace_moe.choice.tables import choice_table
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
