@@ -17,6 +17,7 @@ from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import TokenCount, status_line, status_lines
 from grace_moe.cli.requests import STANDARD_INPUT, prompt_requests, read_prompts, text_requests, too_long
 from grace_moe.cli.run_results import predicted_bytes, show_results
+from grace_moe.cost.sent import other_backend
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import GraceError, MismatchError, UsageError, printable
 from grace_moe.placement import Placement
@@ -209,6 +210,8 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
     warning = too_long(requests, options.new_tokens, config)
     if warn and warning is not None:
         click.echo(f"warning: {options.model}: {warning}", err=True)
+    if warn:
+        _tell_other_backends(options, placement)
     job = Job(
         model=options.model,
         requests=requests,
@@ -227,6 +230,13 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
         keep_routing=options.predict,
     )
     return _Prepared(job=job, placement=placement, config=config, tokenizer=tokenizer)
+
+
+def _tell_other_backends(options: RunOptions, placement: Placement) -> None:
+    """Note where the plan was made for what another dispatch sends; vanilla does not use it, and auto takes either way."""
+    for dispatch in options.dispatches:
+        if dispatch in ("flat", "hierarchical") and (note := other_backend(placement, dispatch)) is not None:
+            click.echo(f"note: {options.placement_path}: {note}", err=True)
 
 
 def _requests(options: RunOptions, tokenizer: Any) -> tuple[Request, ...]:
