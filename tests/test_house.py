@@ -36,6 +36,7 @@ HEAVY = {
 INNER = {
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
     "grace_moe.engines.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
+    "grace_moe.cli.front:front": "what listens comes with an extra",
     "grace_moe.runtime.job.worker:main": "the launcher is watched before torch is imported",
 }
 """Other functions that may import, and why."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "grace_moe.cli.report:report_command",
     "run": "grace_moe.cli.run:run",
     "export": "grace_moe.cli.export:export_command",
+    "front": "grace_moe.cli.front:front",
 }
 """Command -> module:function, in the order of `--help`."""
 SUMMARIES = {
@@ -37,6 +38,7 @@ SUMMARIES = {
     "report": "Show what a comparison found, as one HTML page.",
     "run": "Run a model with its experts placed by a plan.",
     "export": "Write a plan as vLLM, SGLang or TensorRT-LLM reads it.",
+    "front": "Stand before vLLM or SGLang and send each request where its experts are.",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.engines.vllm.recording import record_with_vllm
-from grace_moe.errors import printable
+from grace_moe.errors import UsageError, printable
 from grace_moe.runtime import require_runtime
 from grace_moe.trace import RecordingSizes, RoutingTrace, skew
 
@@ -23,6 +24,7 @@ from grace_moe.trace import RecordingSizes, RoutingTrace, skew
 Examples:
   grace-moe record ./OLMoE-1B-7B --text wiki.txt --text code.py -o olmoe.safetensors
   grace-moe record ./OLMoE-1B-7B --text chat.txt --requests 200 --new-tokens 64 -o chat.safetensors
+  grace-moe record ./OLMoE-1B-7B --text chat.txt --token-ids -o front.safetensors
   grace-moe record ./Qwen3-30B-A3B --engine vllm --dtype bfloat16 --text wiki.txt -o qwen.safetensors
 """,
 )
@@ -39,6 +41,7 @@ Examples:
 @click.option(
     "--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True, help="What runs the model."
 )
+@click.option("--token-ids", is_flag=True, help="Keep what the tokens are, for `grace-moe front`: the trace then holds the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def record(
     model: str,
@@ -50,14 +53,19 @@ def record(
     batch_size: int,
     dtype: str,
     engine: str,
+    token_ids: bool,
     as_json: bool,
 ) -> None:
     """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
     contents = [read_text(path) for path in texts]
     named = {"name": printable(Path(model).name), "dataset": printable(", ".join(p.name for p in texts))}
     sizes = RecordingSizes(requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, dtype=dtype)
+    if token_ids and engine == "vllm":
+        raise UsageError("--token-ids: vLLM's routing comes without them; record with Transformers")
     by = _by_vllm if engine == "vllm" else _by_transformers
     trace, made, bytes_of_expert = by(model, contents, named, sizes)
+    if not token_ids:
+        trace = replace(trace, token_ids=None)
     trace.save(output)
     summary = {
         "trace": str(output),
