@@ -65,7 +65,9 @@ def table(shape: str, planned_on: RoutingTrace, parts: list[RoutingTrace]) -> No
     plain = plan(planned_on, topology, redundancy=1.25)
     placed = plan(planned_on, topology, redundancy=1.25, request_placement=True)
     whole = concatenate(parts)
-    print(f"\n## {shape}\n\n| arrivals | `grace` | `grace+requests` | of it | its plan, nothing placed | of it |\n|---|---|---|---|---|---|")
+    print(
+        f"\n## {shape}\n\n| arrivals | `grace` | `grace+requests` | of it | its plan, nothing placed | of it |\n|---|---|---|---|---|---|"
+    )
     for name, drawn in orders(parts).items():
         arrivals = [arriving(whole, order) for order in drawn]
         dealt = [evaluate(plain, trace) for trace in arrivals]

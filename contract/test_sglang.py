@@ -4,10 +4,14 @@ dispatch rule picks the replicas that the docs say, its hook registry takes the 
 Only what surrounds these modules in a server is a stand-in: parallel sizes, flags, devices. The recorder's accumulation is not run.
 """
 
+import argparse
 import importlib
 import json
 import os
+import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,6 +21,7 @@ import torch
 
 from grace_moe import Topology, plan
 from grace_moe.engines import EXPORTERS, Hints, SlotMap
+from grace_moe.engines.backends import SGLANG
 from grace_moe.engines.live_plan import PLAN
 from grace_moe.placement import Placement
 from grace_moe.trace import RoutingTrace, synthetic_trace
@@ -43,6 +48,7 @@ def sglang(monkeypatch):
         eplb_algorithm="auto",
     )
     parallel = SimpleNamespace(ep_size=RANKS, nnodes=2, elastic_ep_initial_size=None)
+    alive = SimpleNamespace(active_ranks=torch.ones(RANKS, dtype=torch.int32))
     stand_ins = {
         "sglang.srt.runtime_context": {
             "get_device": lambda: SimpleNamespace(device="cpu"),
@@ -50,7 +56,10 @@ def sglang(monkeypatch):
             "get_parallel": lambda: parallel,
             "get_resources": lambda: None,
         },
-        "sglang.srt.elastic_ep.elastic_ep": {"elastic_expanded_world_enabled": lambda: False},
+        "sglang.srt.elastic_ep.elastic_ep": {
+            "elastic_expanded_world_enabled": lambda: False,
+            "ElasticEPStateManager": SimpleNamespace(instance=lambda: alive),
+        },
         "sglang.srt.environ": {
             "envs": SimpleNamespace(SGLANG_PLUGINS=SimpleNamespace(get=lambda: ""), SGLANG_PLATFORM=SimpleNamespace(get=lambda: ""))
         },
@@ -64,7 +73,7 @@ def sglang(monkeypatch):
         module = ModuleType(name)
         module.__dict__.update(values)
         monkeypatch.setitem(sys.modules, name, module)
-    return SimpleNamespace(moe=moe, parallel=parallel, location=importlib.import_module("sglang.srt.eplb.expert_location"))
+    return SimpleNamespace(moe=moe, parallel=parallel, alive=alive, location=importlib.import_module("sglang.srt.eplb.expert_location"))
 
 
 class Model:
@@ -94,6 +103,8 @@ def load(sglang, placement, tmp_path, rank):
     return sglang.location.compute_initial_expert_location_metadata(Model, moe_ep_rank=rank)
 
 
+@pytest.mark.shows("sglang", "place", "modules")
+@pytest.mark.shows("sglang", "static start", "modules")
 def test_its_loader_reads_what_we_export(sglang, placement, tmp_path):
     metadata = load(sglang, placement, tmp_path, 0)
     planned = SlotMap.of(placement)
@@ -121,6 +132,7 @@ def test_it_refuses_a_file_with_another_key(sglang, placement, tmp_path):
         sglang.location.compute_initial_expert_location_metadata(Model, moe_ep_rank=0)
 
 
+@pytest.mark.shows("sglang", "place", "modules")
 def test_its_hook_registry_and_balancer_take_the_plug_in(sglang, placement, tmp_path, monkeypatch):
     """Their `init_by_eplb`, which the online balancer calls: with the hook it gives the plan, without one EPLB's."""
     monkeypatch.setenv(PLAN, str(tmp_path / "plan.json"))
@@ -143,6 +155,75 @@ def test_its_hook_registry_and_balancer_take_the_plug_in(sglang, placement, tmp_
     sglang.moe.ep_num_redundant_experts = 0  # 4 slots a rank: the plan is equalised to them, and still whole
     fewer = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts)
     assert (np.sort(fewer.physical_to_logical_map.numpy(), axis=1) == np.arange(EXPERTS)).all()
+
+
+def hooked(monkeypatch, tmp_path):
+    """Our plug-in in their registry."""
+    monkeypatch.setenv(PLAN, str(tmp_path / "plan.json"))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    from grace_moe.engines.sglang import plugin as sglang_plugin
+
+    sglang_plugin.register()
+    importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry.apply_hooks()
+
+
+def test_its_elastic_balancer_gives_dead_ranks_no_experts(sglang, placement, tmp_path, monkeypatch):
+    """Their `init_by_eplb` and `elasticity_aware` with the hooks, rank 1 dead: the maps are of the form that their own have."""
+    sglang.moe.eplb_algorithm = "elasticity_aware"
+    sglang.moe.ep_num_redundant_experts = 8  # 6 slots a rank: 18 on three ranks for 16 experts
+    counts = torch.randint(1, 99, (LAYERS, EXPERTS), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    sglang.alive.active_ranks[1] = 0
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    theirs = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts)
+    hooked(monkeypatch, tmp_path)
+    ours = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts)
+    assert not torch.equal(ours.physical_to_logical_map, theirs.physical_to_logical_map)
+    for name, value in vars(theirs).items():
+        if isinstance(value, torch.Tensor):
+            assert (getattr(ours, name).shape, getattr(ours, name).dtype) == (value.shape, value.dtype)
+    for metadata in (theirs, ours):
+        slots = metadata.logical_to_all_physical_map
+        assert (metadata.physical_to_logical_map[:, 6:12] == 0).all()
+        assert not ((slots >= 6) & (slots < 12)).any()
+        assert (metadata.logical_to_all_physical_map_num_valid >= 1).all()
+        assert not ((metadata.logical_to_rank_dispatch_physical_map >= 6) & (metadata.logical_to_rank_dispatch_physical_map < 12)).any()
+    sglang.alive.active_ranks[1] = 1
+    whole = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts)
+    held = [set(row) for row in whole.physical_to_logical_map[PLANNED[0]].view(RANKS, 6).tolist()]
+    assert all(planned <= held[rank] for rank, planned in enumerate(map(set, placement.experts_of_device(0))))
+
+
+@pytest.fixture
+def parser(sglang, monkeypatch):
+    """Of their server's command line."""
+    orjson = ModuleType("orjson")  # the one package that its modules want and vLLM's environment has not
+    monkeypatch.setitem(sys.modules, "orjson", orjson)
+    for name in [n for n in sys.modules if n.startswith("sglang.srt.")]:
+        monkeypatch.delitem(sys.modules, name)
+    found = argparse.ArgumentParser(allow_abbrev=False)
+    importlib.import_module("sglang.srt.server_args").ServerArgs.add_cli_args(found)
+    return found
+
+
+def test_its_parser_takes_the_flags_that_export_prints(parser, placement):
+    """For every backend that a plan may be for."""
+    for backend in SGLANG:
+        planned = replace(placement, provenance={"backend": backend})
+        launch = EXPORTERS["sglang"](SlotMap.of(planned), Hints(num_hidden_layers=LAYERS), ()).launch
+        words = shlex.split(launch.replace("\\\n", " "))
+        assert words[:3] == ["python", "-m", "sglang.launch_server"]
+        arguments = parser.parse_args(words[3:])
+        assert (arguments.tp_size, arguments.ep_size, arguments.ep_num_redundant_experts) == (RANKS, RANKS, SLOTS - EXPERTS)
+        static = arguments.moe_a2a_backend != "none"  # SGLang refuses static choice where every rank has every token
+        assert arguments.ep_dispatch_algorithm == ("static" if static else "dynamic")
+
+
+def test_its_parser_takes_the_flags_of_the_page(parser):
+    """Those of online balancing and of recording."""
+    text = (Path(__file__).parents[1] / "docs/engines/sglang.md").read_text()
+    flags = set(re.findall(r"(?<=[\s`])--(?:eplb|ep|elastic|expert|enable|moe|deepep|init|disable|model)-[a-z0-9-]+", text))
+    assert len(flags) > 10
+    assert flags <= set(parser._option_string_actions)
 
 
 def test_where_the_plan_does_not_fit_its_own_balancer_decides(sglang, placement, tmp_path, monkeypatch):

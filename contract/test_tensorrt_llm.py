@@ -19,6 +19,8 @@ class MoeLoadBalancerConfig(pydantic.BaseModel):
     layer_updates_per_iter: int = 0
 
 
+@pytest.mark.shows("tensorrt-llm", "place", "form")
+@pytest.mark.shows("tensorrt-llm", "static start", "form")
 def test_the_schema_takes_what_we_export():
     value = yaml.safe_load(EXPORTERS["tensorrt-llm"](SLOTS, Hints(), (3,)).data)
     config = MoeLoadBalancerConfig(**value)

@@ -6,10 +6,11 @@ picks replicas.
 
 import json
 import os
-import shutil
+import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from safetensors.torch import load_file, save_file
 
 vllm = pytest.importorskip("vllm")
 
 from grace_moe import RoutingTrace, Topology, plan
-from grace_moe.engines import SlotMap
+from grace_moe.engines import EXPORTERS, Hints, SlotMap
+from grace_moe.engines.backends import VLLM
 from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
@@ -46,19 +47,6 @@ def command(*arguments, **environment):
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The embedded OLMoE with an output layer of its own: vLLM's OLMoE knows no tied one."""
-    folder = tmp_path_factory.mktemp("model") / "olmoe"
-    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    return folder
-
-
 RECORD = ("--text", EMBEDDED / "prose.txt", "--requests", 6, "--prompt-tokens", 32, "--new-tokens", 8)
 
 
@@ -77,6 +65,7 @@ def placement(trace, tmp_path_factory):
     return path
 
 
+@pytest.mark.shows("vllm", "record", "served")
 def test_its_routing_is_the_one_that_transformers_computes(model, trace, tmp_path):
     """The same experts for every token of every layer, prefill and decode, as recorded by `grace-moe record` in the main environment."""
     python = ROOT / ".venv/bin/python"
@@ -118,6 +107,7 @@ def in_a_fresh_vllm(planned, **environment):
     return np.array(json.loads(result.stdout.splitlines()[-1]))
 
 
+@pytest.mark.shows("vllm", "place", "modules")
 def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement):
     table = in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
     planned = SlotMap.of(Placement.load(placement)).physical_to_logical
@@ -182,6 +172,7 @@ def move(rank, port, old, new, failed):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.shows("vllm", "place", "modules")
 def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     """Four gloo processes, from vLLM's initial map to the plan's."""
     old = torch.arange(80).repeat(4, 1) % 64
@@ -195,6 +186,7 @@ def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     assert failed.tolist() == [0] * RANKS
 
 
+@pytest.mark.shows("vllm", "near", "modules")
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
     """vLLM's own commit, with the plug-in's table function in place; tables as wide as vLLM's."""
@@ -231,6 +223,7 @@ def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
             assert set((slots // 20).tolist()) == ({rank} if rank in devices else set(near or devices))
 
 
+@pytest.mark.shows("vllm", "record", "modules")
 def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     """`routed_experts` of the OpenAI server, by its own encoder."""
     from vllm.utils.serial_utils import numpy2base64
@@ -242,16 +235,16 @@ def test_a_response_of_its_server_is_read_as_it_is_written(tmp_path):
     assert (RoutingTrace.load(tmp_path / "t.safetensors").topk_ids == array).all()
 
 
-def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path):
-    import shlex
-
+@pytest.mark.parametrize("backend", VLLM)
+def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path, backend):
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    told = json.loads(command("export", placement, "--engine", "vllm", "-o", tmp_path / "map.json", "--json"))
-    words = shlex.split(told["launch"].replace("\\\n", " "))
-    assert words[0] == f"{PLAN}={tmp_path / 'map.json'}"
-    assert words[1:4] == ["vllm", "serve", "MODEL"]
+    planned = replace(Placement.load(placement), provenance={"backend": backend})
+    launch = EXPORTERS["vllm"](SlotMap.of(planned), Hints(), ()).launch
+    words = shlex.split(launch.replace("\\\n", " "))
+    assert words[:4] == [f"{PLAN}=PLAN", "vllm", "serve", "MODEL"]
     arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words[4:])
     assert (arguments.data_parallel_size, arguments.enable_expert_parallel, arguments.enable_eplb) == (4, True, True)
-    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 100)
+    assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 1024)
+    assert arguments.all2all_backend == VLLM[backend]

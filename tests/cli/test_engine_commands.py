@@ -75,7 +75,7 @@ def test_what_it_prints(tmp_path, placement, trace, model):
 
 LAUNCHES = {
     "vllm": "GRACE_MOE_PLAN={plan} vllm serve {model} --data-parallel-size 4 --enable-expert-parallel --enable-eplb",
-    "sglang": "python -m sglang.launch_server --model-path {model} --tp 4 --ep-size 4 ",
+    "sglang": "python -m sglang.launch_server --model-path {model} --tp-size 4 --ep-size 4 ",
     "tensorrt-llm": "moe_config:\n  load_balancer: {plan}\n# then: trtllm-serve {model} ",
     "vllm-ascend": '"expert_map_path": "{plan}"',
 }

@@ -1,6 +1,7 @@
 """Slot maps in the engines' formats: whole, exact, and the same again after a round trip."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise, export_loads
 from grace_moe.engines.tensorrt_llm.balancer import KEYS, export_yaml
 from grace_moe.engines.vllm.formats import export_map
-from grace_moe.errors import MismatchError, PlacementError
+from grace_moe.errors import MismatchError, PlacementError, UsageError
 from grace_moe.topology import Topology
+from tests.engines.plans import placement as plans_placement
 from tests.engines.samples import placements, sets
 
 SLOTS = SlotMap(physical_to_logical=np.array([[0, 1, 2, 0], [2, 1, 0, 2]], dtype=np.int32), layer_ids=(1, 3), num_experts=3, num_ranks=2)
+PLACED = plans_placement()
 HINTS = Hints(num_experts=3, layer_ids=(1, 3), num_hidden_layers=5)
 
 
@@ -39,6 +42,7 @@ def test_sglang_has_a_row_for_each_decoder_layer_and_no_other_key():
     assert json.loads(exported.data) == {"physical_to_logical_map": [[0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2, 0], [2, 1, 0, 2], [0, 1, 2, 0]]}
     assert "--ep-size 2 " in exported.launch
     assert "--ep-num-redundant-experts 1 " in exported.launch
+    assert exported.launch.endswith("--moe-a2a-backend deepep --deepep-mode auto --ep-dispatch-algorithm static")
     assert exported.notes == ()
 
 
@@ -75,6 +79,28 @@ def test_tensorrt_llm_has_its_three_keys_and_the_extra_layers():
 def test_tensorrt_llm_refuses_an_extra_layer_with_a_plan():
     with pytest.raises(MismatchError, match="layer 3 has a plan"):
         export_yaml(SLOTS, extra_layers=(3,))
+
+
+@pytest.mark.parametrize(
+    ("backend", "vllm", "sglang"),
+    [
+        ("", "deepep_high_throughput", "deepep --deepep-mode auto"),
+        ("deepep_low_latency", "deepep_low_latency", "deepep --deepep-mode low_latency"),
+        ("allgather", "allgather_reducescatter", "none --ep-dispatch-algorithm dynamic"),
+    ],
+)
+def test_launch_lines_name_the_backend_that_the_plan_is_for(backend, vllm, sglang):
+    slots = SlotMap.of(replace(PLACED, provenance={"backend": backend} if backend else {}))
+    of_vllm, of_sglang = (EXPORTERS[engine](slots, Hints(num_hidden_layers=4), ()) for engine in ("vllm", "sglang"))
+    assert f"--all2all-backend {vllm} " in of_vllm.launch
+    assert f"--moe-a2a-backend {sglang}" in of_sglang.launch
+    gains = ("this backend sends every token to every rank: the plan balances, and saves no traffic",) if backend == "allgather" else ()
+    assert of_vllm.notes == of_sglang.notes == gains
+
+
+def test_a_backend_that_no_engine_is_known_to_have_is_refused():
+    with pytest.raises(UsageError, match="planned for the backend 'pigeons', which is unknown; plan with one of hierarchical, "):
+        EXPORTERS["vllm"](SlotMap.of(replace(PLACED, provenance={"backend": "pigeons"})), HINTS, ())
 
 
 def test_vllm_counts_moe_layers_only():

@@ -2,10 +2,14 @@
 
 import logging
 import sys
+from enum import Enum
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grace_moe.engines import SlotMap
 from grace_moe.engines.live_plan import LOCAL_ROUTING, LivePlan, plan_from_environment
@@ -42,6 +46,52 @@ def test_sglang_falls_back_and_says_so(plan_path, caplog, tmp_path, monkeypatch)
     assert "without layer numbers" in caplog.text
 
 
+def survivors(tokens, slots, groups, nodes, ranks, hierarchical, active):
+    return "theirs"
+
+
+@given(st.lists(st.sampled_from([0, 1]), min_size=4, max_size=6))
+def test_dead_ranks_get_no_experts_and_every_expert_keeps_a_living_slot(active):
+    """Over which of four ranks are dead, with room for ranks that may join; one alone can't hold four experts in two slots."""
+    live = LivePlan(path=Path("plan.json"), replan=False, local_routing=False, planned=placement())
+    hook = sglang_plugin.planned_survivors(live)
+    maps = hook(survivors, torch.arange(5 * EXPERTS).view(5, EXPERTS), SLOTS, None, 2, 4, False, torch.tensor(active))
+    living = [rank for rank in range(4) if active[rank]]
+    if len(living) < 2:
+        assert maps == "theirs"
+        return
+    physical, logical, count = maps
+    assert physical.shape == (5, SLOTS)
+    for layer in range(5):
+        slots_of = [[s for s in logical[layer, expert].tolist() if s >= 0] for expert in range(EXPERTS)]
+        assert all(slots_of)
+        assert [len(slots) for slots in slots_of] == count[layer].tolist()
+        assert sorted(s for slots in slots_of for s in slots) == [s for s in range(SLOTS) if s // 2 in living]
+        assert all((physical[layer, slots] == expert).all() for expert, slots in enumerate(slots_of))
+    dead = [s for s in range(SLOTS) if s // 2 not in living]
+    assert (physical[:, dead] == 0).all()
+    if not dead:
+        assert (physical[[1, 3]].numpy() == SlotMap.of(placement()).physical_to_logical).all()
+
+
+def test_who_is_dead_is_in_the_log(plan_path, caplog):
+    hook = sglang_plugin.planned_survivors(plan_from_environment())
+    arguments = (torch.zeros(5, EXPERTS), SLOTS, None, 2, 4, False)
+    hook(survivors, *arguments, torch.tensor([1, 0, 1, 1]))
+    assert "without the ranks that are dead: 1" in caplog.text
+    assert hook(survivors, *arguments, torch.tensor([0, 0, 0, 1])) == "theirs"
+    assert "need 4 to 4 a device" in caplog.text
+    assert hook(survivors, *arguments, torch.tensor([0, 0, 0, 0])) == "theirs"
+    assert "all 4 devices are dead" in caplog.text
+
+
+def test_the_elastic_balancer_is_asked_who_is_dead(plan_path):
+    """It is hooked itself: the hook around the balancer must not plan for all ranks before."""
+    hook = sglang_plugin.planned_rebalance(plan_from_environment())
+    for name in ("elasticity_aware", "elasticity_aware_hierarchical"):
+        assert hook(original, torch.zeros(1, 5, EXPERTS), SLOTS, 2, None, 2, Enum("EplbAlgorithm", [name])[name]) == "theirs"
+
+
 def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     hooks = []
@@ -56,7 +106,7 @@ def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", registry)
     monkeypatch.setenv(LOCAL_ROUTING, "1")
     sglang_plugin.register()
-    assert [(target, kind) for target, _, kind in hooks] == [("sglang.srt.eplb.eplb_algorithms.rebalance_experts", "around")]
+    assert [(target, kind) for target, _, kind in hooks] == [(sglang_plugin.BALANCER, "around"), (sglang_plugin.SURVIVORS, "around")]
     assert "is vLLM's" in caplog.text
 
 

@@ -17,7 +17,11 @@ from grace_moe.frontend.prompts import PromptReader
         ({"prompt": "abcdefgh"}, [], 2),
         ({"prompt": ["abcd", "abcd"]}, [], 2),
         ({"text": "abcdefgh"}, [], 2),
-        ({"messages": [{"role": "user", "content": "abcdefgh"}, {"content": [{"type": "text", "text": "abcd"}, {"type": "image_url"}]}]}, [], 3),
+        (
+            {"messages": [{"role": "user", "content": "abcdefgh"}, {"content": [{"type": "text", "text": "abcd"}, {"type": "image_url"}]}]},
+            [],
+            3,
+        ),
         ({"messages": "abcd", "prompt": None}, [], 1),
         ({"messages": [1, {"content": 5}, {}], "prompt": {"a": 1}}, [], 1),
         ({}, [], 1),

@@ -16,6 +16,7 @@ from grace_moe.planning.grace.tuning import balance_goal
 from grace_moe.planning.task import PlanningTask
 
 OPTIONS = GraceOptions(
+    move_price=0.0,
     price=4.0,
     tolerance=1.015,
     request_placement=False,

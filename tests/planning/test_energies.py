@@ -23,16 +23,19 @@ def ids():
     return chosen
 
 
+@pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("pinned", [False, True])
-def test_nodes(ids, pinned):
+def test_nodes(ids, pinned, moves):
     share, noise = load_shares(ids, np.arange(200) // 5, 12)
     room = NodeLimits(slots=np.array([6, 6, 6]), devices=np.array([2, 2, 2]), capacity=np.full(3, 1 / 3))
     pins = np.arange(200) % 4 - 1 if pinned else None
-    first = node_state(ids, share, noise, room, SearchOptions(), seed_copies(share, room), pins)
+    held = np.roll(seed_copies(share, room), 1, axis=1)
+    options = SearchOptions(move_price=0.02, held=held) if moves else SearchOptions()
+    first = node_state(ids, share, noise, room, options, seed_copies(share, room), pins)
     start = node_energy(first)
     last, best = nodes._search(first, start, COOLING, 1)
     for copies, found in ((first.contents.copies, last), (first.best.reshape(3, 12), best)):
-        again = node_state(ids, share, noise, room, SearchOptions(), copies, pins)
+        again = node_state(ids, share, noise, room, options, copies, pins)
         assert node_energy(again) == pytest.approx(found, rel=1e-9)
     assert best < start
 

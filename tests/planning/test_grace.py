@@ -12,6 +12,7 @@ from grace_moe.choice.cover import token_costs, tokens_of_experts
 from grace_moe.choice.node_sets import node_sets
 from grace_moe.errors import UsageError
 from grace_moe.evaluation import evaluate
+from grace_moe.placement import difference
 from grace_moe.planning import plan
 from grace_moe.planning.grace.search.devices import NodeShare, PackingOptions, pack_devices
 from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
@@ -235,3 +236,21 @@ def test_a_layer_that_would_fall_behind_eplb_has_eplbs_devices_gathered_on_nodes
 def test_options_out_of_range(clustered, options, message):
     with pytest.raises(UsageError, match=message):
         plan(clustered[0], Topology.parse("2x2"), "grace", **options)
+
+
+def test_dearer_moves_are_fewer():
+    trace = synthetic_trace(tokens=1200, experts=24, top_k=4, layers=1, seed=3)
+    other = synthetic_trace(tokens=1200, experts=24, top_k=4, layers=1, seed=4)
+    topology = Topology.parse("2x2")
+    start = plan(trace, topology, slots_per_device=8, effort=0.1)
+    moved = [
+        difference(plan(other, topology, slots_per_device=8, start=start, move_price=price, tolerance=100.0), start).moved
+        for price in (0.0, 0.01, 1.0, 1e5)
+    ]
+    assert moved == sorted(moved, reverse=True)
+    assert moved[0] > moved[-1] == 0
+
+
+def test_a_move_price_needs_what_serves():
+    with pytest.raises(UsageError, match="give start too"):
+        plan(synthetic_trace(tokens=100, experts=8), Topology.parse("2x2"), move_price=0.1)

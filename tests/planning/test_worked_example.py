@@ -34,6 +34,7 @@ TRACE = RoutingTrace(
 TASK = PlanningTask(trace=TRACE, topology=TOPOLOGY, slots_per_device=2)
 NAMES = canonical_names(TRACE.topk_ids, 6, TOPOLOGY)
 OPTIONS = GraceOptions(
+    move_price=0.0,
     price=IMBALANCE_PRICE,
     tolerance=1.015,
     request_placement=False,

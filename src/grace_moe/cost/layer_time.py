@@ -67,10 +67,12 @@ class LayerTime:
     combine: float
     idle: float
     """What the slowest device adds to the mean."""
+    hidden: float = 0.0
+    """What goes on at the same time, where dispatch and combine overlap with computing."""
 
     @property
     def total(self) -> float:
-        return self.dispatch + self.compute + self.combine + self.idle
+        return self.dispatch + self.compute + self.combine + self.idle - self.hidden
 
     def to_dict(self) -> dict[str, float]:
         """By the names of docs/metrics.md."""

@@ -11,6 +11,7 @@ from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.llama_cpp import import_csv
 from grace_moe.engines.loads import import_loads
 from grace_moe.engines.model_config import ModelShape, read_model_shape
+from grace_moe.engines.model_sizes import read_model_sizes
 from grace_moe.engines.npz import import_npz
 from grace_moe.engines.sglang.location import export_location, import_location
 from grace_moe.engines.sglang.recording import import_dump
@@ -34,6 +35,7 @@ __all__ = [
     "equalise",
     "export_loads",
     "read_model_shape",
+    "read_model_sizes",
 ]
 
 TRACE_IMPORTERS: dict[str, Callable[[Sequence[Path], Hints], Imported]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.equaliser import equalise, rebalance
+from grace_moe.engines.equaliser import equalise, rebalance, without_devices
 from grace_moe.engines.imported import Hints
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
@@ -48,16 +48,19 @@ class LivePlan:
     """A placement, or a slot map whose ranks are known once the engine says them."""
     digest: str = ""
     """First 12 hex digits of the file's SHA-256: the logs of all ranks must show the same."""
-    _equal: dict[tuple[int, int, int], Placement] = field(default_factory=dict, repr=False)
+    _equal: dict[tuple[int, int, int, tuple[int, ...]], Placement] = field(default_factory=dict, repr=False)
 
-    def map_for(self, loads: npt.NDArray[np.int64], num_slots: int, num_ranks: int, num_nodes: int) -> LiveMap:
+    def map_for(
+        self, loads: npt.NDArray[np.int64], num_slots: int, num_ranks: int, num_nodes: int, *, dead: tuple[int, ...] = ()
+    ) -> LiveMap:
         """The map for an engine of these sizes.
 
         Args:
             loads: `[MoE layers, experts]` tokens that each expert got in the engine's window; all zero while it profiles.
+            dead: ranks that serve no more. The map is of the others alone, of as many slots each, numbered anew in their old order.
 
         Raises:
-            GraceError: the plan is for another model, or another number of ranks.
+            GraceError: the plan is for another model, or another number of ranks; or too few are left to hold every expert.
         """
         layers, experts = loads.shape
         placement = self._placement(num_ranks, num_nodes)
@@ -69,9 +72,11 @@ class LivePlan:
             )
         if num_slots % num_ranks:
             raise UsageError(f"{num_slots} slots are not divisible by {num_ranks} ranks; change the number of redundant experts")
-        key = (num_slots, num_ranks, num_nodes)
+        key = (num_slots, num_ranks, num_nodes, dead)
         if key not in self._equal:
             equal = equalise(placement, slots_per_device=num_slots // num_ranks)
+            if dead:
+                equal = equalise(without_devices(equal.placement, dead), slots_per_device=num_slots // num_ranks)
             for note in equal.notes():
                 LOG.info("GRACE-MoE: %s: %s", self.path, note)
             self._equal[key] = equal.placement
@@ -103,7 +108,7 @@ def plan_from_environment() -> LivePlan | None:
         UsageError: a switch that is neither 0 nor 1, or has no plan to act on.
     """
     text = os.environ.get(PLAN, "")
-    replan, local = _switch(REPLAN), _switch(LOCAL_ROUTING)
+    replan, local = switch(REPLAN), switch(LOCAL_ROUTING)
     if not text:
         if replan or local:
             raise UsageError(f"{REPLAN if replan else LOCAL_ROUTING} is set without {PLAN}; name the plan, or unset it")
@@ -115,9 +120,14 @@ def plan_from_environment() -> LivePlan | None:
     return LivePlan(path=path, replan=replan, local_routing=local, planned=planned, digest=digest)
 
 
-def _switch(name: str) -> bool:
-    value = os.environ.get(name, "0")
-    if value not in ("", "0", "1"):
+def switch(name: str, default: str = "0") -> bool:
+    """Whether a variable of the environment is 1; empty is as good as unset.
+
+    Raises:
+        UsageError: it is neither 0 nor 1.
+    """
+    value = os.environ.get(name) or default
+    if value not in ("0", "1"):
         raise UsageError(f"{name}={value!r}: set it to 1 or 0")
     return value == "1"
 

@@ -44,11 +44,21 @@ def read_model_shape(path: Path) -> ModelShape:
     Raises:
         InputFileError: missing, not JSON, or without the numbers of layers and experts.
     """
+    return shape_of_config(*read_config(path))
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The object in `config.json` (or the folder that holds it), and the file's name. Raises InputFileError: missing or no object."""
     file = path / "config.json" if path.is_dir() else path
     value = read_json(file, InputFileError, finite=False)  # Mamba's configs have an Infinity
     if not isinstance(value, dict):
         raise InputFileError(str(file), "file", "not an object", "give a model's config.json")
-    return shape_of_config(value, str(file))
+    return value, str(file)
+
+
+def config_number(file: str, value: dict[str, Any], names: tuple[str, ...], low: int, high: int) -> int:
+    """The first of these fields of the text model that is there. Raises InputFileError: none is, or it is out of range."""
+    return _integer(file, _text_model(value), names, low, high)
 
 
 def shape_of_config(value: dict[str, Any], file: str) -> ModelShape:

@@ -37,6 +37,8 @@ class SlotMap:
     """Where it came from, for messages."""
     notes: tuple[str, ...] = ()
     """What was assumed when it was read."""
+    backend: str = ""
+    """The all-to-all backend that it was planned for, as `plan --backend` names it; empty = none in particular."""
 
     def __post_init__(self) -> None:
         table = self.physical_to_logical
@@ -107,6 +109,7 @@ class SlotMap:
             num_experts=placement.num_experts,
             num_ranks=placement.topology.num_devices,
             source=placement.source,
+            backend=str(placement.provenance.get("backend") or ""),
         )
 
     def to_placement(self, topology: Topology, *, model: str = "", engine: str = "") -> Placement:

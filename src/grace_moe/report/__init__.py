@@ -4,6 +4,7 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 """
 
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
+from grace_moe.report.cost_tables import diagnosis_table, fits_table, size_table
 from grace_moe.report.describe import describe, describe_difference
 from grace_moe.report.page import html_page, require_report, write_report
 from grace_moe.report.summary import report_numbers
@@ -18,12 +19,15 @@ __all__ = [
     "comparison_table",
     "describe",
     "describe_difference",
+    "diagnosis_table",
     "facts_table",
+    "fits_table",
     "html_page",
     "pareto_table",
     "report_content",
     "report_numbers",
     "require_report",
     "sentence",
+    "size_table",
     "write_report",
 ]

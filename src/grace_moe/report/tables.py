@@ -13,7 +13,7 @@ from grace_moe.errors import printable
 from grace_moe.evaluation import Comparison, ParetoPoint
 from grace_moe.topology import Topology
 
-_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """A line under the heading, and nothing else: the same on a terminal and in a pipe of any encoding."""
 
 COLUMNS = (
@@ -49,7 +49,7 @@ def comparison_table(comparison: Comparison) -> Table:
         caption=Text("\n".join([caption, *map(printable, comparison.notes), *reasons])),
         title_justify="left",
         caption_justify="left",
-        box=_RULE,
+        box=RULE,
         padding=(0, 0, 0, 1),
     )
     table.add_column("method", no_wrap=True)
@@ -69,7 +69,7 @@ def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
     """One row a plan, by memory; those that no other beats in everything have a star."""
     title = f"{topology.shape}: what grace reaches on requests that it has not seen"
     caption = "* = no other row has less of one thing and no more of the others."
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=RULE, padding=(0, 0, 0, 1))
     for heading in ("expert \nmemory ", "price ", "between \nnodes ", "inside \nnodes ", "busiest \ndevice ", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
@@ -110,7 +110,7 @@ def _cell(row: dict[str, Any], rows: list[dict[str, Any]], *column: Any) -> Text
 
 def facts_table(facts: dict[str, Any]) -> Table:
     """Two columns: what, and its value."""
-    table = Table(show_header=False, box=_RULE)
+    table = Table(show_header=False, box=RULE)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():

@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 from grace_moe.errors import TopologyError
 from grace_moe.files import MAX_DEVICES
-from grace_moe.topology.parts import DEFAULT_PRESET, PRESETS, Device, Link, Node
+from grace_moe.topology.parts import DEFAULT_PRESET, PRESETS, Device, Link, Node, Tier
 from grace_moe.topology.store import LINKS, fields_of, read_file, value_of, write_file
+
+UNNAMED = ("a100-25g", "h100-400g")
+"""Presets of before topologies named their hardware: their files stay as they are, and `cost.hardware` knows them by their links."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,12 @@ class Topology:
     cross_node: Link
     bandwidth: tuple[tuple[float, ...], ...] | None = None
     """`[devices, devices]` bytes per second where links are irregular; None = by `intra_node` and `cross_node`."""
+    tiers: tuple[Tier, ...] = ()
+    """Further kinds of links, between groups of devices; `cost.links` says which one two devices use."""
+    hardware: str | None = None
+    """What its devices are: one of the presets of docs/cost.md; None = not said."""
+    calibration: dict[str, Any] | None = None
+    """What `grace-moe calibrate` fitted (docs/cost.md#calibrate), as `cost.calibration` reads and writes it."""
     source: str = field(default="topology", compare=False)
     """Where it came from, for messages."""
 
@@ -39,9 +48,9 @@ class Topology:
             raise self._error("nodes", "no nodes, or a node without devices", "give each node at least one device")
         if self.num_devices > MAX_DEVICES:
             raise self._error("nodes", f"{self.num_devices} devices are over the limit of {MAX_DEVICES}", "is it the right file?")
-        for name in LINKS:
-            link = getattr(self, name)
-            if not 0 < link.bandwidth_bytes_per_s < math.inf or not 0 <= link.latency_s < math.inf:
+        for name, link in [*((name, getattr(self, name)) for name in LINKS), *((tier.name, tier.link) for tier in self.tiers)]:
+            rates = (link.bandwidth_bytes_per_s, link.bandwidth_bytes_per_s if link.shared_bytes_per_s is None else link.shared_bytes_per_s)
+            if not all(0 < rate < math.inf for rate in rates) or not 0 <= link.latency_s < math.inf:
                 raise self._error(f"links.{name}", f"{link} is out of range", "give a positive bandwidth and a latency of 0 or more")
         self._check_devices()
         self._check_bandwidth()
@@ -132,7 +141,8 @@ class Topology:
         nodes = tuple(
             Node(name=f"node{n}", devices=tuple(Device(name=f"device{g}") for g in range(devices_per_node))) for n in range(num_nodes)
         )
-        return cls(nodes=nodes, intra_node=intra, cross_node=cross, source=f"{num_nodes}x{devices_per_node}")
+        hardware = None if preset in UNNAMED else preset.split("-")[0]
+        return cls(nodes=nodes, intra_node=intra, cross_node=cross, hardware=hardware, source=f"{num_nodes}x{devices_per_node}")
 
     @classmethod
     def parse(cls, text: str) -> Topology:
@@ -163,7 +173,7 @@ class Topology:
 
     def to_dict(self) -> dict[str, Any]:
         """The topology file's content."""
-        return value_of(self.nodes, self.intra_node, self.cross_node, self.bandwidth)
+        return value_of(vars(self))
 
     def save(self, path: str | Path) -> None:
         """Write the topology file whole, or nothing."""

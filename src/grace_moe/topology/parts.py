@@ -13,6 +13,18 @@ class Link:
     """Each way, per device."""
     latency_s: float
     """Fixed cost of one transfer."""
+    shared_bytes_per_s: float | None = None
+    """Each way, of all devices of a node (or group) together, to what is outside of it: its rails. None = each device has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """A further kind of link, between the devices of a group: a pair of sockets, an NVLink domain of several nodes, a rack."""
+
+    name: str
+    link: Link
+    groups: tuple[tuple[int, ...], ...]
+    """Device numbers; no device is in two groups. Two devices use the link of the smallest group that has both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +46,19 @@ class Node:
     devices: tuple[Device, ...]
 
 
+def _links(inside: float, inside_latency: float, across: float, across_latency: float) -> tuple[Link, Link]:
+    return Link(bandwidth_bytes_per_s=inside, latency_s=inside_latency), Link(bandwidth_bytes_per_s=across, latency_s=across_latency)
+
+
 PRESETS: dict[str, tuple[Link, Link]] = {
-    "a100-25g": (
-        Link(bandwidth_bytes_per_s=300e9, latency_s=5e-6),
-        Link(bandwidth_bytes_per_s=3.125e9, latency_s=20e-6),
-    ),
-    "h100-400g": (
-        Link(bandwidth_bytes_per_s=450e9, latency_s=3e-6),
-        Link(bandwidth_bytes_per_s=50e9, latency_s=8e-6),
-    ),
+    "a100-25g": _links(300e9, 5e-6, 3.125e9, 20e-6),
+    "h100-400g": _links(450e9, 3e-6, 50e9, 8e-6),
+    "a100-200g": _links(300e9, 5e-6, 25e9, 8e-6),
+    "h200-400g": _links(450e9, 3e-6, 50e9, 8e-6),
+    "b200-400g": _links(900e9, 3e-6, 50e9, 8e-6),
+    "gb200-nvl72": _links(900e9, 3e-6, 50e9, 8e-6),
+    "mi300x-400g": _links(448e9, 5e-6, 50e9, 8e-6),
 }
-"""Intra-node and cross-node link of well-known clusters; the first is the paper's (docs/method.md#what-the-paper-measured)."""
+"""Intra-node and cross-node link of well-known clusters, and by the name's beginning their devices (docs/cost.md#presets). The first is
+the paper's (docs/method.md#what-the-paper-measured). A node of gb200-nvl72 is an NVLink domain: 1x72 is one rack."""
 DEFAULT_PRESET = "a100-25g"

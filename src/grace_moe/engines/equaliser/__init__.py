@@ -1,6 +1,8 @@
-"""The slot equaliser: from any placement to one with equal slots on every device, as engines need, and to one that follows loads."""
+"""The slot equaliser: from any placement to one with equal slots on every device, as engines need, to one that follows loads,
+and to one on the devices that are left."""
 
 from grace_moe.engines.equaliser.equalise import Equalised, equalise
 from grace_moe.engines.equaliser.exchange import even_out, rebalance
+from grace_moe.engines.equaliser.survivors import without_devices
 
-__all__ = ["Equalised", "equalise", "even_out", "rebalance"]
+__all__ = ["Equalised", "equalise", "even_out", "rebalance", "without_devices"]

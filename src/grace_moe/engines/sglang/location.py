@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from grace_moe.engines.backends import SGLANG, flags_of
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints
 from grace_moe.engines.notes import several
@@ -41,14 +42,18 @@ def export_location(slots: SlotMap, num_hidden_layers: int | None = None) -> Exp
     for layer_id, row in zip(slots.layer_ids, slots.physical_to_logical, strict=True):
         rows[layer_id] = row.tolist()
     ranks = slots.num_ranks
-    notes = [] if num_hidden_layers is not None else [f"{several(layers, 'decoder layer')} assumed, up to the last planned: --model says"]
+    backend, gains = flags_of(SGLANG, slots.backend, slots.source)
+    assumed = (
+        () if num_hidden_layers is not None else (f"{several(layers, 'decoder layer')} assumed, up to the last planned: --model says",)
+    )
     return Exported(
         data=dump_json({FIELD: rows}),
         launch=(
-            f"python -m sglang.launch_server --model-path MODEL --tp {ranks} --ep-size {ranks} --moe-a2a-backend deepep \\\n"
-            f"  --ep-num-redundant-experts {slots.num_redundant} --init-expert-location PLAN --ep-dispatch-algorithm static"
+            f"python -m sglang.launch_server --model-path MODEL --tp-size {ranks} --ep-size {ranks} \\\n"
+            f"  --ep-num-redundant-experts {slots.num_redundant} --init-expert-location PLAN \\\n"
+            f"  --moe-a2a-backend {backend}"
         ),
-        notes=tuple(notes),
+        notes=(*assumed, *gains),
     )
 
 

@@ -1,6 +1,7 @@
 """TensorRT-LLM: `moe_load_balancer.yaml`, out and in.
 
-Layers have the model's own numbers; those that predict further tokens (MTP) follow the decoder's and must be in the file.
+Layers have the model's own numbers; those that predict further tokens (MTP) follow the decoder's and must be in the file. It is read only
+with attention data parallelism, and ignored without a word otherwise (NVIDIA/TensorRT-LLM#18626).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from grace_moe.engines.slot_tables import MAX_LAYERS, matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError
 from grace_moe.files import read_bytes
 
+READ_IN = "main branch, July to September 2026"
+"""Where the schema, the loader and their conditions were read: the packages on PyPI, up to 1.4.0rc1, have no source."""
 KEYS = ("num_slots", "initial_global_assignments", "layer_updates_per_iter")
 """All that its strict schema takes."""
 MAX_YAML_BYTES = 64 * 2**20
@@ -44,7 +47,9 @@ def export_yaml(slots: SlotMap, *, extra_layers: Sequence[int] = ()) -> Exported
         data=("\n".join(lines) + "\n").encode(),
         launch=(
             "# extra_llm_api_options.yaml\n"
+            f"tensor_parallel_size: {slots.num_ranks}\n"
             f"moe_expert_parallel_size: {slots.num_ranks}\n"
+            "enable_attention_dp: true\n"
             "moe_config:\n  load_balancer: PLAN\n"
             "# then: trtllm-serve MODEL --extra_llm_api_options extra_llm_api_options.yaml"
         ),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from grace_moe.engines.backends import VLLM, flags_of
 from grace_moe.engines.dumps import npy_array, read_npy
 from grace_moe.engines.exported import Exported
 from grace_moe.engines.imported import Hints, Imported
@@ -26,6 +27,9 @@ from grace_moe.files import dump_json, read_json
 
 MAX_REPLICAS = 1024
 """Entries that vLLM's replica table has for an expert (`MAX_EXPERT_REDUNDANCY` + 1)."""
+WINDOW, INTERVAL = 256, 1024
+"""Steps whose loads vLLM counts, and between two rearrangements, in the command that is printed: a window of one step is noise, and
+vLLM rearranges first after a quarter of the interval."""
 _WHY = "the routed experts don't say how many experts there are"
 
 
@@ -68,7 +72,8 @@ def export_map(slots: SlotMap) -> Exported:
         raise MismatchError(
             f"{slots.source}: an expert has {most} replicas, and vLLM's table takes {MAX_REPLICAS}; plan with less redundancy"
         )
-    return Exported(data=dump_json(slots.physical_to_logical.tolist()), launch=_launch(slots))
+    backend, gains = flags_of(VLLM, slots.backend, slots.source)
+    return Exported(data=dump_json(slots.physical_to_logical.tolist()), launch=_launch(slots, backend), notes=gains)
 
 
 def export_loads(loads: Any) -> bytes:
@@ -99,9 +104,9 @@ def _three(array: Ids, where: str) -> Ids:
     return array.astype(np.int64) if array.dtype == np.uint64 else array
 
 
-def _launch(slots: SlotMap) -> str:
-    config = f'{{"num_redundant_experts": {slots.num_redundant}, "window_size": 1, "step_interval": 100}}'
+def _launch(slots: SlotMap, backend: str) -> str:
+    config = f'{{"num_redundant_experts": {slots.num_redundant}, "window_size": {WINDOW}, "step_interval": {INTERVAL}}}'
     return (
         f"GRACE_MOE_PLAN=PLAN vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel --enable-eplb \\\n"
-        f"  --eplb-config '{config}'"
+        f"  --all2all-backend {backend} --eplb-config '{config}'"
     )

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from grace_moe.engines.live_plan import LiveMap, LivePlan, follows, plan_from_environment, told
 from grace_moe.engines.replica_turns import choices_of_rank
 from grace_moe.engines.slot_map import keep_slots
+from grace_moe.engines.vllm import dispatch, start
 from grace_moe.errors import GraceError
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def register() -> None:
         GraceError: the plan can't be read.
     """
     live = plan_from_environment()
+    if dispatch.hierarchical():
+        dispatch.install(live)
     if live is None:
         return
     try:
@@ -67,6 +71,7 @@ def register() -> None:
     EPLB_POLICIES["default"] = planned_policy(default, live)
     if live.local_routing:
         _choose_near_replicas(eplb_state)
+    start.install(live, _remember)
     LOG.info(follows(live))
 
 
@@ -102,13 +107,18 @@ def planned_policy(default: Any, live: LivePlan) -> Any:
             table = found.slots.physical_to_logical
             if old_global_expert_indices is not None:
                 table = keep_slots(table, old_global_expert_indices.cpu().numpy().astype(np.int32), num_ranks)
-            table = np.ascontiguousarray(table, dtype=np.int64)
-            _lately.clear()
-            for layer, row in reversed(list(enumerate(table))):
-                _lately[row.tobytes()] = (found, layer)
-            return torch.from_numpy(table)
+            given = np.ascontiguousarray(table, dtype=np.int64)
+            _remember(found, given)
+            return torch.from_numpy(given)
 
     return PlannedPolicy
+
+
+def _remember(found: LiveMap, table: npt.NDArray[np.int64]) -> None:
+    """Note which layers of which map the rows of `table` are, so that `near_maps` knows them when vLLM asks for their replicas."""
+    _lately.clear()
+    for layer, row in reversed(list(enumerate(table))):
+        _lately[row.tobytes()] = (found, layer)
 
 
 def _choose_near_replicas(eplb_state: Any) -> None:
@@ -145,7 +155,8 @@ def routes_own_tokens(parallel_config: Any) -> bool:
     """Whether each rank routes its own tokens alone, so that a choice of replicas by rank computes every pair exactly once."""
     sharded = parallel_config.tensor_parallel_size == 1 or parallel_config.use_sequence_parallel_moe
     context = getattr(parallel_config, "prefill_context_parallel_size", 1) == 1
-    return bool(parallel_config.data_parallel_size > 1 and sharded and context and parallel_config.all2all_backend in OWN_TOKENS)
+    apart = parallel_config.all2all_backend in OWN_TOKENS or dispatch.hierarchical()
+    return bool(parallel_config.data_parallel_size > 1 and sharded and context and apart)
 
 
 def near_maps(

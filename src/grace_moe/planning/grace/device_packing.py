@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import PACKING_TOKENS
+from grace_moe.planning.constants import DEVICE_IMBALANCE_PRICE, PACKING_TOKENS
 from grace_moe.planning.grace.predicted_choice import chosen_devices
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.replica_shares import Hosts
@@ -38,7 +40,7 @@ def pack_nodes(
     hosts: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(topology.num_nodes):
         share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
-        options = PACK if held is None else REPACK
+        options = PACK if held is None else replace(REPACK, stay=REPACK.stay + DEVICE_IMBALANCE_PRICE * problem.move_price)
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
         for device, experts in zip(topology.devices_of_node(node), slots, strict=True):
             for expert in experts:

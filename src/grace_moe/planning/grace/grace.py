@@ -27,6 +27,7 @@ def grace(
     task: PlanningTask,
     *,
     price: float = IMBALANCE_PRICE,
+    move_price: float = 0.0,
     tolerance: float = TOLERANCE,
     request_placement: bool = False,
     decode: str = "tokens",
@@ -41,6 +42,8 @@ def grace(
     Args:
         price: copies per token that a unit of expected squared imbalance of the nodes is worth; less of it buys less traffic. Where
             requests are unknown, 16 times it: nothing tells then how far loads stray.
+        move_price: with a placement to start from, copies per token of a layer that loading one expert on another node is worth; more
+            of it moves fewer experts.
         tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
             expected on other requests (bootstrap); half a standard deviation must be within it too, two where requests are unknown.
         request_placement: plan for a front-end that sends requests to nodes by `choice.place_requests`.
@@ -59,6 +62,7 @@ def grace(
     # Step 1: check the options, by themselves and against the trace, the topology and the start.
     options = GraceOptions(
         price=price,
+        move_price=move_price,
         tolerance=tolerance,
         request_placement=request_placement,
         decode=decode,

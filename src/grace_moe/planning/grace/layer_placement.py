@@ -75,7 +75,11 @@ def _search_copies(
     for count, schedule in searches:
         tokens = _sample(problem, count)
         options = replace(
-            schedule, proposals=int(schedule.proposals * problem.effort), imbalance_price=problem.imbalance_price * price_step
+            schedule,
+            proposals=int(schedule.proposals * problem.effort),
+            imbalance_price=problem.imbalance_price * price_step,
+            move_price=problem.move_price,
+            held=problem.start if problem.move_price else None,
         )
         pinned = None if pins is None else pins[tokens]
         copies = search(problem.ids[tokens], share, covariance, limits, options, problem.seed, copies, pinned)

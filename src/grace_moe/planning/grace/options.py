@@ -26,6 +26,7 @@ class GraceOptions:
     """
 
     price: float
+    move_price: float
     tolerance: float
     request_placement: bool
     decode: str
@@ -45,6 +46,8 @@ class GraceOptions:
             raise UsageError(
                 f"effort {self.effort!r}, threads {self.threads!r}: use an effort above 0, up to 1000, and at least one thread"
             )
+        if not is_within(self.move_price, 0, 1e6):
+            raise UsageError(f"move_price {self.move_price!r} is out of range; use copies per token, from 0 to 1e6")
         if not is_within(self.price, 0, 1e6) or not is_within(self.tolerance, 1, np.inf):
             raise UsageError(f"price {self.price!r}, tolerance {self.tolerance!r}: use a price from 0 to 1e6 and a tolerance of 1 or more")
         if type(self.request_placement) is not bool:
@@ -73,6 +76,8 @@ def check_task(task: PlanningTask, options: GraceOptions) -> None:
         _check_request_placement(task)
     if task.start is not None:
         _check_start(task, task.start)
+    elif options.move_price:
+        raise UsageError("move_price is for what moves away from a placement that serves; give start too, or leave it out")
 
 
 def _check_request_placement(task: PlanningTask) -> None:

@@ -43,6 +43,8 @@ class LayerProblem:
     """Whether loads are taken as they are, without doubt: requests will be placed so that they are even (step 4)."""
     imbalance_price: float
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
+    move_price: float = 0.0
+    """Copies per token that a copy is worth which a node of `start` does not hold."""
     effort: float
     """Multiplies the moves that searches try."""
     seed: int
@@ -79,6 +81,7 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
             start=None if (layer := serving[index]) is None else copies_on_nodes(layer, topology, slots),
             serving=serving[index],
             imbalance_price=options.price * (CAUTION if unknown else 1),
+            move_price=options.move_price,
             effort=options.effort,
             seed=(task.seed * 1_000_003 + index) % 2**32,
             seed_of_days=task.seed,

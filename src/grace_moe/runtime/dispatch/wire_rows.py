@@ -42,9 +42,10 @@ def from_wire(rows: torch.Tensor, dtype: torch.dtype, top_k: int) -> tuple[torch
 
 def _bytes(part: torch.Tensor) -> torch.Tensor:
     """The same rows as uint8; rows may lie apart."""
-    return (part if part.stride(-1) == 1 else part.contiguous()).view(torch.uint8)
+    return (part if part.stride(-1) == 1 else _aligned(part)).view(torch.uint8)
 
 
 def _aligned(part: torch.Tensor) -> torch.Tensor:
-    """A copy of its own: a slice of one row, or of none, is "contiguous" at any offset, and can't be viewed as a wider type."""
+    """A copy of its own. What is "contiguous" may still not be viewed as another type: a slice of one row, or of none, at any offset; a
+    single column, of any stride."""
     return part.clone(memory_format=torch.contiguous_format)

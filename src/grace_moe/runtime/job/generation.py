@@ -137,7 +137,7 @@ class _Batch:
     """One batch on its way: left-padded prompts, their cache, and what was said so far."""
 
     def __init__(self, model: Any, requests: list[Request], options: GenerationOptions) -> None:
-        config, device = model.config, model.device
+        config, device = model.config.get_text_config(), model.device
         self.model, self.requests, self.options = model, requests, options
         pad = config.pad_token_id if config.pad_token_id is not None else 0
         eos = config.eos_token_id

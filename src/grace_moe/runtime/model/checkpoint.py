@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Container
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
-import torch
 from safetensors import safe_open
 
 from grace_moe.errors import ModelError
-from grace_moe.runtime.model.parameter_names import expert_tensor, layer_number
 from grace_moe.runtime.model.reading import read_model_json, reading
 
 Tensors: TypeAlias = dict[str, Any]
@@ -82,67 +78,7 @@ def read_tensors(folder: Path) -> Tensors:
     return tensors
 
 
-def check_experts(tensors: Tensors, layers: Container[int], num_experts: int, folder: Path) -> None:
-    """Raise ModelError unless every tensor of one expert is there for all experts of its layer, in one shape.
-
-    Ranks that lack the expert in question see it too, and all stop alike.
-
-    Args:
-        layers: those of the model; a checkpoint may have more.
-    """
-    shapes: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(dict)
-    for name, view in tensors.items():
-        part = expert_tensor(name)
-        if part is not None and layer_number(name) in layers:
-            shapes[part.stem, part.rest][part.expert] = view.get_shape()
-    for (stem, rest), of_expert in shapes.items():
-        missing = [f"{stem}.{e}.{rest}" for e in range(num_experts) if e not in of_expert]
-        if missing:
-            raise ModelError(f"{folder}: weights: missing {listed(missing)}; {_DOWNLOAD}")
-        usual = of_expert[0]
-        other = [f"{stem}.{e}.{rest} ({shape} for {usual})" for e, shape in of_expert.items() if shape != usual]
-        if other:
-            raise ModelError(f"{folder}: weights: of another shape {listed(other)}; {_DOWNLOAD}")
-
-
 def listed(names: list[str]) -> str:
     """The first few of many, and how many more."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def of_slots(tensors: Tensors, local_experts: dict[int, tuple[int, ...]], num_experts: int) -> dict[str, Any]:
-    """A state dict that reads lazily: the dense tensors, and this rank's experts renumbered by slot.
-
-    Args:
-        local_experts: per layer number, the logical ids in slot order. Layers that the model does not have, such as one that predicts
-            further tokens, are passed on as they are: Transformers knows which may be left over.
-    """
-    weights: dict[str, Any] = {}
-    for name, view in tensors.items():
-        part = expert_tensor(name)
-        stacked = part is None and ".experts." in name and view.get_shape()[:1] == [num_experts]
-        experts = local_experts.get(layer_number(name)) if part is not None or stacked else None
-        if experts is None:
-            weights[name] = view
-        elif part is not None:
-            weights |= {part.in_slot(slot): view for slot, expert in enumerate(experts) if expert == part.expert}
-        else:
-            weights[name] = _Rows(view, experts)
-    return weights
-
-
-class _Rows:
-    """Some rows of a stacked checkpoint tensor `[experts, ...]`, read when they are asked for, like a safetensors slice."""
-
-    def __init__(self, view: Any, rows: tuple[int, ...]) -> None:
-        self.view, self.rows = view, rows
-
-    def get_shape(self) -> list[int]:
-        return [len(self.rows), *self.view.get_shape()[1:]]
-
-    def get_dtype(self) -> str:
-        return str(self.view.get_dtype())
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        return torch.cat([self.view[row : row + 1] for row in self.rows])[index]

@@ -17,7 +17,7 @@ def load_config(path: str) -> Any:
     """The model's configuration.
 
     Raises:
-        ModelError: no model there, one that needs code of its own, or not a Mixture-of-Experts.
+        ModelError: no model there, or one that needs code of its own.
     """
     if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
         raise ModelError(f"{path}: no such folder; give a model folder or hub id")
@@ -31,7 +31,6 @@ def load_config(path: str) -> Any:
             if "trust_remote_code" in str(error):
                 raise ModelError(f"{path}: config.json: auto_map: the model needs code of its own, which is not run; {_KNOWN}") from error
             raise
-        num_experts_of(config, path)
     return config
 
 
@@ -40,16 +39,6 @@ def _refuse_devices(path: str) -> None:
     for entry in Path(path).iterdir() if Path(path).is_dir() else ():
         if entry.exists() and not entry.is_file() and not entry.is_dir():
             raise ModelError(f"{path}: {printable(entry.name)}: not a file; give a folder of files")
-
-
-def num_experts_of(config: Any, path: str = "model") -> int:
-    """Experts in each MoE layer. Raises ModelError for a model that has none."""
-    text = config.get_text_config()
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 1:
-            return value
-    raise ModelError(f"{path}: config.json: {config.model_type!r} has no experts; give a Mixture-of-Experts model")
 
 
 def load_tokenizer(path: str) -> Any:

@@ -25,15 +25,17 @@ class LoadUnderWay:
     meter: TrafficMeter
     session: ExpertParallelSession | None
     """None for Transformers' own expert parallelism."""
+    rows: int = 1
+    """Rows of an experts' parameter that belong to one expert."""
 
 
 _UNDER_WAY: ContextVar[LoadUnderWay] = ContextVar("load under way")
 
 
 @contextmanager
-def loading_for(meter: TrafficMeter, session: ExpertParallelSession | None = None) -> Iterator[None]:
+def loading_for(meter: TrafficMeter, session: ExpertParallelSession | None = None, rows: int = 1) -> Iterator[None]:
     """Models that are loaded inside the block share these."""
-    token = _UNDER_WAY.set(LoadUnderWay(meter=meter, session=session))
+    token = _UNDER_WAY.set(LoadUnderWay(meter=meter, session=session, rows=rows))
     try:
         yield
     finally:

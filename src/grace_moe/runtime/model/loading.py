@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,24 +10,23 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from grace_moe.errors import MismatchError, ModelError
+from grace_moe.errors import MismatchError, ModelError, UsageError
 from grace_moe.placement import Placement
 from grace_moe.runtime.dispatch import AutoDispatcher, Dispatcher, FlatDispatcher, HierarchicalDispatcher
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.rank_groups import RankGroups, rank_device
 from grace_moe.runtime.dispatch.route import layer_routes
-from grace_moe.runtime.model.accounting import check_loaded, check_shapes
-from grace_moe.runtime.model.checkpoint import Tensors, check_experts, local_folder, of_slots, read_tensors
-from grace_moe.runtime.model.description import load_config, num_experts_of
-from grace_moe.runtime.model.expert_parallel import GRACE, GRACE_EXPERTS, VANILLA, register_names
+from grace_moe.runtime.model.accounting import check_dense_weights, check_loaded
+from grace_moe.runtime.model.expert_parallel import GRACE, GRACE_BLOCK, GRACE_EXPERTS, VANILLA, WHOLE, register_names
 from grace_moe.runtime.model.load_under_way import loading_for
-from grace_moe.runtime.model.placed_experts import experts_by_layer
+from grace_moe.runtime.model.moe_layers import DISPATCHED, EXPERTS, experts_by_layer, placed_plan
+from grace_moe.runtime.model.opening import open_model
 from grace_moe.runtime.model.reading import reading
 from grace_moe.runtime.model.session import ExpertParallelSession
+from grace_moe.runtime.model.source import ModelSource, weights_of
 
 MAX_SLOT_CODE = 32_767
 """A dispatched row names the device and slot on the far node in 16 bits."""
@@ -49,39 +48,23 @@ class LoadedModel:
     """None for vanilla expert parallelism."""
     expert_bytes: int
     """Memory of the experts on this rank."""
+    source: ModelSource
+    """What it was loaded from."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """A model before it is loaded: its folder checked as far as that goes without reading weights."""
-
-    path: str
-    config: Any
-    num_experts: int
-    tensors: Tensors
-    outline: Any
-    """The model on the meta device."""
-
-
-def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: str = "grouped_mm") -> Any:
+def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: str | None = None) -> Any:
     """The model on one process, as a reference and for recording.
+
+    Args:
+        experts: Transformers' implementation of the experts; None: the one that it takes by itself.
 
     Raises:
         ModelError: no whole Mixture-of-Experts model there.
     """
-    source = _open(path)
-    with _quietly(), reading(path, "weights", _DOWNLOAD):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            local_folder(path),
-            config=source.config,
-            dtype=dtype,
-            experts_implementation=experts,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # so that they are told, not cut off
-            output_loading_info=True,
-        )
-    check_loaded(info, path)
+    source = open_model(path)
+    model = _from_pretrained(source, None if source.has_own_tensors else weights_of(source), dtype)
+    if experts is not None:
+        model.set_experts_implementation(experts)
     return model
 
 
@@ -94,9 +77,9 @@ def load_model(
 
     Raises:
         MismatchError: the placement is not of this model, or the ranks are not of its topology.
-        ModelError: not a MoE model, one without an expert-parallel plan in Transformers, or a checkpoint that is not whole.
+        ModelError: not a MoE model, one whose experts can't be placed, or a checkpoint that is not whole.
     """
-    source = _open(path)
+    source = open_model(path)
     _check_placement(placement, source)
     _check_fits(placement, dispatch)
     meter = TrafficMeter(topology=groups.topology, rank=groups.rank)
@@ -107,28 +90,14 @@ def load_model(
     return _load(source, groups, dtype, meter, session)
 
 
-def _open(path: str) -> _Source:
-    """Configuration and headers, on every rank alike, before anything is loaded. Raises ModelError."""
-    config = load_config(path)
-    num_experts = num_experts_of(config, path)
-    folder = local_folder(path)
-    tensors = read_tensors(folder)
-    with reading(path, "config.json", "give the folder of a model that Transformers knows"), torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    check_experts(tensors, experts_by_layer(outline), num_experts, folder)
-    if getattr(config, "quantization_config", None) is None:  # packed weights have shapes of their own
-        check_shapes(tensors, outline, path)
-    return _Source(path=path, config=config, num_experts=num_experts, tensors=tensors, outline=outline)
-
-
-def _check_placement(placement: Placement, source: _Source) -> None:
+def _check_placement(placement: Placement, source: ModelSource) -> None:
     """Raise MismatchError unless the placement is of this model: its layers, its number of experts."""
     if source.num_experts != placement.num_experts:
         raise MismatchError(
             f"{placement.source}: num_experts: {placement.num_experts} placed, {source.path} has {source.num_experts}; "
             "plan on a trace of this model"
         )
-    placed, layers = set(placement.layer_ids), set(experts_by_layer(source.outline))
+    placed, layers = set(placement.layer_ids), set(source.layers)
     if placed != layers:
         absent, extra = sorted(layers - placed), sorted(placed - layers)
         said = f"layer {absent[0]} of {source.path} is not placed" if absent else f"layer {extra[0]} is placed, {source.path} has none"
@@ -146,40 +115,57 @@ def _check_fits(placement: Placement, dispatch: str) -> None:
 
 
 def _load(
-    source: _Source, groups: RankGroups, dtype: torch.dtype, meter: TrafficMeter, session: ExpertParallelSession | None
+    source: ModelSource, groups: RankGroups, dtype: torch.dtype, meter: TrafficMeter, session: ExpertParallelSession | None
 ) -> LoadedModel:
     """Through Transformers: by the placement where there is a session, else by its own shards."""
-    name, ep_plan, weights = VANILLA, None, None
-    if session is not None:
-        name, ep_plan = GRACE, _placed_plan(source)
-        local = {layer_id: route.local_experts or (0,) for layer_id, route in session.routes.items()}
-        weights = of_slots(source.tensors, local, source.num_experts)
+    if session is None:
+        name, ep_plan, weights = VANILLA, _vanilla_plan(source), weights_of(source)
+    else:
+        name, ep_plan = GRACE, placed_plan(source.outline, GRACE_EXPERTS, GRACE_BLOCK, WHOLE)
+        weights = weights_of(source, {layer_id: route.local_experts or (0,) for layer_id, route in session.routes.items()})
     world = groups.topology.num_devices
+    distributed = DistributedConfig(fsdp_size=world, ep_size=world, ep_implementation=name, ep_plan=ep_plan)
     register_names()
-    with _quietly(), loading_for(meter, session), reading(source.path, "weights", _DOWNLOAD):
-        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(source.config)].from_pretrained(
-            local_folder(source.path) if weights is None else None,
+    with loading_for(meter, session, source.rows):
+        model = _from_pretrained(source, weights, dtype, distributed_config=distributed)
+    check_dense_weights(model, weights, source)
+    keep_dense_weights(model)
+    if session is not None:
+        model.save_pretrained = _refuse_to_save
+    return LoadedModel(
+        model=model, meter=meter, session=session, expert_bytes=expert_bytes(model, source.layer_of_parameter), source=source
+    )
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    """Transformers' own would write this rank's slots as experts 0, 1, ..."""
+    raise UsageError("save_pretrained: a rank holds its own experts only; use grace_moe.runtime.model.saving.save_model on every rank")
+
+
+def _vanilla_plan(source: ModelSource) -> dict[str, str]:
+    """What of the model's own `ep_plan` is not expert parallelism is kept whole, as where experts are placed."""
+    plan = source.outline.ep_plan or {}
+    if DISPATCHED not in plan.values():
+        raise ModelError(f"{source.config.model_type!r} has no expert-parallel plan in Transformers, so no vanilla dispatch; use flat")
+    return {name: style if style in (DISPATCHED, EXPERTS) else WHOLE for name, style in plan.items()}
+
+
+def _from_pretrained(source: ModelSource, weights: dict[str, Any] | None, dtype: torch.dtype, **more: Any) -> Any:
+    """The model, of `weights` or else of its folder, with every weight accounted for."""
+    with _quietly(), reading(source.path, "weights", _DOWNLOAD):
+        model, info = source.model_class.from_pretrained(
+            source.folder if weights is None else None,
             config=source.config,
             state_dict=weights,
             dtype=dtype,
-            experts_implementation="grouped_mm",
-            distributed_config=DistributedConfig(fsdp_size=world, ep_size=world, ep_implementation=name, ep_plan=ep_plan),
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are told, not cut off
             output_loading_info=True,
+            **more,
         )
-    check_loaded(info, source.path)
-    keep_dense_weights(model)
-    return LoadedModel(model=model, meter=meter, session=session, expert_bytes=expert_bytes(model))
-
-
-def _placed_plan(source: _Source) -> dict[str, str]:
-    """The model's own `ep_plan` with our style for the experts' parameters."""
-    plan = dict(getattr(source.outline, "ep_plan", None) or {})
-    if "ep_dispatch_experts" not in plan.values():
-        raise ModelError(f"{source.config.model_type!r} has no expert-parallel plan in Transformers; this architecture is not supported")
-    return {name: GRACE_EXPERTS if style == "grouped_gemm" else style for name, style in plan.items()}
+    check_loaded(info, source)
+    return model
 
 
 def keep_dense_weights(model: Any) -> None:
@@ -192,11 +178,17 @@ def keep_dense_weights(model: Any) -> None:
             module.set_reshard_after_forward(False, recurse=False)
 
 
-def expert_bytes(model: Any) -> int:
-    """Memory of the experts that this rank holds, all layers."""
+def expert_bytes(model: Any, names: Container[str] | None = None) -> int:
+    """Memory of the experts that this rank holds, all layers.
+
+    Args:
+        names: of their parameters; None: those of a whole model that text is routed to.
+    """
+    if names is None:
+        names = {name for experts in experts_by_layer(model).values() for name in experts.parameters}
     total = 0
     for name, parameter in model.named_parameters():
-        if ".experts." in name:
+        if name in names:
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             total += local.numel() * local.element_size()
     return total

@@ -25,31 +25,33 @@ def assign_layer(experts: torch.nn.Module, session: ExpertParallelSession, layer
 
 
 def session_of(experts: torch.nn.Module) -> ExpertParallelSession:
-    """The session that the module was assigned to. Raises ModelError where it never was."""
-    session: ExpertParallelSession | None = getattr(experts, _SESSION, None)
-    if session is None:
-        raise ModelError(
-            'ep_implementation="grace" needs ep_plan to name "grace_experts": load with grace_moe.runtime.model.loading.load_model'
-        )
-    return session
+    """The session that the module, or one inside of it, was assigned to. Raises ModelError where none ever was."""
+    for module in experts.modules():
+        session: ExpertParallelSession | None = getattr(module, _SESSION, None)
+        if session is not None:
+            return session
+    raise ModelError(
+        'ep_implementation="grace" needs ep_plan to name "grace_experts": load with grace_moe.runtime.model.loading.load_model'
+    )
 
 
 def route_of(experts: torch.nn.Module) -> LayerRoute:
-    """The route of the layer that the module was assigned to."""
-    return session_of(experts).routes[getattr(experts, _LAYER)]
-
-
-def experts_by_layer(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
-    """The experts modules of any model of Transformers, by the layer's own number."""
-    found = ((name, module) for name, module in model.named_modules() if name.endswith(".experts") and hasattr(module, "num_experts"))
-    return {layer_number(name): module for name, module in found}
+    """The route of the layer that the module, or one inside of it, was assigned to."""
+    layer_id = next(getattr(module, _LAYER) for module in experts.modules() if hasattr(module, _LAYER))
+    return session_of(experts).routes[layer_id]
 
 
 def placed_experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, LayerRoute]]:
-    """Each experts module of a loaded model, with its route."""
+    """Each module of a loaded model that holds experts' parameters, with its route."""
     for module in model.modules():
         if hasattr(module, _SESSION):
             yield module, route_of(module)
+
+
+def by_slot(parameter: torch.Tensor, route: LayerRoute) -> torch.Tensor:
+    """`[slots, ...]` the same memory of a placed parameter (or its gradient), one part an expert."""
+    slots: torch.Tensor = parameter.unflatten(0, (max(1, len(route.local_experts)), -1))
+    return slots
 
 
 class PlacedExperts(ExpertParallelLayer):
@@ -66,18 +68,15 @@ class PlacedExperts(ExpertParallelLayer):
         layer_id = layer_number(parameter_name or "")
         if layer_id not in session.routes:
             raise MismatchError(f"placement: layers: layer {layer_id} of the model is not placed; plan on a trace of this model")
+        session.experts_of_text.setdefault(layer_id, id(module))
         assign_layer(module, session, layer_id)
 
     def shard_param(self, module: torch.nn.Module, param: str, mesh: Any) -> None:
-        """Shrink one parameter `[experts, ...]` to this rank's slots."""
+        """Shrink one parameter `[experts * rows, ...]` to this rank's slots."""
         full = module._parameters.get(param)
         if full is None:
             return
-        route = route_of(module)
-        placed = route.slot_of_DE.shape[1]
-        if full.shape[0] != placed:
-            raise MismatchError(f"placement: num_experts: {placed} placed, the model has {full.shape[0]}; plan on its own trace")
-        slots = max(1, len(route.local_experts))
-        local = torch.empty((slots, *full.shape[1:]), dtype=full.dtype, device=full.device)
+        slots = max(1, len(route_of(module).local_experts))
+        local = torch.empty((slots * load_under_way().rows, *full.shape[1:]), dtype=full.dtype, device=full.device)
         module._parameters[param] = torch.nn.Parameter(local, requires_grad=full.requires_grad)
         module.num_experts = slots  # type: ignore[assignment]

@@ -1,33 +1,27 @@
-"""Recording: the router's exact choices, taken where Transformers hands them to the experts."""
+"""Recording: the router's exact choices, taken where its experts are called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from grace_moe.errors import ModelError
-from grace_moe.runtime.model.description import num_experts_of
-from grace_moe.runtime.model.placed_experts import experts_by_layer
+from grace_moe.runtime.model.moe_layers import ExpertsOfLayer, experts_by_layer
+from grace_moe.runtime.model.routing import chosen
 from grace_moe.runtime.model.step import Step
 from grace_moe.trace import RoutingTrace
 
-RECORDING = "grace_recording"
-
 
 class Recorder:
-    """Collects ids and weights of every experts module; the outputs are those of the implementation it wraps."""
+    """Collects ids and weights of every MoE layer; outputs are left alone."""
 
-    def __init__(self, model: Any) -> None:
-        self.layer_of_module = {id(module): layer for layer, module in experts_by_layer(model).items()}
-        if not self.layer_of_module:
-            raise ModelError(f"{model.config.model_type!r} has no experts that Transformers can be asked to record")
-        self.num_experts = num_experts_of(model.config)
-        self.layer_ids = tuple(sorted(self.layer_of_module.values()))
+    def __init__(self, layers: dict[int, ExpertsOfLayer]) -> None:
+        self.num_experts = next(iter(layers.values())).num_experts
+        self.layer_ids = tuple(sorted(layers))
         self._step: Step | None = None
         self._layers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._ids: list[np.ndarray] = []
@@ -41,12 +35,13 @@ class Recorder:
         self._close_step()
         self._step = step
 
-    def seen(self, module: torch.nn.Module, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
+    def seen(self, layer: int, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
         """One layer's choices, `[rows, k]`."""
-        layer = self.layer_of_module[id(module)]
         if layer in self._layers:
             self._close_step()  # a pass that nobody announced
-        self._layers[layer] = (topk_ids.detach().cpu().numpy(), topk_weights.detach().float().cpu().numpy())
+        with torch.no_grad():
+            ids = chosen(topk_ids, topk_weights, self.num_experts)
+        self._layers[layer] = (ids.cpu().numpy(), topk_weights.detach().float().cpu().numpy())
 
     def _close_step(self) -> None:
         if not self._layers:
@@ -94,33 +89,29 @@ class Recorder:
 def recording(model: Any) -> Iterator[Recorder]:
     """Record every forward pass of `model` inside the block; outputs are unchanged, and so is the model after it.
 
-    Transformers finds the function of the experts by name in a registry of the process: one model can be recorded at a time.
-
     Raises:
-        ModelError: the model's experts don't go through Transformers' experts interface.
+        ModelError: the model has no experts that we know how to find.
     """
-    recorder = Recorder(model)
-    before = model.get_experts_implementation()
-    wrapped = before[""]
-
-    def record(module: torch.nn.Module, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        recorder.seen(module, ids, weights)
-        own_forward = _eager_forward(type(module))
-        inner = ALL_EXPERTS_FUNCTIONS.get_interface(wrapped, own_forward)
-        output: torch.Tensor = inner(module, hidden, ids, weights)
-        return output
-
-    ALL_EXPERTS_FUNCTIONS.register(RECORDING, record)
+    layers = experts_by_layer(model)
+    recorder = Recorder(layers)
+    handles = [_watch(experts, recorder) for experts in layers.values()]
     try:
-        model.set_experts_implementation(RECORDING)
         yield recorder
-    except ValueError as error:
-        raise ModelError(f"{model.config.model_type!r}: its experts can't be recorded ({error})") from error
     finally:
-        model.set_experts_implementation(before)
+        for handle in handles:
+            handle.remove()
 
 
-def _eager_forward(experts_class: type[torch.nn.Module]) -> Callable[..., torch.Tensor]:
-    """The class's own forward, under Transformers' decorator."""
-    forward: Any = experts_class.forward
-    return forward.__wrapped__  # type: ignore[no-any-return]
+def _watch(experts: ExpertsOfLayer, recorder: Recorder) -> Any:
+    """Tell the recorder of each call of a layer's experts; of an adapter's block, what its router says once more of the same input."""
+
+    def called(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = [*args, *kwargs.values()]
+        if experts.adapter is None:
+            _, ids, weights = values[:3]
+        else:
+            with torch.no_grad():
+                ids, weights = experts.adapter.choices(module, values[0].reshape(-1, values[0].shape[-1]))
+        recorder.seen(experts.layer_id, ids, weights)
+
+    return experts.module.register_forward_pre_hook(called, with_kwargs=True)

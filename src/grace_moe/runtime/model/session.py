@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,6 +33,8 @@ class ExpertParallelSession:
     """Times the phases of every layer, where given."""
     log: RoutingLog | None = None
     """Keeps what the router chose, where given."""
+    experts_of_text: dict[int, int] = field(default_factory=dict)
+    """Per layer, the `id` of its first module of experts: an image's tokens may have experts of their own, which text never reaches."""
     _rows_of_step: int = 0
 
     def restart(self) -> None:

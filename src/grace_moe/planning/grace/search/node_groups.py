@@ -49,7 +49,9 @@ def search_many_nodes(
     )
     pin_groups = None if pins is None else np.where(pins < 0, -1, group_of[pins])
     held = np.add.reduceat(start, first)
-    held = search_nodes(ids, share, noise, pooled, options, seed, held, pin_groups)
+    serving = options.held
+    pooled_options = options if serving is None else replace(options, held=np.add.reduceat(serving, first))
+    held = search_nodes(ids, share, noise, pooled, pooled_options, seed, held, pin_groups)
     computed = _computed_by(ids, held, pooled, seed, pin_groups)
     copies = np.zeros_like(start)
     for g, group in enumerate(groups):
@@ -78,7 +80,13 @@ def search_many_nodes(
             noise[np.ix_(experts, experts)] * np.outer(part[experts], part[experts]) / total**2,
             inside,
             # Copies are counted per token of the layer, of which the group sees some.
-            replace(options, proposals=tried, imbalance_price=options.imbalance_price * len(ids) / max(1, len(own))),
+            replace(
+                options,
+                proposals=tried,
+                imbalance_price=options.imbalance_price * len(ids) / max(1, len(own)),
+                move_price=options.move_price * len(ids) / max(1, len(own)),
+                held=None if serving is None else serving[np.ix_(nodes, experts)],
+            ),
             seed,
             fitted,
             own_pins,

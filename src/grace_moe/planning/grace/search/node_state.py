@@ -1,8 +1,8 @@
 """What the search of nodes anneals, and its energy.
 
 Energy, in copies between nodes per token: traffic + price * expected squared imbalance of nodes on routing to come (its mean's square and
-its variance) + price * load in copies too hot for one device. Loads assume that an expert's tokens divide evenly over its copies; the split
-is solved later (`split`).
+its variance) + price * load in copies too hot for one device + price * copies to load, where a placement serves already. Loads assume that
+an expert's tokens divide evenly over its copies; the split is solved later (`split`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class SearchOptions:
     """Copies per token that a unit of its square above that, summed over copies, is worth."""
     swap_share: float = SWAP_SHARE
     """Share of the moves that swap where both kinds are possible."""
+    move_price: float = 0.0
+    """Copies per token that a copy is worth which a node does not hold yet."""
+    held: Ints | None = None
+    """`[N, E]` copies that the nodes hold, for `move_price`; None = none."""
 
 
 class Contents(NamedTuple):
@@ -57,6 +61,8 @@ class Contents(NamedTuple):
     """`[E]` copies on all nodes."""
     hosts: Ints
     """`[E]` mask of the nodes that hold an expert."""
+    held: Ints
+    """`[N, E]` copies that the nodes hold already."""
 
 
 class Balance(NamedTuple):
@@ -113,10 +119,12 @@ class Terms(NamedTuple):
     unit: float
     """Copies per token, of one copy over all tokens and source nodes."""
     swap_share: float
+    move_price: float
 
 
-HEAT, PENALTY, SENT = 0, 1, 2
-"""Sums over the state: load above the limit of a copy, squared; prices of imbalance and of heat; `cost` over all tokens."""
+HEAT, PENALTY, SENT, MOVED = 0, 1, 2, 3
+"""Sums over the state: load above the limit of a copy, squared; prices of imbalance, of heat and of what moved; `cost` over all tokens;
+copies that nodes have to load."""
 
 
 class NodeState(NamedTuple):
@@ -130,7 +138,7 @@ class NodeState(NamedTuple):
     """`[N]`, as `devices` from `NodeLimits`."""
     devices: Ints
     sums: Floats
-    """`[3]`: `HEAT`, `PENALTY`, `SENT`."""
+    """`[4]`: `HEAT`, `PENALTY`, `SENT`, `MOVED`."""
     new_sums: Floats
     solution: Ints
     """`copies`, flat."""
@@ -154,11 +162,15 @@ def node_state(
         devices=float(devices),
         unit=1.0 / (max(len(ids), 1) * nodes),
         swap_share=float(options.swap_share),
+        move_price=float(options.move_price),
     )
-    contents = _contents(copies, int(limits.slots.max()))
+    contents = _contents(copies, int(limits.slots.max()), options.held)
     balance = _balance(copies, share, noise, limits.capacity)
     heat = sum(too_hot(s, n, terms) for s, n in zip(share, contents.total, strict=True))
-    penalty = balance_penalty(balance.load, balance.variance, limits.capacity, terms) + options.copy_price * heat
+    moved = float(np.maximum(copies - contents.held, 0).sum())
+    penalty = (
+        balance_penalty(balance.load, balance.variance, limits.capacity, terms) + options.copy_price * heat + options.move_price * moved
+    )
     sources = np.full(len(ids), -1) if pins is None else pins
     cost = token_costs(choices, sources, contents.hosts, sets)
     traffic = Traffic(
@@ -178,20 +190,21 @@ def node_state(
         terms=terms,
         slots=limits.slots,
         devices=limits.devices,
-        sums=np.array([heat, penalty, cost.sum(dtype=np.int64)], float),
-        new_sums=np.empty(3),
+        sums=np.array([heat, penalty, cost.sum(dtype=np.int64), moved], float),
+        new_sums=np.empty(4),
         solution=copies.reshape(-1),
         best=copies.reshape(-1).copy(),
     )
 
 
-def _contents(copies: Ints, most_slots: int) -> Contents:
+def _contents(copies: Ints, most_slots: int, held: Ints | None) -> Contents:
     nodes, experts = copies.shape
     slot = np.zeros((nodes, most_slots), np.int64)
     for node, row in enumerate(copies):
         slot[node, : row.sum()] = np.repeat(np.arange(experts), row)
     hosts = ((copies > 0) << np.arange(nodes)[:, None]).sum(axis=0)
-    return Contents(copies=copies, slot=slot, total=copies.sum(axis=0), hosts=hosts)
+    held = np.zeros_like(copies) if held is None else np.ascontiguousarray(held)
+    return Contents(copies=copies, slot=slot, total=copies.sum(axis=0), hosts=hosts, held=held)
 
 
 def _balance(copies: Ints, share: Floats, noise: Floats, capacity: Floats) -> Balance:

@@ -17,6 +17,7 @@ from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 from grace_moe.planning.grace.search.node_copies import NodeLimits
 from grace_moe.planning.grace.search.node_state import (
     HEAT,
+    MOVED,
     PENALTY,
     SENT,
     Balance,
@@ -74,7 +75,7 @@ def search_nodes(
 
 @part
 def _propose(state: NodeState) -> NodeMove:
-    copies, slot, total, _ = state.contents
+    copies, slot, total = state.contents.copies, state.contents.slot, state.contents.total
     none = NodeMove(-1, 0, 0, 0, 0)
     n = np.random.randint(copies.shape[0])
     i = np.random.randint(state.slots[n])
@@ -99,12 +100,25 @@ def _change(state: NodeState, move: NodeMove, most: float) -> float:
         heat = _replaced(state.contents, balance, terms, move, heat)
     else:
         _swapped(state.contents, balance, move)
+    moved = state.sums[MOVED] + _more_moved(state.contents, move)
     penalty = compiled_balance_penalty(balance.new_load, balance.new_variance, balance.capacity, terms) + terms.copy_price * heat
+    penalty += terms.move_price * moved
     more = penalty - state.sums[PENALTY]
     allowance = most - more  # what is left for traffic
     copies = _more_copies(state.contents, state.traffic, move, terms.unit, allowance)
     state.new_sums[HEAT], state.new_sums[PENALTY], state.new_sums[SENT] = heat, penalty, state.sums[SENT] + copies
+    state.new_sums[MOVED] = moved
     return np.inf if copies * terms.unit > allowance else float(copies * terms.unit + more)
+
+
+@part
+def _more_moved(contents: Contents, move: NodeMove) -> int:
+    """Copies more that nodes have to load after the move."""
+    copies, held, n, m, a, b = contents.copies, contents.held, move.node, move.other, move.given, move.taken
+    more = (copies[n, b] >= held[n, b]) - (copies[n, a] > held[n, a])
+    if m != n:
+        more += (copies[m, a] >= held[m, a]) - (copies[m, b] > held[m, b])
+    return int(more)
 
 
 @part
@@ -224,7 +238,7 @@ def _apply(state: NodeState, move: NodeMove, energy: float) -> float:
         contents.total[a] -= 1
         contents.total[b] += 1
     _follow(contents, state.balance, a, b)
-    for i in range(3):
+    for i in range(4):
         state.sums[i] = state.new_sums[i]
     return float(state.sums[SENT] * state.terms.unit + state.sums[PENALTY])  # without the rounding of a long sum
 

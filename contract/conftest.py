@@ -1,0 +1,3 @@
+"""What all contract tests share."""
+
+pytest_plugins = ["shows", "serving.fixtures"]

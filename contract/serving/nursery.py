@@ -1,0 +1,77 @@
+"""A process that has imported vLLM, and forks the ranks of one job after another: importing takes longer than all else.
+
+Nothing outlives it: it and its ranks are one process group that ends with the tests, ranks die with it, and jobs write only into the
+folder that they are given.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from serving.job import Job, Outcome
+
+HERE = Path(__file__).parents[1]
+
+
+class RankError(AssertionError):
+    """A rank failed or took too long; the message ends with what it said last."""
+
+
+class Nursery:
+    """Runs jobs. Jobs that are alike run once."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.outcomes: dict[str, Outcome] = {}
+        self.process = None
+
+    def run(self, job: Job) -> Outcome:
+        """What comes of a job. Raises RankError where a rank fails."""
+        if job.key() not in self.outcomes:
+            self.outcomes[job.key()] = self._run(job)
+        return self.outcomes[job.key()]
+
+    def _run(self, job):
+        folder = self.folder / f"job{len(list(self.folder.iterdir()))}"
+        folder.mkdir()
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._start()
+        self.process.stdin.write(json.dumps(asdict(job) | {"folder": str(folder)}) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        logs = [(folder / f"rank{rank}.log").read_text(errors="replace") for rank in range(job.ranks) if answer]
+        failed = json.loads(answer)["failed"] if answer else "the nursery died"
+        if failed:
+            last = "\n".join(f"--- rank {rank}\n{log[-3000:]}" for rank, log in enumerate(logs))
+            raise RankError(f"{failed}; logs are in {folder}\n{last}")
+        ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(job.ranks)]
+        tokens = [ranks[i % job.ranks].pop(f"tokens{i}") for i in range(len(job.prompts))]
+        return Outcome(tokens=tokens, ranks=ranks, logs=logs)
+
+    def _start(self):
+        # contract/ for our own modules, and for the plug-in of cpu_ep-0.dist-info that vLLM finds there.
+        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return subprocess.Popen(
+            [sys.executable, "-m", "serving.forks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        )
+
+    def close(self):
+        """End the process and all that it started."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process = None

@@ -1,0 +1,80 @@
+"""`grace-moe diagnose`: is balancing worth it? A verdict first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+import click
+from rich.console import Console
+
+from grace_moe.cli.cost_options import backend_option, batch_option, overlap_option, phase_option, served_model_option, setting_of
+from grace_moe.cli.options import (
+    expert_bytes_option,
+    json_option,
+    read_traces,
+    redundancy_option,
+    seed_option,
+    shared,
+    slots_option,
+    topology_option,
+    traces_argument,
+)
+from grace_moe.cli.output import say, show_json
+from grace_moe.cli.progress import compilation_told
+from grace_moe.evaluation import LEAST_GAIN, SlotLimits, diagnose
+from grace_moe.placement import Placement
+from grace_moe.report import diagnosis_table
+from grace_moe.topology import Topology
+
+
+@click.command(
+    "diagnose",
+    epilog="""\b
+Examples:
+  grace-moe diagnose trace.safetensors --topology 2x8:h100-400g --model ./DeepSeek-V3 --backend deepep_high_throughput
+  grace-moe diagnose trace.safetensors --topology 2x8:h100-400g --model ./DeepSeek-V3 --phase decode --batch 64 --backend deepep_low_latency
+  grace-moe diagnose trace.safetensors --topology calibrated.json --now plan.json
+""",
+)
+@traces_argument
+@shared(topology_option, served_model_option, phase_option, batch_option, backend_option, overlap_option)
+@click.option("--now", "now_path", type=click.Path(path_type=Path), help="Placement in use.  [default: experts in order]")
+@click.option("--least-gain", type=float, default=LEAST_GAIN, show_default=True, help="Share of a layer's time that makes it worth it.")
+@shared(redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
+def diagnose_command(
+    trace_paths: tuple[Path, ...],
+    topology_text: str,
+    model: Path | None,
+    phase: str,
+    batch: int | None,
+    backend: str,
+    overlap: float,
+    now_path: Path | None,
+    least_gain: float,
+    seed: int,
+    as_json: bool,
+    **limits: Unpack[SlotLimits],
+) -> None:
+    """Say whether a plan is worth it for TRACE on a cluster: worth it, not worth it, or not enough evidence.
+
+    Half of the requests are planned on, the others are replayed. Times are modelled (docs/cost.md), not measured."""
+    trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
+    now = None if now_path is None else Placement.load(now_path)
+    setting = setting_of(model, phase, batch, backend, overlap)
+    with compilation_told():
+        found = diagnose(trace, topology, setting, now=now, least_gain=least_gain, seed=seed, **limits)
+    if as_json:
+        show_json(found.to_dict())
+        return
+    say(f"{found.verdict}: {found.reason}")
+    if found.now is not None:
+        Console().print(diagnosis_table(found))
+        low, high = (1e3 * seconds for seconds in found.saved)
+        per_token = [1e6 * found.per_token(time.total) for time in (found.now, found.planned) if time is not None]
+        say(
+            f"saved: {low:.3f} to {high:.3f} ms a layer (95%, over requests); "
+            f"{per_token[0]:,.1f} -> {per_token[1]:,.1f} us a token in {found.layers} layers; "
+            f"{found.memory_bytes / 1e9:+.2f} GB of experts in all"
+        )
+    say(f"next: {found.next_command}")

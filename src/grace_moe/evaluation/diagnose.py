@@ -1,0 +1,226 @@
+"""`diagnose`: is balancing worth it for this trace, model and cluster? A verdict first, in milliseconds (docs/cost.md#diagnose)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.cost.flows import Flows, total
+from grace_moe.cost.layer_time import LayerTime
+from grace_moe.cost.step import Setting, step_time
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.evaluation.compare import SlotLimits
+from grace_moe.evaluation.flows import replay_flows, tokens_of
+from grace_moe.placement import Placement, check_same_model
+from grace_moe.planning import plan
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace, order_of_requests
+
+Floats = npt.NDArray[np.float64]
+
+WORTH_IT, NOT_WORTH_IT, NOT_ENOUGH = "worth it", "not worth it", "not enough evidence"
+LEAST_GAIN = 0.03
+"""Share of a layer's time from which a plan is worth having, unless said otherwise."""
+PARTS = 20
+"""That requests are dealt into, to be drawn again."""
+FEWEST_REQUESTS = 8
+"""To be measured on: with fewer, nothing is said."""
+DRAWS = 400
+_INTERVAL = (0.025, 0.975)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """Whether a plan is worth it."""
+
+    verdict: str
+    """`WORTH_IT`, `NOT_WORTH_IT` or `NOT_ENOUGH`."""
+    reason: str
+    """In a sentence."""
+    next_command: str
+    now: LayerTime | None
+    planned: LayerTime | None
+    """Of a layer; None where nothing could be measured."""
+    saved: tuple[float, float]
+    """95% interval of the seconds that a layer is shorter by, over requests drawn again."""
+    memory_bytes: float
+    """That the plan's replicas take, in all devices and layers."""
+    layers: int
+    setting: Setting
+    told: str
+    """What was assumed."""
+
+    @property
+    def gain(self) -> float:
+        """Share of a layer's time that the plan saves."""
+        return 0.0 if self.now is None or self.planned is None or not self.now.total else 1 - self.planned.total / self.now.total
+
+    def per_token(self, layer_seconds: float) -> float:
+        """Seconds that all MoE layers add to a token: a decode step's for every token in it, a prefill batch's over its tokens."""
+        step = layer_seconds * self.layers
+        return step if self.setting.phase == "decode" else step / self.setting.batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of `grace-moe diagnose --json`."""
+        now, planned = (None if time is None else time.total for time in (self.now, self.planned))
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "milliseconds_per_layer": {
+                "now": _ms(now),
+                "planned": _ms(planned),
+                "interval": [_ms(seconds) for seconds in self.saved],
+                "parts": {name: _parts(time) for name, time in (("now", self.now), ("planned", self.planned)) if time is not None},
+            },
+            "milliseconds_per_token": {
+                name: None if seconds is None else _ms(self.per_token(seconds)) for name, seconds in (("now", now), ("planned", planned))
+            },
+            "memory_gb": round(self.memory_bytes / 1e9, 3),
+            "gain": round(self.gain, 4),
+            "assumed": self.told,
+            "next": self.next_command,
+        }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 6)
+
+
+def _parts(time: LayerTime) -> dict[str, float | None]:
+    return {name: _ms(getattr(time, name)) for name in ("dispatch", "compute", "combine", "idle", "hidden")}
+
+
+def diagnose(
+    trace: RoutingTrace,
+    topology: Topology,
+    setting: Setting,
+    *,
+    now: Placement | None = None,
+    least_gain: float = LEAST_GAIN,
+    seed: int = 0,
+    **limits: Unpack[SlotLimits],
+) -> Diagnosis:
+    """Plan on half of the requests, replay the others under what is now and under the plan, and say which is the case.
+
+    A plan is worth it where the whole interval of what it saves is at least `least_gain` of a layer's time, and not worth it where the
+    whole interval is below. In between, or with too few requests, the trace doesn't tell.
+
+    Args:
+        now: the placement in use; None = experts in order, without replicas.
+        least_gain: share of a layer's time.
+        limits: of the plan's slots.
+
+    Raises:
+        UsageError: a gain that is no share, or limits that no plan can keep.
+        MismatchError: trace, placement and topology don't belong together.
+    """
+    if not 0 <= least_gain < 1:
+        raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
+    if now is not None:
+        check_same_model(now, trace)
+    if trace.surrogate:
+        raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
+    told = setting.told(topology)
+    if trace.counts_only:
+        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
+    planning_half, measuring_half = trace.split_requests()
+    requests = _requests(measuring_half, setting.phase)
+    if requests < FEWEST_REQUESTS:
+        few = f"{requests} request{'s' * (requests != 1)} to measure {setting.phase} on; {FEWEST_REQUESTS} are the fewest"
+        return _unknown(few, trace, setting, told)
+    before = plan(planning_half, topology, "linear", seed=seed) if now is None else now
+    after = plan(planning_half, topology, "grace", seed=seed, **limits)
+    parts = min(PARTS, requests)
+    flows = [replay_flows(p, measuring_half, topology, parts=parts, phase=setting.phase, seed=seed) for p in (before, after)]
+    times = [step_time(total(each, np.ones(parts).tolist()), topology, setting) for each in flows]
+    saved = _interval(flows[0], flows[1], topology, setting, seed)
+    slots = [float(p.slots_per_device().sum()) for p in (before, after)]
+    return _judged(times, saved, (slots[1] - slots[0]) * setting.model.expert_bytes, least_gain, trace, setting, told)
+
+
+def _requests(trace: RoutingTrace, phase: str) -> int:
+    """Requests with tokens of a phase."""
+    return len(np.unique(order_of_requests(trace)[0][tokens_of(trace, phase)]))
+
+
+def _interval(now: list[Flows], planned: list[Flows], topology: Topology, setting: Setting, seed: int) -> tuple[float, float]:
+    """Of the seconds saved in a layer, over parts of the requests drawn again with replacement, the same for both."""
+    generator = np.random.default_rng(seed)
+    saved = np.empty(DRAWS)
+    for draw in range(DRAWS):
+        weights = np.bincount(generator.integers(len(now), size=len(now)), minlength=len(now)).tolist()
+        saved[draw] = step_time(total(now, weights), topology, setting).total - step_time(total(planned, weights), topology, setting).total
+    low, high = np.quantile(saved, _INTERVAL)
+    return float(low), float(high)
+
+
+def _judged(
+    times: list[LayerTime],
+    saved: tuple[float, float],
+    memory_bytes: float,
+    least_gain: float,
+    trace: RoutingTrace,
+    setting: Setting,
+    told: str,
+) -> Diagnosis:
+    now, planned = times
+    least = least_gain * now.total
+    verdict = WORTH_IT if saved[0] >= least else NOT_WORTH_IT if saved[1] < least else NOT_ENOUGH
+    return Diagnosis(
+        verdict=verdict,
+        reason=_reason(verdict, now, planned, saved, setting),
+        next_command=_next(verdict, trace, setting),
+        now=now,
+        planned=planned,
+        saved=saved,
+        memory_bytes=memory_bytes,
+        layers=trace.num_layers,
+        setting=setting,
+        told=told,
+    )
+
+
+def _unknown(reason: str, trace: RoutingTrace, setting: Setting, told: str) -> Diagnosis:
+    return Diagnosis(
+        verdict=NOT_ENOUGH,
+        reason=reason,
+        next_command="grace-moe record MODEL --text FILE... -o TRACE   # or import an engine's record of tokens",
+        now=None,
+        planned=None,
+        saved=(0.0, 0.0),
+        memory_bytes=0.0,
+        layers=trace.num_layers,
+        setting=setting,
+        told=told,
+    )
+
+
+def _reason(verdict: str, now: LayerTime, planned: LayerTime, saved: tuple[float, float], setting: Setting) -> str:
+    """What a layer's time is made of, and what the plan changes of it."""
+    shares = {
+        "dispatch and combine take": now.dispatch + now.combine,
+        "computing takes" if setting.phase == "prefill" else "reading weights and computing takes": now.compute,
+        "waiting for the busiest device takes": now.idle,
+    }
+    most, seconds = max(shares.items(), key=lambda item: item[1])
+    whole = now.total + now.hidden
+    saves = 1 - planned.total / now.total
+    text = f"{setting.phase} of {setting.batch:,} tokens: {most} {seconds / whole:.0%} of a layer; the plan saves {saves:.1%}"
+    if verdict == NOT_ENOUGH:
+        low, high = (part / now.total for part in saved)
+        return f"{text}, and other requests could make it {low:.1%} to {high:.1%}"
+    where = {"dispatch and combine": now.dispatch + now.combine - planned.dispatch - planned.combine, "waiting": now.idle - planned.idle}
+    name, less = max(where.items(), key=lambda item: item[1])
+    return text if less <= 0 else f"{text}, most of it of {name}"
+
+
+def _next(verdict: str, trace: RoutingTrace, setting: Setting) -> str:
+    """The command to go on with."""
+    if verdict == WORTH_IT:
+        return f"grace-moe plan {trace.source} --topology T -o plan.json"
+    if verdict == NOT_WORTH_IT:
+        return f"grace-moe size {trace.source} --topology T --phase {setting.phase}   # from which batch or cluster on it is"
+    return "grace-moe record MODEL --text FILE... -o TRACE   # more requests, or longer ones"

@@ -1,0 +1,30 @@
+"""Which class of Transformers a configuration is of, and what of it holds the experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from grace_moe.errors import ModelError
+
+
+def model_class(config: Any, path: str) -> tuple[Any, Any]:
+    """The class that loads a model, and the part of its configuration that the class takes.
+
+    A class that takes all of a composite configuration comes before one of its text part alone: then every weight of the checkpoint has its
+    parameter. Of a model of several models, such as Qwen3-Omni, the first part that is a language model is taken.
+
+    Raises:
+        ModelError: Transformers has no causal or image-text class for it.
+    """
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping and mapping[type(config)].config_class is type(config):
+            return mapping[type(config)], config
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config.get_text_config()
+    for name in config.sub_configs:
+        part = getattr(config, name)
+        if type(part) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            return model_class(part, path)
+    raise ModelError(f"{path}: config.json: {config.model_type!r} is neither a causal nor an image-text model of Transformers")

@@ -1,0 +1,95 @@
+"""Four ranks over gloo that take one piece of work after the other: starting them is what costs."""
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+RANKS = 4
+_LONGEST_SECONDS = 170
+_LAST_WORDS_SECONDS = 15
+
+
+class WorkError(Exception):
+    """What a rank raised: its kind, its message, and where."""
+
+
+class RankPool:
+    """Ranks are started with the first piece of work, and again after one that failed: others may still wait in a collective."""
+
+    def __init__(self) -> None:
+        self.ranks: list[tuple[Any, Connection]] = []
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`work(*arguments, member)` on every rank: what each returned. Raises WorkError of the first rank that raised."""
+        if not self.ranks:
+            self._start()
+        for _, pipe in self.ranks:
+            pipe.send((work, arguments))
+        answers, seconds = [], _LONGEST_SECONDS
+        for rank, (_, pipe) in enumerate(self.ranks):
+            if not pipe.poll(seconds):
+                answers.append(("TimeoutError", f"rank {rank} did not answer", ""))
+            else:
+                answers.append(_received(pipe))
+            if answers[-1][0] != "":
+                seconds = _LAST_WORDS_SECONDS
+        failed = [answer for answer in answers if answer[0] != ""]
+        if failed:
+            self.close()
+            said = next((answer for answer in failed if answer[0] not in ("RankError", "TimeoutError", "EOFError")), failed[0])
+            raise WorkError(": ".join(said[:2]), said[2])
+        return [value for _, value, _ in answers]
+
+    def _start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        context = mp.get_context("spawn")
+        for rank in range(RANKS):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, f"{self.folder.name}/rendezvous", theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.ranks.append((process, ours))
+
+    def close(self) -> None:
+        """End all ranks."""
+        for process, _ in self.ranks:
+            process.kill()
+        for process, pipe in self.ranks:
+            process.join()
+            pipe.close()
+        if self.ranks:
+            self.folder.cleanup()
+        self.ranks = []
+
+
+def _received(pipe: Connection) -> tuple[str, Any, str]:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "EOFError", "a rank ended", ""
+
+
+def _serve(rank: int, rendezvous: str, pipe: Connection) -> None:
+    from grace_moe.runtime.job.launch import rank_environment
+    from grace_moe.runtime.job.ranks import joined, leave
+
+    os.environ |= rank_environment(rank, RANKS)
+    torch.set_num_threads(1)
+    with joined(rendezvous_file=str(Path(rendezvous))) as member:
+        while True:
+            try:
+                work, arguments = pipe.recv()
+            except EOFError:
+                break
+            try:
+                pipe.send(("", work(*arguments, member), ""))
+            except Exception as error:
+                pipe.send((type(error).__name__, str(error), traceback.format_exc()))
+    leave(0)
