@@ -2,7 +2,8 @@
 
     python benchmarks/requests.py a.safetensors b.safetensors --shape 2x2 --shape 4x4
 
-Traces of one model become one, requests apart. Plans are made on half of each trace's requests, drawn at random, and measured on the others.
+Traces of one model become one, requests apart. Plans are made on half of each trace's requests, drawn at random, and measured on the
+others.
 """
 
 from __future__ import annotations

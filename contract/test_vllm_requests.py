@@ -52,7 +52,8 @@ def until(question, process, log):
     """The first true answer. Fails where the process ends first, or time is up, with what it said last."""
     end = time.monotonic() + SECONDS
     while not (answer := question()):
-        assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")[-5000:]
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail(log.read_text(errors="replace")[-5000:])
         time.sleep(0.2)
     return answer
 

@@ -6,10 +6,6 @@ import pytest
 from grace_moe.choice import request_costs
 from grace_moe.embedded import embedded_model, embedded_texts
 from grace_moe.planning import plan
-from grace_moe.runtime.job.generation import GenerationOptions
-from grace_moe.runtime.job.recording import record_trace, requests_from_text
-from grace_moe.runtime.model.description import load_tokenizer
-from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.topology import Topology
 
 PROMPT = 64
@@ -17,7 +13,12 @@ PROMPT = 64
 
 @pytest.fixture(scope="session")
 def embedded_trace():
-    """48 requests of 64 tokens, one new token each."""
+    """48 requests of 64 tokens, one new token each. The other tests of this folder start without torch."""
+    from grace_moe.runtime.job.generation import GenerationOptions
+    from grace_moe.runtime.job.recording import record_trace, requests_from_text
+    from grace_moe.runtime.model.description import load_tokenizer
+    from grace_moe.runtime.model.loading import load_whole_model
+
     folder = str(embedded_model())
     prompts = requests_from_text(list(embedded_texts().values()), load_tokenizer(folder), tokens_per_request=PROMPT, max_requests=48)
     options = GenerationOptions(new_tokens=1, batch_size=48)

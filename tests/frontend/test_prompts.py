@@ -39,8 +39,8 @@ def test_text_is_read_with_the_models_tokenizer():
 
 
 def test_a_model_without_a_tokenizer_says_so(tmp_path):
-    with pytest.raises(ModelError, match="tokenizer.json: no such file; give the folder of the model that is served"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json: no such file; give the folder of the model that is served"):
         PromptReader(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match="tokenizer.json: not a tokenizer"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer"):
         PromptReader(tmp_path)

@@ -1,7 +1,6 @@
 """The command as its own process, before a small server of ours: what goes in comes out, whoever dies or goes."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -23,7 +22,8 @@ def started(command, **options):
 
 def stopped(process):
     process.send_signal(signal.SIGINT)
-    assert process.wait(SECONDS) in (0, 130, -signal.SIGINT)
+    with process:  # which waits, and closes pipes
+        assert process.wait(SECONDS) in (0, 130, -signal.SIGINT)
 
 
 def free_port():
@@ -166,6 +166,6 @@ def test_an_engine_that_dies_is_told_and_comes_back(client, upstream):
 def test_a_port_that_is_taken_says_so(upstream, tmp_path):
     placement().save(tmp_path / "plan.json")
     options = ["--placement", tmp_path / "plan.json", "--engine", "vllm", "--upstream", upstream.address, "--port", upstream.port]
-    process = started(["grace_moe", "front", *options], stderr=subprocess.PIPE, env=os.environ)
-    assert process.wait(SECONDS) == 2
-    assert process.stderr.read().startswith(f"error: --host 127.0.0.1 --port {upstream.port}: Address already in use")
+    with started(["grace_moe", "front", *options], stderr=subprocess.PIPE) as process:
+        assert process.stderr.read().startswith(f"error: --host 127.0.0.1 --port {upstream.port}: Address already in use")
+        assert process.wait(SECONDS) == 2
