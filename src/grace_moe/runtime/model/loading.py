@@ -20,6 +20,7 @@ from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.rank_groups import RankGroups, rank_device
 from grace_moe.runtime.dispatch.route import layer_routes
 from grace_moe.runtime.model.accounting import check_dense_weights, check_loaded
+from grace_moe.runtime.model.description import load_generation_config
 from grace_moe.runtime.model.expert_parallel import GRACE, GRACE_BLOCK, GRACE_EXPERTS, VANILLA, WHOLE, register_names
 from grace_moe.runtime.model.load_under_way import loading_for
 from grace_moe.runtime.model.moe_layers import DISPATCHED, EXPERTS, experts_by_layer, placed_plan
@@ -157,6 +158,7 @@ def _from_pretrained(source: ModelSource, weights: dict[str, Any] | None, dtype:
             source.folder if weights is None else None,
             config=source.config,
             state_dict=weights,
+            generation_config=load_generation_config(str(source.folder), source.config),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
