@@ -10,7 +10,7 @@ from grace_moe.errors import UsageError
 
 VLLM = {
     "": "deepep_high_throughput",
-    "hierarchical": "deepep_high_throughput",
+    "hierarchical": "allgather_reducescatter --enforce-eager",
     "deepep_high_throughput": "deepep_high_throughput",
     "flat": "deepep_high_throughput",
     "deepep_low_latency": "deepep_low_latency",
@@ -19,7 +19,7 @@ VLLM = {
     "allgather": "allgather_reducescatter",
     "allgather_reducescatter": "allgather_reducescatter",
 }
-"""Backend -> vLLM's `--all2all-backend`."""
+"""Backend -> vLLM's `--all2all-backend`, with what our hierarchical dispatch, which stands in for one of them, wants besides."""
 _STATIC, _DYNAMIC = " --ep-dispatch-algorithm static", " --ep-dispatch-algorithm dynamic"
 SGLANG = {
     "": "deepep --deepep-mode auto" + _STATIC,
