@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from grace_moe.cli.options import (
+    backend_option,
     chosen_methods,
     eval_option,
     expert_bytes_option,
@@ -33,6 +34,7 @@ from grace_moe.report import comparison_table
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
+  grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,grace --backend deepep_low_latency
   grace-moe compare wiki.safetensors chat.safetensors --topology 4x4 --methods eplb,grace
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
 Methods: {", ".join(METHODS)}.
@@ -42,12 +44,14 @@ grace+decode uses fewer replicas in decode, so that fewer distinct experts are a
 """,
 )
 @traces_argument
-@shared(topology_option, eval_option, methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
+@shared(topology_option, eval_option, methods_option, backend_option, redundancy_option, slots_option, expert_bytes_option)
+@shared(seed_option, json_option)
 def compare_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
+    backend: str | None,
     seed: int,
     as_json: bool,
     **limits: Unpack[SlotLimits],
@@ -64,6 +68,7 @@ def compare_command(
             measure_on=measure_on,
             methods=chosen,
             seed=seed,
+            backend=backend,
             on_method=lambda _: advance(1),
             **limits,
         )

@@ -26,6 +26,8 @@ COLUMNS = (
     ("plan_seconds", "plan\ns", "{:.1f}", None),
 )
 """Name, heading, form, and what is best of a comparison's columns; the last is of the machine, and differs from run to run."""
+_BACKEND_COLUMN = ("backend_copies", "sent by\nbackend", "{:.3f}", min)
+"""After the copies inside nodes, where a backend was asked for."""
 _BATCH_COLUMNS = (
     ("batch_load_max_over_mean", "busiest\nin batch", "{:.2f}x", min),
     ("prefill_load_max_over_mean", "busiest\nprefill", "{:.2f}x", min),
@@ -45,6 +47,8 @@ def comparison_table(comparison: Comparison) -> Table:
     """One row a method; the best of each column has a star, and is bold."""
     rows = table_rows(comparison)
     title = f"{comparison.topology.shape}: copies per token between and inside nodes; busiest device over the mean"
+    if comparison.backend is not None:
+        title += f"; sent between nodes by {comparison.backend}"
     measured, planned = comparison.measured_on, comparison.planned_on
     others = "the same requests" if measured.digest == planned.digest else "other requests"
     caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
@@ -53,7 +57,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method", no_wrap=True)
     by_batch = all(row["batch_load_max_over_mean"] is not None for row in rows)
     more = [column for column in _BATCH_COLUMNS if by_batch and all(row[column[0]] is not None for row in rows)]
-    columns = [*COLUMNS[: _LOAD_COLUMN + 1], *more, *COLUMNS[_LOAD_COLUMN + 1 :]]
+    sent = [] if comparison.backend is None else [_BACKEND_COLUMN]
+    columns = [*COLUMNS[:_LOAD_COLUMN], *sent, COLUMNS[_LOAD_COLUMN], *more, *COLUMNS[_LOAD_COLUMN + 1 :]]
     for _, heading, _, _ in columns:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
@@ -86,7 +91,7 @@ def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Each row's values by name, the modelled time in ms."""
-    rows = [row.to_dict(comparison.topology) for row in comparison.rows]
+    rows = [row.to_dict(comparison.topology, comparison.backend) for row in comparison.rows]
     for row in rows:
         row["modelled_layer_time"] *= 1000
     return rows
