@@ -8,7 +8,9 @@ import pytest
 import yaml
 from hypothesis import given
 
+from grace_moe.cost.sent import SENDS
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise, export_loads
+from grace_moe.engines.backends import SGLANG, VLLM
 from grace_moe.engines.tensorrt_llm.balancer import KEYS, export_yaml
 from grace_moe.engines.vllm.formats import export_map
 from grace_moe.errors import MismatchError, PlacementError, UsageError
@@ -98,6 +100,10 @@ def test_launch_lines_name_the_backend_that_the_plan_is_for(backend, vllm, sglan
     assert f"--moe-a2a-backend {sglang}" in of_sglang.launch
     gains = ("this backend sends every token to every rank: the plan balances, and saves no traffic",) if backend == "allgather" else ()
     assert of_vllm.notes == of_sglang.notes == gains
+
+
+def test_every_backend_that_a_plan_may_be_for_has_its_flags():
+    assert set(VLLM) == set(SGLANG) == {"", *SENDS}
 
 
 def test_a_backend_that_no_engine_is_known_to_have_is_refused():
