@@ -28,7 +28,7 @@ PARTS = 20
 """That requests are dealt into, to be drawn again."""
 FEWEST_REQUESTS = 8
 """To be measured on: with fewer, nothing is said."""
-DRAWS = 400
+DRAWS = 200
 _INTERVAL = (0.025, 0.975)
 
 
@@ -121,6 +121,8 @@ def diagnose(
         raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
     if now is not None:
         check_same_model(now, trace)
+        if now.topology.shape != topology.shape:
+            raise MismatchError(f"{now.source}: planned for {now.topology.shape}, but {topology.source} is {topology.shape}; plan again")
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
     told = setting.told(topology)
