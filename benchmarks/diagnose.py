@@ -22,11 +22,11 @@ from grace_moe.evaluation.diagnose import NOT_ENOUGH, NOT_WORTH_IT, WORTH_IT
 from grace_moe.evaluation.flows import replay_flows
 from grace_moe.trace import synthetic_trace
 
-MODEL = ModelSizes(
-    num_experts=32, top_k=4, hidden_size=4096, expert_size=1536, weight_bytes=1.0, moe_layers=1, source="32 experts of 18.9 MB"
-)
-SEEN, REQUESTS, TOKENS = 120, 600, 20
+SEEN, REQUESTS, TOKENS, LAYERS = 300, 900, 40, 3
 """Requests that `diagnose` sees, requests in all, and tokens of each."""
+MODEL = ModelSizes(
+    num_experts=32, top_k=4, hidden_size=4096, expert_size=1536, weight_bytes=1.0, moe_layers=LAYERS, source="32 experts of 18.9 MB"
+)
 TRACES = [(skew, affinity) for skew in (0.0, 0.3, 1.0) for affinity in (0.0, 0.8)]
 CLUSTERS = ["1x8:h100-400g", "2x4:h100-400g", "2x4:a100-25g", "1x8:gb200-nvl72"]
 SETTINGS = [
@@ -38,7 +38,7 @@ SETTINGS = [
 
 def parts(skew: float, affinity: float) -> tuple[RoutingTrace, RoutingTrace]:
     """What `diagnose` sees, and what the label is replayed on."""
-    trace = synthetic_trace(tokens=REQUESTS * TOKENS, experts=32, top_k=4, requests=REQUESTS, skew=skew, affinity=affinity)
+    trace = synthetic_trace(tokens=REQUESTS * TOKENS, experts=32, top_k=4, layers=LAYERS, requests=REQUESTS, skew=skew, affinity=affinity)
     seen = trace.requests < SEEN
     return trace.select(np.flatnonzero(seen)), trace.select(np.flatnonzero(~seen))
 
@@ -65,9 +65,8 @@ def main() -> None:
                 counts[outcome] += 1
                 counts[f"{found.verdict}, label {label}"] += 1
                 told = f"{setting.phase} {setting.batch:,} {setting.backend}"
-                rows.append(
-                    f"| {skew:g} | {affinity:g} | {cluster} | {told} | {gain:.1%} | {label} | {found.gain:.1%} | {found.verdict} | {outcome} |"
-                )
+                cells = (f"{skew:g}", f"{affinity:g}", cluster, told, f"{gain:.1%}", label, f"{found.gain:.1%}", found.verdict, outcome)
+                rows.append(f"| {' | '.join(cells)} |")
                 print(rows[-1], flush=True)
     decided = counts["right"] + counts["wrong"]
     summary = [
@@ -75,11 +74,10 @@ def main() -> None:
         f"undecided: {counts['undecided']}; right of all {counts['right'] / len(rows):.1%}.",
         f"'Worth it' where it is not: {counts[f'{WORTH_IT}, label {NOT_WORTH_IT}']}.",
     ]
-    head = "| skew | affinity | cluster | served | best plan saves | label | `diagnose` says | verdict | |\n|---|---|---|---|---|---|---|---|---|"
-    text = (
-        f"# Verdicts of `diagnose` against labels\n\n`benchmarks/diagnose.py`, {date.today()}. {' '.join(summary)}\n\n{head}\n"
-        + "\n".join(rows)
-    )
+    columns = ("skew", "affinity", "cluster", "served", "best plan saves", "label", "`diagnose` says", "verdict", "")
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+    title = f"# Verdicts of `diagnose` against labels\n\n`benchmarks/diagnose.py`, {date.today()}."
+    text = "\n".join([f"{title} {' '.join(summary)}\n", head, *rows])
     out.write_text(text + "\n")
     print("\n".join(summary))
 
