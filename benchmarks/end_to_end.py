@@ -22,9 +22,9 @@ from grace_moe import Topology, plan
 from grace_moe.embedded import embedded_model, embedded_texts
 from grace_moe.runtime.job.generation import GenerationOptions
 from grace_moe.runtime.job.job import Job, RunSpec
-from grace_moe.runtime.job.launch import hand_over
 from grace_moe.runtime.job.recording import record_trace, requests_from_text
 from grace_moe.runtime.job.results import RunResult, load_results
+from grace_moe.runtime.job.worker import send_job
 from grace_moe.runtime.model.description import load_tokenizer
 from grace_moe.runtime.model.loading import load_whole_model
 from slow_link import NODES, RANKS, finish, nodes
@@ -77,7 +77,7 @@ def run(job: Job, folder: Path, rate: str) -> tuple[tuple[RunResult, ...], str]:
             worker = [*prefixes[rank * NODES // RANKS], sys.executable, "-m", "grace_moe.runtime.job.worker", str(folder)]
             ranks.append(subprocess.Popen(worker, env=environment, stdin=subprocess.PIPE, bufsize=0))
         for process in ranks:
-            hand_over(job, process)
+            send_job(job.to_json(), process)
         finish(ranks)
     return load_results(folder), link
 

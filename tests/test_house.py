@@ -36,7 +36,8 @@ HEAVY = {
 INNER = {
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
     "grace_moe.engines.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
-    "grace_moe.runtime.job.worker:main": "the launcher is watched before torch is imported",
+    "grace_moe.runtime.job.worker:work": "the launcher is watched before torch is imported",
+    "grace_moe.runtime.job.rank_parent:_import_model": "likewise",
 }
 """Other functions that may import, and why."""
 

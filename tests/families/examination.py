@@ -17,7 +17,7 @@ from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.recording import record_trace
 from grace_moe.runtime.model.loading import load_whole_model
-from grace_moe.runtime.model.moe_layers import experts_by_layer
+from grace_moe.runtime.model.moe_layers import ExpertsOfLayer, experts_by_layer
 from tests.families.rank_pool import RankPool
 
 CLOSE = 1e-4
@@ -93,14 +93,15 @@ def router_choices(model: Any) -> Iterator[dict[int, list[torch.Tensor]]]:
     the output of the router where it has none."""
     layers = experts_by_layer(model)
     said: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    if any(experts.adapter is not None for experts in layers.values()):
-        handles = [_hear_router(experts.module, said[layer]) for layer, experts in layers.items()]
+    if not all(hasattr(experts.module, "is_concatenated") for experts in layers.values()):
+        handles = [handle for layer, experts in layers.items() for handle in _hear_router(model, experts, said[layer])]
         yield said
         for handle in handles:
             handle.remove()
         return
     layer_of = {id(experts.module): layer for layer, experts in layers.items()}
-    before = {id(m.module.config): m.module.config._experts_implementation for m in layers.values() if hasattr(m.module, "config")}
+    configs = [experts.module.config for experts in layers.values()]
+    before = {id(config): config._experts_implementation for config in configs}
 
     def hear(module: Any, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if id(module) in layer_of:
@@ -109,7 +110,6 @@ def router_choices(model: Any) -> Iterator[dict[int, list[torch.Tensor]]]:
         return inner(module, hidden, ids, weights)
 
     ALL_EXPERTS_FUNCTIONS.register(_ORACLE, hear)
-    configs = [experts.module.config for experts in layers.values() if hasattr(experts.module, "config")]
     for config in configs:
         config._experts_implementation_internal = _ORACLE
     yield said
@@ -117,20 +117,32 @@ def router_choices(model: Any) -> Iterator[dict[int, list[torch.Tensor]]]:
         config._experts_implementation_internal = before[id(config)]
 
 
-def _hear_router(block: Any, said: list[torch.Tensor]) -> Any:
-    """The ids of an adapter's block, as its own code uses them."""
+def _hear_router(model: Any, experts: ExpertsOfLayer, said: list[torch.Tensor]) -> list[Any]:
+    """The ids of a block, as its own code uses them: of the last call of its router in a forward pass of the block."""
+    block, outputs = experts.module, []
+    if experts.adapter is None:
+        block = model.get_submodule(experts.parameters[0].rpartition(".experts.")[0])
+    router = block.router if hasattr(block, "router") else block.gate
 
-    def heard(router: Any, _: Any, output: Any) -> None:
-        kind = type(router).__name__
-        if kind == "Llama4Router":  # all but the chosen have a score of zero
-            said.append((output[0] > 0).nonzero()[:, 1].reshape(len(output[0]), -1))
-        elif kind == "JetMoeTopKGating":  # places of (token, choice) pairs, expert by expert
-            places, experts = output[0], torch.repeat_interleave(torch.arange(len(output[3])), torch.tensor(output[3]))
-            said.append(torch.empty_like(places).scatter_(0, places, experts).reshape(-1, router.top_k))
-        elif kind == "DbrxRouter":
-            said.append(block.route_tokens_to_experts(output)[1])
-        else:
-            ids = next(o for o in output if o.dtype == torch.int64)
-            said.append(ids.masked_fill(ids >= block.experts.num_routed_experts, -1))
+    def heard(_: Any, __: Any, output: Any) -> None:
+        outputs.append(output)
 
-    return block.router.register_forward_hook(heard)
+    def finished(*_: Any) -> None:
+        said.append(_ids_of(block, router, outputs[-1]))
+        outputs.clear()
+
+    return [router.register_forward_hook(heard), block.register_forward_hook(finished)]
+
+
+def _ids_of(block: Any, router: Any, output: Any) -> torch.Tensor:
+    """`[T, K]` the experts that a router's output stands for."""
+    kind = type(router).__name__
+    if kind == "Llama4Router":  # all but the chosen have a score of zero
+        return (output[0] > 0).nonzero()[:, 1].reshape(len(output[0]), -1)
+    if kind == "JetMoeTopKGating":  # places of (token, choice) pairs, expert by expert
+        places, experts = output[0], torch.repeat_interleave(torch.arange(len(output[3])), torch.tensor(output[3]))
+        return torch.empty_like(places).scatter_(0, places, experts).reshape(-1, router.top_k)
+    if kind == "DbrxRouter":
+        return block.route_tokens_to_experts(output)[1]
+    ids = next(o for o in output if o.dtype == torch.int64)
+    return ids.masked_fill(ids >= block.experts.down_proj.shape[0], -1)

@@ -73,8 +73,12 @@ def test_topologies_that_the_demo_cannot_run():
         (["record", "{dense}", "--text", "{text}", "-o", "{out}"], 5, "'llama' has no experts; give a Mixture-of-Experts model"),
         (["record", "{cut}", "--text", "{text}", "-o", "{out}"], 5, "weights: can't be read"),
         (["record", "{cut}", "--text", "/absent", "-o", "{out}"], 2, "--text: /absent: No such file or directory; check the path"),
-        (["run", "{cut}", "--placement", "/absent.json", "--prompt", "x"], 3, "/absent.json: file: No such file or directory"),
-        (["run", "{cut}", "--placement", "/absent.json"], 2, "--prompt, --text: give one of the two"),
+        (
+            ["run", "{cut}", "--placement", "/absent.json", "--local", "2x2", "--prompt", "x"],
+            3,
+            "/absent.json: file: No such file or directory",
+        ),
+        (["run", "{cut}", "--placement", "/absent.json"], 2, "--prompt, --prompts, --text: give one of the three"),
     ],
 )
 def test_wrong_models_and_texts(capsys, tmp_path, arguments, code, message):

@@ -16,9 +16,12 @@ torch = pytest.importorskip("torch")
 import grace_moe.embedded
 from grace_moe.cli import main
 from grace_moe.errors import MismatchError, ModelError, RankError
+from grace_moe.runtime.job.events import Listener
 from grace_moe.runtime.job.generation import GenerationOptions
 from grace_moe.runtime.job.job import Job, RunSpec
-from grace_moe.runtime.job.launch import rank_environment, run_local
+from grace_moe.runtime.job.launch import run_local
+from grace_moe.runtime.job.local_ranks import environment_of_ranks
+from grace_moe.runtime.job.rank_parent import rank_variables
 
 from .conftest import contiguous, make_model, placement_of, requests_of
 
@@ -33,10 +36,18 @@ def make_job(model, tmp_path, shape="1x2", devices=2, **options):
     return Job(model=str(model), requests=requests_of([4, 4]), options=options, runs=(run,))
 
 
-def workers(parent: int) -> list[int]:
-    """Rank processes that a process started, in rank order."""
+def children(parent: int, module: str) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=False).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "grace_moe.runtime.job.worker" in line]
+    return [int(line.split()[0]) for line in listed.splitlines() if f"grace_moe.runtime.job.{module}" in line]
+
+
+def parents_of_ranks(launcher: int) -> list[int]:
+    return children(launcher, "rank_parent")
+
+
+def workers(launcher: int) -> list[int]:
+    """Rank processes that a process started, in rank order: forked, so they bear their parent's command."""
+    return [rank for parent in parents_of_ranks(launcher) for rank in children(parent, "rank_parent")]
 
 
 def runs(pid: int) -> bool:
@@ -61,10 +72,10 @@ def test_a_killed_rank_is_named_and_nothing_is_left(tiny_model, tmp_path):
     thread = threading.Thread(target=kill_rank_1)
     thread.start()
     with pytest.raises(RankError, match=r"rank 1 of 2 stopped: killed by SIGKILL.*the other ranks were stopped"):
-        run_local(job, 2, on_status=lambda _: started.set())
+        run_local(job, 2, listener=Listener(on_run=lambda _: started.set()))
     thread.join()
     assert time.monotonic() - killed_at[0] < 60
-    assert workers(os.getpid()) == []
+    assert parents_of_ranks(os.getpid()) == []
 
 
 def test_topology_that_does_not_match_the_ranks(tiny_model, tmp_path):
@@ -134,7 +145,7 @@ except RankError as error:
 def start_rank(code, rank, world_size, path):
     return subprocess.Popen(
         [sys.executable, "-c", code, str(path)],
-        env=rank_environment(rank, world_size),
+        env=environment_of_ranks(world_size) | rank_variables(rank, world_size),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,23 +175,20 @@ leave(0)
     [
         ("placement", "--placement: rank 0 has SHA-256"),
         ("dispatch", "--dispatch: rank 0 has flat, but rank 1: hierarchical; give all ranks the same"),
-        ("dtype", "dtype: rank 0 has torch.float32, but rank 1: torch.bfloat16"),
+        ("dtype", "--dtype: rank 0 has float32, but rank 1: bfloat16"),
     ],
 )
 def test_ranks_that_were_told_different_things_all_say_so(tiny_model, tmp_path, differs, says):
-    code = RUN
     for rank in range(2):
         other = rank == 1
         placement_of("2x1", (lambda e: (e % 2,)) if other and differs == "placement" else contiguous(2)).save(tmp_path / f"{rank}.json")
         dispatch = "hierarchical" if other and differs == "dispatch" else "flat"
         run = RunSpec(name="run", placement=str(tmp_path / f"{rank}.json"), dispatch=dispatch)
         options = GenerationOptions(new_tokens=1, batch_size=2)
-        job = Job(model=str(tiny_model), requests=requests_of([4, 4]), options=options, runs=(run,))
+        dtype = "bfloat16" if other and differs == "dtype" else "float32"
+        job = Job(model=str(tiny_model), requests=requests_of([4, 4]), options=options, runs=(run,), dtype=dtype)
         (tmp_path / f"job{rank}.json").write_bytes(job.to_json())
-    if differs == "dtype":
-        half = "import torch, grace_moe.runtime.job.on_rank as job, functools, os\nload = job.load_model\nif os.environ['RANK'] == '1':\n    job.load_model = functools.partial(load, dtype=torch.bfloat16)\n"
-        code = half + RUN
-    ranks = [start_rank(code, rank, 2, tmp_path / "store") for rank in range(2)]
+    ranks = [start_rank(RUN, rank, 2, tmp_path / "store") for rank in range(2)]
     for process in ranks:
         out, error = process.communicate(timeout=100)
         assert process.returncode == MismatchError.exit_code, error[-2000:]
@@ -220,16 +228,21 @@ def test_ranks_leave_with_their_launcher_and_take_the_folder_along(tiny_model, t
     (tmp_path / "job.json").write_bytes(make_job(tiny_model, tmp_path, new_tokens=100_000).to_json())
     (tmp_path / "tmp").mkdir()
     code = (
-        "import sys; from pathlib import Path; from grace_moe.runtime.job.job import Job; from grace_moe.runtime.job.launch import run_local\n"
-        "run_local(Job.from_json(Path(sys.argv[1]).read_bytes()), 2, on_status=lambda _: print('running', flush=True))"
+        "import sys; from pathlib import Path; from grace_moe.runtime.job.events import Listener\n"
+        "from grace_moe.runtime.job.job import Job; from grace_moe.runtime.job.launch import run_local\n"
+        "listener = Listener(on_run=lambda _: print('running', flush=True))\n"
+        "run_local(Job.from_json(Path(sys.argv[1]).read_bytes()), 2, listener=listener)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "job.json")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")})
     if moment == "running":
         assert parent.stdout.readline() == "running\n"
-    while len(ranks := workers(parent.pid)) < 2:
+    while not (ranks := parents_of_ranks(parent.pid)):
         assert parent.poll() is None
         time.sleep(0.01)
+    if moment == "running":
+        ranks += workers(parent.pid)
+        assert len(ranks) == 3
     parent.send_signal(sent)
     parent.wait()
     parent.stdout.close()

@@ -1,16 +1,21 @@
 """The recorder: exactly the router's choices, and outputs that don't change by a bit."""
 
+import subprocess
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import numpy as np
 
+from grace_moe.embedded import embedded_model
 from grace_moe.errors import ModelError, UsageError
 from grace_moe.runtime.job.generation import GenerationOptions, generate
 from grace_moe.runtime.job.recording import record_trace, requests_from_text
 from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.runtime.model.recorder import recording
+from grace_moe.trace import RoutingTrace
 
 from .conftest import EXPERTS, LAYERS, TOP_K, requests_of
 
@@ -84,3 +89,48 @@ def test_requests_are_dealt_over_the_texts():
     assert len(requests_from_text(["aabbcc", "xxyy"], Letters(), tokens_per_request=2, max_requests=3)) == 3
     with pytest.raises(UsageError, match="no text has 9 tokens"):
         requests_from_text(["aabbcc"], Letters(), tokens_per_request=9)
+
+
+RECORD = ["record", "{model}", "--text", "{text}", "--requests", "6", "--prompt-tokens", "8", "--new-tokens", "3", "--batch-size", "2"]
+KILLED = """
+import os, signal, sys
+import grace_moe.runtime.job.kept_recording as kept
+from grace_moe.cli import main
+record, batches = kept.record_trace, 0
+def recorded(*arguments, **named):
+    global batches
+    batches += 1
+    if batches == 3:
+        os.kill(os.getpid(), signal.{signal})
+    return record(*arguments, **named)
+kept.record_trace = recorded
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGKILL", -9), ("SIGINT", 130)])
+def test_a_killed_recording_is_resumed_to_the_same_bytes(tmp_path, sent, code):
+    """Killed in the third batch: after SIGKILL the first batch is there, after an interrupt both."""
+    words = [word.format(model=embedded_model(), text=embedded_model() / "prose.txt") for word in RECORD]
+
+    def record(*more, script="from grace_moe.cli import main; import sys; main(sys.argv[1:])"):
+        command = [sys.executable, "-c", script, *words, "-o", str(tmp_path / "trace.safetensors"), *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+
+    killed = record(script=KILLED.replace("{signal}", sent))
+    assert killed.returncode == code, killed.stderr
+    partial = tmp_path / "trace.partial.safetensors"
+    assert [path.name for path in tmp_path.iterdir()] == [partial.name]
+    there = 2 if sent == "SIGKILL" else 4
+    assert f"prose.txt (partial: {there} of 6 requests, " in RoutingTrace.load(partial).dataset
+    assert ("go on with --resume" in killed.stderr) == (sent == "SIGINT")
+    if sent == "SIGINT":
+        other = record("--resume", "--new-tokens", "2")
+        assert other.returncode == 4
+        assert "was not recorded by this command" in other.stderr
+    assert record("--resume").returncode == 0
+    resumed = (tmp_path / "trace.safetensors").read_bytes()
+    assert not partial.exists()
+    assert record().returncode == 0
+    assert (tmp_path / "trace.safetensors").read_bytes() == resumed

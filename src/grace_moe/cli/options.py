@@ -151,10 +151,10 @@ def command_line() -> str:
     return shlex.join(words)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, option: str = "--text") -> str:
     """The text of a file; bytes that are not UTF-8 become replacement characters. Raises UsageError where it can't be read."""
     try:
         return read_bytes(path, InputFileError, MAX_TEXT_BYTES).decode(errors="replace")
     except InputFileError as error:
         problem = str(error).removeprefix(f"{path}: ").removeprefix("file: ")
-        raise UsageError(f"--text: {path}: {problem}") from error
+        raise UsageError(f"{option}: {path}: {problem}") from error

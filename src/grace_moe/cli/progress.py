@@ -1,6 +1,7 @@
-"""Progress on stderr: a bar on a terminal, nothing in a pipe."""
+"""Progress on stderr: bars on a terminal only, lines everywhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from grace_moe.errors import printable
+
+_TOLD_EVERY_SECONDS = 10.0
+"""Between two lines of a count."""
 
 
 @contextmanager
@@ -41,7 +45,8 @@ def status_line() -> Iterator[Callable[[str], None]]:
     """Yields a function that says what is going on: a spinner on a terminal, plain lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda text: console.print(f"{printable(text)} ...", markup=False, highlight=False, soft_wrap=True)
+        with status_lines() as tell_line:
+            yield tell_line
         return
     with console.status("starting") as status:
 
@@ -50,6 +55,39 @@ def status_line() -> Iterator[Callable[[str], None]]:
             status.update(Text(printable(text)))
 
         yield tell
+
+
+@contextmanager
+def status_lines() -> Iterator[Callable[[str], None]]:
+    """The same as plain lines, wherever it is: text that is printed meanwhile stays whole."""
+    yield lambda text: click.echo(f"{printable(text)} ...", err=True)
+
+
+class TokenCount:
+    """Says from time to time how many tokens a run has made."""
+
+    def __init__(self, tell: Callable[[str], None], total: int) -> None:
+        """`total`: at most so many."""
+        self._tell, self._total = tell, total
+        self.runs = 0
+        """Runs that began."""
+        self._name, self._tokens = "", 0
+        self._began = self._told = time.monotonic()
+
+    def restart(self, name: str) -> None:
+        """A run begins."""
+        self.runs += 1
+        self._name, self._tokens = name, 0
+        self._began = self._told = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        """So many more."""
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._told >= _TOLD_EVERY_SECONDS:
+            self._told = now
+            rate = self._tokens / (now - self._began)
+            self._tell(f"{self._name}: {self._tokens:,} of at most {self._total:,} tokens, {rate:.1f} a second")
 
 
 @contextmanager

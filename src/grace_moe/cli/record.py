@@ -12,7 +12,7 @@ from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.engines.vllm.recording import record_with_vllm
-from grace_moe.errors import printable
+from grace_moe.errors import UsageError, printable
 from grace_moe.runtime import require_runtime
 from grace_moe.trace import RecordingSizes, RoutingTrace, skew
 
@@ -39,6 +39,7 @@ Examples:
 @click.option(
     "--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True, help="What runs the model."
 )
+@click.option("--resume", is_flag=True, help="Go on from the partial trace that an interrupted recording left beside the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def record(
     model: str,
@@ -50,15 +51,24 @@ def record(
     batch_size: int,
     dtype: str,
     engine: str,
+    resume: bool,
     as_json: bool,
 ) -> None:
-    """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses."""
+    """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses.
+
+    An interrupted recording keeps its finished batches in OUTPUT's .partial.safetensors, itself a trace; --resume goes on from there.
+    """
+    if resume and engine != "transformers":
+        raise UsageError("--resume: vLLM's recordings are not kept in parts; record again without it")
     contents = [read_text(path) for path in texts]
     named = {"name": printable(Path(model).name), "dataset": printable(", ".join(p.name for p in texts))}
     sizes = RecordingSizes(requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, dtype=dtype)
-    by = _by_vllm if engine == "vllm" else _by_transformers
-    trace, made, bytes_of_expert = by(model, contents, named, sizes)
-    trace.save(output)
+    if engine == "vllm":
+        trace, made = _by_vllm(model, contents, named, sizes)
+        trace.save(output)
+        bytes_of_expert = None  # vLLM does not tell them
+    else:
+        trace, made, bytes_of_expert = _by_transformers(model, contents, named, sizes, output, resume)
     summary = {
         "trace": str(output),
         "requests": made,
@@ -79,13 +89,16 @@ def record(
         )
 
 
-def _by_transformers(model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes) -> tuple[RoutingTrace, int, int | None]:
-    """Trace, requests, and bytes of one expert of one layer."""
+def _by_transformers(
+    model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes, output: Path, resume: bool
+) -> tuple[RoutingTrace, int, int]:
+    """Trace, requests, and bytes of one expert of one layer; the trace is saved."""
     require_runtime()
     import torch
 
     from grace_moe.runtime.job.generation import GenerationOptions
-    from grace_moe.runtime.job.recording import record_trace, requests_from_text
+    from grace_moe.runtime.job.kept_recording import KeptRecording
+    from grace_moe.runtime.job.recording import requests_from_text
     from grace_moe.runtime.model.description import load_tokenizer
     from grace_moe.runtime.model.loading import expert_bytes, load_whole_model
 
@@ -93,13 +106,20 @@ def _by_transformers(model: str, contents: list[str], named: dict[str, str], siz
     tokenizer = load_tokenizer(model)
     prompts = requests_from_text(contents, tokenizer, tokens_per_request=sizes.prompt_tokens, max_requests=sizes.requests)
     options = GenerationOptions(new_tokens=sizes.new_tokens, batch_size=sizes.batch_size, stop_at_eos=True)
-    with progress_bar("recording", total=len(prompts) * sizes.new_tokens) as advance:
-        trace, _ = record_trace(loaded, prompts, options, progress=advance, **named)
+    recording = KeptRecording(requests=prompts, options=options, dtype=sizes.dtype, output=output, **named)
+    try:
+        with progress_bar("recording", total=len(prompts) * sizes.new_tokens) as advance:
+            trace = recording.record(loaded, resume=resume, progress=advance)
+    except KeyboardInterrupt:
+        if recording.partial.exists():
+            click.echo(f"{printable(str(recording.partial))}: what was recorded; go on with --resume", err=True)
+        raise
+    trace.save(output)
+    recording.discard()
     return trace, len(prompts), expert_bytes(loaded) // (trace.num_layers * trace.num_experts)
 
 
-def _by_vllm(model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes) -> tuple[RoutingTrace, int, int | None]:
-    """The same by vLLM, which does not tell the bytes."""
+def _by_vllm(model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes) -> tuple[RoutingTrace, int]:
+    """Trace and requests."""
     with progress_bar("recording with vLLM", total=sizes.requests * sizes.new_tokens) as advance:
-        trace, made = record_with_vllm(model, contents, sizes, progress=advance, **named)
-    return trace, made, None
+        return record_with_vllm(model, contents, sizes, progress=advance, **named)

@@ -205,6 +205,7 @@ def _run_on_ranks(
     on_status: Callable[[str], None],
 ) -> tuple[RunResult, ...]:
     """Every row of the table, one after the other, on the same ranks."""
+    from grace_moe.runtime.job.events import Listener
     from grace_moe.runtime.job.job import Job, RunSpec
     from grace_moe.runtime.job.launch import run_local
 
@@ -223,7 +224,8 @@ def _run_on_ranks(
             seed=options.seed,
         )
         on_status(f"starting {topology.num_devices} ranks as {topology.shape}")
-        return run_local(job, topology.num_devices, on_status=lambda name: on_status(f"running on {topology.num_devices} ranks: {name}"))
+        told = Listener(on_run=lambda name: on_status(f"running on {topology.num_devices} ranks: {name}"))
+        return run_local(job, topology.num_devices, listener=told)
 
 
 def _requests(options: DemoOptions) -> tuple[list[Request], list[Request]]:

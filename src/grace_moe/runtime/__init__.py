@@ -1,11 +1,28 @@
 """The distributed engine: a plug-in of Transformers on torch.distributed.
 
-Needs the extra `grace-moe[runtime]`; `require_runtime` says so in one line where it is missing.
+Needs the extra `grace-moe[runtime]`; `require_runtime` says so in one line where it is missing. The other names are what a program of
+one's own imports (docs/run.md); they are loaded, and torch with them, when they are used.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from grace_moe.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from grace_moe.runtime.job.placed_model import placed_model
+    from grace_moe.runtime.job.ranks import leave
+    from grace_moe.runtime.model.gradients import clip_gradients, finish_expert_gradients
+
+_HOMES = {
+    "clip_gradients": "model.gradients",
+    "finish_expert_gradients": "model.gradients",
+    "leave": "job.ranks",
+    "placed_model": "job.placed_model",
+}
+
+__all__ = ["clip_gradients", "finish_expert_gradients", "leave", "placed_model", "require_runtime"]
 
 
 def require_runtime() -> None:
@@ -15,4 +32,8 @@ def require_runtime() -> None:
             raise MissingExtraError(package, "runtime")
 
 
-__all__ = ["require_runtime"]
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        require_runtime()
+        return getattr(import_module(f"grace_moe.runtime.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'grace_moe.runtime' has no attribute {name!r}")

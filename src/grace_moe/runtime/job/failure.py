@@ -11,6 +11,7 @@ from grace_moe.errors import GraceError, RankError
 
 _SAID = "error: "
 """How a rank begins the line of an error of ours."""
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 def error_of_ranks(codes: Sequence[int | None], folder: Path) -> GraceError:
@@ -21,18 +22,36 @@ def error_of_ranks(codes: Sequence[int | None], folder: Path) -> GraceError:
         codes: of each rank's process; None = still running.
         folder: where each rank's log is.
     """
-    rank = min((r for r, code in enumerate(codes) if code), key=lambda r: _weight(codes[r] or 0, _last_line(folder, r)))
-    code, said = codes[rank] or 0, _last_line(folder, rank)
+    rank = min((r for r, code in enumerate(codes) if code), key=lambda r: _weight(codes[r] or 0, _last_line(log_of(folder, r))))
+    code, log = codes[rank] or 0, log_of(folder, rank)
+    said = _last_line(log)
     kind = _kinds().get(code)
+    kept = _kept(log, f"rank{rank}", always=code < 0 or not said.startswith(_SAID))
     if kind is not None and kind is not RankError and said.startswith(_SAID):
-        return kind.__new__(kind, said.removeprefix(_SAID))  # whatever its constructor takes: the message is made
-    where = f"rank {rank} of {len(codes)} stopped"
-    if code < 0:
-        reason = "killed by SIGKILL; out of memory?" if -code == signal.SIGKILL else f"killed by signal {-code}"
-        return RankError(f"{where}: {reason}; the other ranks were stopped")
-    if code == RankError.exit_code:
-        return RankError(f"{where}: {said.removeprefix(_SAID)}; the other ranks were stopped")
-    return RankError(f"{where}: {said}; the other ranks were stopped; all that it said: {_keep_log(folder, rank)}")
+        return kind.__new__(kind, said.removeprefix(_SAID) + kept)  # whatever its constructor takes: the message is made
+    reason = _signal_in_words(code) if code < 0 else said.removeprefix(_SAID)
+    return RankError(f"rank {rank} of {len(codes)} stopped: {reason}; the other ranks were stopped{kept}")
+
+
+def error_of_parent(code: int, folder: Path) -> RankError:
+    """The error of ranks that never were, or were lost with the process that started them."""
+    log = parent_log(folder)
+    reason = _signal_in_words(code) if code < 0 else _last_line(log)
+    return RankError(f"the ranks could not be started: {reason}{_kept(log, 'ranks', always=True)}")
+
+
+def log_of(folder: Path, rank: int) -> Path:
+    """Where a rank's log is, in its job's folder."""
+    return folder / f"rank{rank}.log"
+
+
+def parent_log(folder: Path) -> Path:
+    """Where the log of the process that starts the ranks is."""
+    return folder / "ranks.log"
+
+
+def _signal_in_words(code: int) -> str:
+    return "killed by SIGKILL; out of memory?" if -code == signal.SIGKILL else f"killed by signal {-code}"
 
 
 def _weight(code: int, said: str) -> int:
@@ -58,19 +77,22 @@ def _descendants(kind: type[GraceError]) -> Iterator[type[GraceError]]:
         yield from _descendants(below)
 
 
-def _last_line(folder: Path, rank: int) -> str:
+def _last_line(log: Path) -> str:
     """The last error of ours, else the last line: torch's threads may have written after it."""
-    lines = [line for line in _log(folder, rank).read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in _text(log).splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith(_SAID)]
     return (ours or lines or ["it said nothing"])[-1]
 
 
-def _keep_log(folder: Path, rank: int) -> Path:
-    """A copy of a rank's log that outlives the folder: an unexpected error is worth a report."""
-    with tempfile.NamedTemporaryFile(prefix=f"grace-moe-rank{rank}-", suffix=".log", delete=False) as kept:
-        kept.write(_log(folder, rank).read_bytes())
-    return Path(kept.name)
+def _text(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
-def _log(folder: Path, rank: int) -> Path:
-    return folder / f"rank{rank}.log"
+def _kept(log: Path, name: str, *, always: bool) -> str:
+    """Words for the end of an error: where there is a copy of the log that outlives the folder. A traceback is worth a report."""
+    text = _text(log)
+    if not text or not (always or _TRACEBACK in text):
+        return ""
+    with tempfile.NamedTemporaryFile("w", prefix=f"grace-moe-{name}-", suffix=".log", delete=False) as kept:
+        kept.write(text)
+    return f"; all that it said: {kept.name}"

@@ -1,4 +1,4 @@
-"""Greedy generation in lockstep: every rank makes the same number of forward passes, whatever it has to do.
+"""Generation in lockstep: every rank makes the same number of forward passes, whatever it has to do.
 
 Experts are reached by collectives, so a rank that is done, or never had a request, still joins every pass with a row
 that is not a real token.
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList
 
 from grace_moe.errors import ModelError
+from grace_moe.runtime.job.choosing import GREEDY, Chooser, Sampling, stopping_criteria
+from grace_moe.runtime.job.events import Said
 from grace_moe.runtime.model.step import Step
 from grace_moe.trace import DECODE, PREFILL
 
@@ -66,6 +69,10 @@ class GenerationOptions:
     """End a request at the model's end-of-sequence token."""
     keep_logits: bool = False
     """Keep the logits of every new token."""
+    sampling: Sampling = GREEDY
+    """Greedy where nothing else is said."""
+    stop_strings: tuple[str, ...] = ()
+    """End a request where its text ends with one of these; they stay in it."""
 
 
 @torch.no_grad()
@@ -77,17 +84,20 @@ def generate(
     num_batches: int | None = None,
     before_step: Callable[[Step], None] | None = None,
     anyone: Callable[[bool], bool] = bool,
-    progress: Callable[[int], None] | None = None,
+    on_tokens: Callable[[Sequence[Said]], None] = lambda _: None,
+    tokenizer: Any = None,
 ) -> GenerationResult:
-    """Greedy decoding of this rank's requests, left-padded in batches.
+    """Decoding of this rank's requests, left-padded in batches.
 
     Args:
         num_batches: batches that every rank makes; a rank with fewer joins with idle rows.
         before_step: told of each forward pass before it runs.
         anyone: whether any rank still has something to do (an all-reduce where there are ranks).
-        progress: told of each finished pass's number of new tokens.
+        on_tokens: told of each finished pass's new tokens.
+        tokenizer: the model's, needed where there are stop strings.
     """
     _check_vocabulary(model, requests)
+    done = stopping_criteria(model, tokenizer, stop_at_eos=options.stop_at_eos, stop_strings=options.stop_strings)
     batches = [list(requests[i : i + options.batch_size]) for i in range(0, len(requests), options.batch_size)]
     batches += [[] for _ in range((num_batches or len(batches)) - len(batches))]
     completions: list[Completion] = []
@@ -95,22 +105,20 @@ def generate(
     pass_rows: list[int] = []
     batch_passes: list[int] = []
     for batch in batches:
-        run = _Batch(model, batch, options)
+        run = _Batch(model, batch, options, done)
         before = len(pass_rows)
         pass_rows.append(run.input_ids.numel())
         began = time.perf_counter()
         run.forward(before_step)
         prefill_seconds += time.perf_counter() - began
-        if progress is not None:
-            progress(run.num_running)
+        on_tokens(run.said_last)
         began = time.perf_counter()
         for _ in range(options.new_tokens - 1):
-            if options.stop_at_eos and not anyone(run.num_running > 0):
+            if (options.stop_at_eos or options.stop_strings) and not anyone(any(run.running)):
                 break
             pass_rows.append(run.input_ids.numel())
             run.forward(before_step)
-            if progress is not None:
-                progress(run.num_running)
+            on_tokens(run.said_last)
         decode_seconds += time.perf_counter() - began
         completions += run.completions()
         batch_passes.append(len(pass_rows) - before)
@@ -136,15 +144,15 @@ def _check_vocabulary(model: Any, requests: Sequence[Request]) -> None:
 class _Batch:
     """One batch on its way: left-padded prompts, their cache, and what was said so far."""
 
-    def __init__(self, model: Any, requests: list[Request], options: GenerationOptions) -> None:
-        config, device = model.config.get_text_config(), model.device
-        self.model, self.requests, self.options = model, requests, options
-        pad = config.pad_token_id if config.pad_token_id is not None else 0
-        eos = config.eos_token_id
-        self.eos = set(eos if isinstance(eos, list) else [eos]) if options.stop_at_eos else set()
+    def __init__(self, model: Any, requests: list[Request], options: GenerationOptions, done: StoppingCriteriaList) -> None:
+        device = model.device
+        self.model, self.requests, self.options, self.done = model, requests, options, done
+        self.chooser = Chooser(options.sampling, [r.request_id for r in requests])
+        pad = model.config.get_text_config().pad_token_id or 0
         prompts = [list(r.prompt) for r in requests] or [[pad]]  # an idle rank sends one row that is no token
         width = max(len(p) for p in prompts)
         self.input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        self.ids = self.input_ids
         self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         if not requests:
             self.mask[:] = 1  # attention needs something to look at; `valid` keeps the row from the experts
@@ -153,10 +161,8 @@ class _Batch:
         self.said: list[list[int]] = [[] for _ in requests]
         self.logits: list[list[torch.Tensor]] = [[] for _ in requests]
         self.running = [True for _ in requests]
-
-    @property
-    def num_running(self) -> int:
-        return sum(self.running)
+        self.said_last: list[Said] = []
+        """In the last pass."""
 
     def forward(self, before_step: Callable[[Step], None] | None) -> None:
         """One pass: the prompts the first time, one token a request after that."""
@@ -178,13 +184,18 @@ class _Batch:
         )
         self.cache = output.past_key_values
         logits = output.logits[:, -1].float()
-        chosen = logits.argmax(dim=-1)
+        chosen = self.chooser.next_tokens(self.ids, logits)
+        self.ids = torch.cat([self.ids, chosen[:, None]], dim=1)
+        done = self.done(self.ids, None).tolist()
+        self.said_last = []
         for i, token in enumerate(chosen.tolist()[: len(self.requests)]):
             if self.running[i]:
                 self.said[i].append(token)
                 if self.options.keep_logits:
                     self.logits[i].append(logits[i].cpu())
-                self.running[i] = token not in self.eos
+                self.running[i] = not done[i]
+                last = done[i] or len(self.said[i]) == self.options.new_tokens
+                self.said_last.append(Said(self.requests[i].request_id, token, last))
         self.input_ids = chosen[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
 

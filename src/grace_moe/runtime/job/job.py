@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import UsageError
+from grace_moe.runtime.job import TIMEOUT_SECONDS
+from grace_moe.runtime.job.choosing import Sampling
 from grace_moe.runtime.job.generation import GenerationOptions, Request
 
 
@@ -34,6 +36,11 @@ class Job:
     options: GenerationOptions
     runs: tuple[RunSpec, ...]
     seed: int = 0
+    """Of the replica choice."""
+    dtype: str = "float32"
+    """Of weights and hidden states, by torch's name."""
+    timeout_seconds: float = TIMEOUT_SECONDS
+    """How long a rank waits for another."""
     warm_up: bool = True
     """Make one unmeasured batch first."""
     profile: bool = False
@@ -49,13 +56,11 @@ class Job:
     def from_json(cls, data: bytes) -> Job:
         """What `to_json` made."""
         value = json.loads(data)
+        options = value.pop("options")
+        sampling, stop_strings = Sampling(**options.pop("sampling")), tuple(options.pop("stop_strings"))
         return cls(
-            model=value["model"],
-            requests=tuple(Request(request_id=r["request_id"], prompt=tuple(r["prompt"])) for r in value["requests"]),
-            options=GenerationOptions(**value["options"]),
-            runs=tuple(RunSpec(**r) for r in value["runs"]),
-            seed=value["seed"],
-            warm_up=value["warm_up"],
-            profile=value["profile"],
-            keep_routing=value["keep_routing"],
+            requests=tuple(Request(request_id=r["request_id"], prompt=tuple(r["prompt"])) for r in value.pop("requests")),
+            options=GenerationOptions(**options, sampling=sampling, stop_strings=stop_strings),
+            runs=tuple(RunSpec(**r) for r in value.pop("runs")),
+            **value,
         )

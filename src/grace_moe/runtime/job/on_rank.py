@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from grace_moe.placement import Placement
 from grace_moe.runtime.dispatch.rank_groups import RankGroups, make_groups, rank_device
-from grace_moe.runtime.job.generation import GenerationOptions, GenerationResult, Request, generate
+from grace_moe.runtime.job.events import SILENT, Listener
+from grace_moe.runtime.job.generation import GenerationOptions, GenerationResult, generate
 from grace_moe.runtime.job.job import Job, RunSpec
-from grace_moe.runtime.job.ranks import TIMEOUT, Membership, agree
+from grace_moe.runtime.job.ranks import Membership, agree
 from grace_moe.runtime.job.results import RunResult
+from grace_moe.runtime.model.description import load_tokenizer
 from grace_moe.runtime.model.loading import LoadedModel, load_model
 from grace_moe.runtime.model.routing_log import RoutedTokens, RoutingLog, trace_of_run
 from grace_moe.runtime.profiling import Profiler, Span
@@ -34,46 +39,57 @@ class _RankReport:
     routed: RoutedTokens | None
 
 
-def run_on_rank(job: Job, member: Membership, on_run: Callable[[str], None] | None = None) -> tuple[RunResult, ...]:
-    """Do the job on this rank; rank 0 returns the results, the others an empty tuple. Collective."""
+def run_on_rank(job: Job, member: Membership, listener: Listener = SILENT) -> tuple[RunResult, ...]:
+    """Do the job on this rank; rank 0 returns the results, the others an empty tuple. Collective.
+
+    Args:
+        listener: told of this rank's tokens; rank 0's of the runs, too.
+    """
     results = []
     groups: RankGroups | None = None
+    tokenizer = load_tokenizer(job.model) if job.options.stop_strings else None
     for spec in job.runs:
-        if on_run is not None and member.rank == 0:
-            on_run(spec.name)
+        if member.rank == 0:
+            listener.on_run(spec.name)
         placement = Placement.load(spec.placement)
         agree(member, _facts(job, spec))
         if groups is None or groups.topology != placement.topology:
-            groups = make_groups(placement.topology, TIMEOUT)
-        loaded = load_model(job.model, placement, groups, dispatch=spec.dispatch, seed=job.seed)
-        agree(member, {"dtype": str(next(loaded.model.parameters()).dtype)})
-        reports = _gather(_run(job, loaded, placement, member), member)
+            groups = make_groups(placement.topology, timedelta(seconds=job.timeout_seconds))
+        loaded = load_model(job.model, placement, groups, dispatch=spec.dispatch, dtype=getattr(torch, job.dtype), seed=job.seed)
+        generation = _generate(job, loaded, member, tokenizer, listener)
+        reports = _gather(_report(loaded, placement, generation), member)
         if reports:
             results.append(_together(job, spec, placement, reports))
     return tuple(results)
 
 
-def _run(job: Job, loaded: LoadedModel, placement: Placement, member: Membership) -> _RankReport:
-    """Generate for this rank's requests, as often as the rank with the most."""
+def _generate(job: Job, loaded: LoadedModel, member: Membership, tokenizer: Any, listener: Listener) -> GenerationResult:
+    """Generate for this rank's requests, as often as the rank with the most. Collective."""
     mine = [r for i, r in enumerate(job.requests) if i % member.world_size == member.rank]
     share = -(-len(job.requests) // member.world_size)
+    session = loaded.session
+    for_all = partial(generate, loaded.model, before_step=None if session is None else session.begin_step, anyone=_anyone)
     if job.warm_up:
-        _generate(loaded, mine[:1], GenerationOptions(new_tokens=2, batch_size=1, stop_at_eos=False), 1)
+        for_all(mine[:1], GenerationOptions(new_tokens=2, batch_size=1, stop_at_eos=False), num_batches=1)
         loaded.meter.reset()
-        if loaded.session is not None:
-            loaded.session.restart()
+        if session is not None:
+            session.restart()
     dist.barrier()
-    profiler = Profiler() if job.profile and loaded.session is not None else None
-    log = RoutingLog() if job.keep_routing and loaded.session is not None else None
-    if loaded.session is not None:
-        loaded.session.profiler, loaded.session.log = profiler, log
-    generation = _generate(loaded, mine, job.options, -(-share // job.options.batch_size))
+    if session is not None:
+        session.profiler = Profiler() if job.profile else None
+        session.log = RoutingLog() if job.keep_routing else None
+    num_batches = -(-share // job.options.batch_size)
+    return for_all(mine, job.options, num_batches=num_batches, tokenizer=tokenizer, on_tokens=listener.on_tokens)
+
+
+def _report(loaded: LoadedModel, placement: Placement, generation: GenerationResult) -> _RankReport:
+    profiler, log = (None, None) if loaded.session is None else (loaded.session.profiler, loaded.session.log)
     return _RankReport(
         generation=generation,
         cross_node_bytes=loaded.meter.cross_node_bytes,
         intra_node_bytes=loaded.meter.intra_node_bytes,
         expert_bytes=loaded.expert_bytes,
-        spans=tuple(profiler.spans) if profiler else (),
+        spans=() if profiler is None else tuple(profiler.spans),
         routed=None if log is None else log.tokens(placement.layer_ids),
     )
 
@@ -83,11 +99,6 @@ def _gather(report: _RankReport, member: Membership) -> list[_RankReport]:
     gathered: list[_RankReport] = [report] * member.world_size if member.rank == 0 else []
     dist.gather_object(report, gathered or None)
     return gathered
-
-
-def _generate(loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions, num_batches: int) -> GenerationResult:
-    before = loaded.session.begin_step if loaded.session is not None else None
-    return generate(loaded.model, requests, options, num_batches=num_batches, before_step=before, anyone=_anyone)
 
 
 def _anyone(mine: bool) -> bool:
@@ -111,6 +122,7 @@ def _facts(job: Job, spec: RunSpec) -> dict[str, str]:
         "requests": f"{len(job.requests)} (SHA-256 {digest(repr(job.requests).encode())})",
         "options": repr(job.options),
         "seed": str(job.seed),
+        "--dtype": job.dtype,
     }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -19,10 +20,9 @@ from torch.distributed.rendezvous import rendezvous
 from grace_moe.errors import GraceError, MismatchError, RankError
 from grace_moe.runtime.dispatch.collectives import is_communication_error
 from grace_moe.runtime.dispatch.rank_groups import rank_device
+from grace_moe.runtime.job import TIMEOUT_SECONDS
 from grace_moe.runtime.job.roll_call import RollCall
 
-TIMEOUT = timedelta(seconds=45)
-"""How long a rank waits for another in one collective, or for all to join."""
 _JOIN_POLL_SECONDS = 0.05
 
 
@@ -36,7 +36,7 @@ class Membership:
 
 
 @contextmanager
-def joined(*, rendezvous_file: str | None = None, timeout: timedelta = TIMEOUT) -> Iterator[Membership]:
+def joined(*, rendezvous_file: str | None = None, timeout: timedelta = timedelta(seconds=TIMEOUT_SECONDS)) -> Iterator[Membership]:
     """Join the ranks that torchrun, or our own launcher, started; leave at the end.
 
     Args:
@@ -77,6 +77,20 @@ def agree(member: Membership, facts: dict[str, str]) -> None:
         if others:
             named = ", ".join(f"rank {rank}: {everyone[rank].get(name)}" for rank in others[:4])
             raise MismatchError(f"{name}: rank 0 has {value}, but {named}; give all ranks the same")
+
+
+def first_to_say(member: Membership, error: Exception) -> bool:
+    """Whether this rank is to print the error: what several have alike is said once, and of ranks that lost another one speaks, if that
+    other did not say why it ended."""
+    explains = not isinstance(error, RankError)
+    with suppress(RuntimeError):  # the store is gone, and nobody else may be there to say it
+        if explains:
+            member.store.set("explained", "1")
+        elif member.store.check(["explained"]):
+            return False
+        what = hashlib.sha256(repr(error).encode()).hexdigest() if explains else "lost"
+        return int(member.store.add(f"said/{what}", 1)) == 1
+    return True
 
 
 def leave(code: int) -> NoReturn:

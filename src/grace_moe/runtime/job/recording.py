@@ -17,11 +17,11 @@ def record_trace(
     *,
     name: str,
     dataset: str,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[RoutingTrace, GenerationResult]:
     """Generate for `requests` on one process and record it: prefill of every prompt, decode of every new token but the last."""
     with recording(model) as recorder:
-        result = generate(model, requests, options, before_step=recorder.begin_step, progress=progress)
+        result = generate(model, requests, options, before_step=recorder.begin_step, on_tokens=lambda said: progress(len(said)))
     return recorder.trace(model=name, dataset=dataset), result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from grace_moe.errors import ModelError, printable
 from grace_moe.runtime.model.reading import read_model_json, reading
@@ -39,6 +39,20 @@ def _refuse_devices(path: str) -> None:
     for entry in Path(path).iterdir() if Path(path).is_dir() else ():
         if entry.exists() and not entry.is_file() and not entry.is_dir():
             raise ModelError(f"{path}: {printable(entry.name)}: not a file; give a folder of files")
+
+
+def checkpoint_dtype(config: Any) -> str:
+    """What the checkpoint says that its weights are, by torch's name; float32 where it says nothing."""
+    named = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return str(named or "float32").removeprefix("torch.")
+
+
+def load_generation_config(path: str, config: Any) -> GenerationConfig:
+    """The model's own `generation_config.json`, which may name more end-of-sequence tokens than its configuration; else made from that."""
+    if Path(path).is_dir() and not Path(path, "generation_config.json").exists():
+        return GenerationConfig.from_model_config(config)
+    with reading(path, "generation_config.json", "download or copy it again"):
+        return GenerationConfig.from_pretrained(path)
 
 
 def load_tokenizer(path: str) -> Any:

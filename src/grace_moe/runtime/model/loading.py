@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +20,10 @@ from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.rank_groups import RankGroups, rank_device
 from grace_moe.runtime.dispatch.route import layer_routes
 from grace_moe.runtime.model.accounting import check_dense_weights, check_loaded
+from grace_moe.runtime.model.description import load_generation_config
 from grace_moe.runtime.model.expert_parallel import GRACE, GRACE_BLOCK, GRACE_EXPERTS, VANILLA, WHOLE, register_names
 from grace_moe.runtime.model.load_under_way import loading_for
-from grace_moe.runtime.model.moe_layers import DISPATCHED, EXPERTS, placed_plan
+from grace_moe.runtime.model.moe_layers import DISPATCHED, EXPERTS, experts_by_layer, placed_plan
 from grace_moe.runtime.model.opening import open_model
 from grace_moe.runtime.model.reading import reading
 from grace_moe.runtime.model.session import ExpertParallelSession
@@ -132,7 +133,9 @@ def _load(
     keep_dense_weights(model)
     if session is not None:
         model.save_pretrained = _refuse_to_save
-    return LoadedModel(model=model, meter=meter, session=session, expert_bytes=expert_bytes(model), source=source)
+    return LoadedModel(
+        model=model, meter=meter, session=session, expert_bytes=expert_bytes(model, source.layer_of_parameter), source=source
+    )
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:
@@ -155,6 +158,7 @@ def _from_pretrained(source: ModelSource, weights: dict[str, Any] | None, dtype:
             source.folder if weights is None else None,
             config=source.config,
             state_dict=weights,
+            generation_config=load_generation_config(str(source.folder), source.config),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -176,11 +180,17 @@ def keep_dense_weights(model: Any) -> None:
             module.set_reshard_after_forward(False, recurse=False)
 
 
-def expert_bytes(model: Any) -> int:
-    """Memory of the experts that this rank holds, all layers."""
+def expert_bytes(model: Any, names: Container[str] | None = None) -> int:
+    """Memory of the experts that this rank holds, all layers.
+
+    Args:
+        names: of their parameters; None: those of a whole model that text is routed to.
+    """
+    if names is None:
+        names = {name for experts in experts_by_layer(model).values() for name in experts.parameters}
     total = 0
     for name, parameter in model.named_parameters():
-        if ".experts." in name:
+        if name in names:
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             total += local.numel() * local.element_size()
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ def reading(path: str, part: str, mend: str) -> Iterator[None]:
     except Exception as error:
         if is_communication_error(error):
             raise
+        if is_fault(error):
+            mend = f"{mend}; if the files are whole, this is a fault of grace-moe's or Transformers': report it, with the command"
         raise ModelError(f"{path}: {part}: can't be read ({_said(error)}); {mend}") from error
 
 
@@ -42,10 +45,16 @@ def read_model_json(path: Path) -> Any:
         raise ModelError(str(error)) from error
 
 
+def is_fault(error: BaseException | None) -> bool:
+    """Whether code is more likely wrong than the file it read."""
+    return isinstance(error, (LookupError, AttributeError, TypeError, AssertionError, NotImplementedError))
+
+
 def _said(error: Exception) -> str:
-    """The first line of an error, printable and of bounded length: it may quote the file."""
+    """The first line of an error, printable and of bounded length: it may quote the file. Of a fault, the kind and the place too."""
     lines = str(error).splitlines()
-    text = lines[0] if lines else type(error).__name__
-    if isinstance(error, KeyError):
-        text = f"{text} is not there"
-    return printable(text[:_LONGEST])
+    text = lines[0][:_LONGEST] if lines else type(error).__name__
+    if is_fault(error):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {text}, at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
+    return printable(text)

@@ -65,7 +65,8 @@ class ExpertsView:
         experts = self.experts
         if isinstance(first, slice) and self.rows == 1:
             experts, first = experts[first], slice(None)
-        made = self.source.convert(self.outline, {pattern: self._of(experts, pattern) for pattern in self.source.pieces})
+        outline = _FewerExperts(self.outline, self.parameter, (len(experts) * self.rows, *self.shape[1:]))
+        made = self.source.convert(outline, {pattern: self._of(experts, pattern) for pattern in self.source.pieces})
         return made[self.parameter][(first, *rest)]
 
     def _of(self, experts: Sequence[int], pattern: str) -> list[torch.Tensor]:
@@ -75,6 +76,18 @@ class ExpertsView:
             return [pieces[first + expert].view[...] for first in self.first_pieces for expert in experts]
         view = pieces[0].view
         return [torch.cat([view[expert * self.rows : (expert + 1) * self.rows] for expert in experts])]
+
+
+class _FewerExperts:
+    """The outline of a model with fewer experts: some conversions ask for the shape that they are to give."""
+
+    def __init__(self, outline: Any, parameter: str, shape: Shape) -> None:
+        self.outline, self.parameter, self.shape = outline, parameter, shape
+        self.config = outline.config
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        whole: torch.Tensor = self.outline.get_parameter(name)
+        return torch.empty(self.shape, device="meta") if name == self.parameter else whole
 
 
 def one_an_expert(pieces: Pieces, shape: Shape) -> bool:
