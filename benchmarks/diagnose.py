@@ -3,7 +3,7 @@
     python benchmarks/diagnose.py [--out benchmarks/results/diagnose_DATE.md]
 
 Every trace is drawn with a known structure. `diagnose` sees a part of its requests. The label is what a replay of the others says, of every
-plan that there is to choose from (EPLB and grace, with and without replicas): worth it, where the best of them saves at least
+plan that there is to choose from (EPLB with and without replicas, grace): worth it, where the best of them saves at least
 3% of a modelled layer. A verdict is wrong where it is the opposite of its label; "not enough evidence" is neither.
 """
 
@@ -22,16 +22,17 @@ from grace_moe.evaluation.diagnose import NOT_ENOUGH, NOT_WORTH_IT, WORTH_IT
 from grace_moe.evaluation.flows import replay_flows
 from grace_moe.trace import synthetic_trace
 
-SEEN, REQUESTS, TOKENS, LAYERS = 300, 900, 40, 3
+SEEN, REQUESTS, TOKENS, LAYERS = 800, 1300, 20, 2
 """Requests that `diagnose` sees, requests in all, and tokens of each."""
 MODEL = ModelSizes(
     num_experts=32, top_k=4, hidden_size=4096, expert_size=1536, weight_bytes=1.0, moe_layers=LAYERS, source="32 experts of 18.9 MB"
 )
-TRACES = [(skew, affinity) for skew in (0.0, 0.3, 1.0) for affinity in (0.0, 0.8)]
-CLUSTERS = ["1x8:h100-400g", "2x4:h100-400g", "2x4:a100-25g", "1x8:gb200-nvl72"]
+TRACES = [(0.0, 0.0), (0.0, 0.8), (0.4, 0.0), (1.0, 0.0), (1.0, 0.8)]
+CLUSTERS = ["1x8:h100-400g", "2x4:h100-400g", "2x4:a100-25g"]
 SETTINGS = [
     Setting(model=MODEL, batch_tokens=65_536, backend="hierarchical"),
     Setting(model=MODEL, batch_tokens=65_536, backend="deepep_high_throughput", overlap=1.0),
+    Setting(model=MODEL, phase="decode", batch_tokens=8192, backend="deepep_low_latency"),
     Setting(model=MODEL, phase="decode", batch_tokens=64, backend="deepep_low_latency"),
 ]
 
@@ -53,13 +54,15 @@ def main() -> None:
         seen, others = parts(skew, affinity)
         for cluster in CLUSTERS:
             topology = Topology.parse(cluster)
-            methods = [("linear", None), ("eplb", 1.0), ("eplb", 1.25), ("grace", 1.0), ("grace", 1.25)]
+            methods = [("linear", None), ("eplb", 1.0), ("eplb", 1.25), ("grace", 1.25)]
             plans = [plan(seen, topology, method, redundancy=slots) for method, slots in methods]
             replays = [replay_flows(placement, others, topology)[0] for placement in plans]
+            half = seen.split_requests()[0]
+            halfway = [plan(half, topology, "grace"), plan(half, topology, "eplb", redundancy=1.0)]
             for setting in SETTINGS:
                 now, *planned = (step_time(flows, topology, setting).total for flows in replays)
                 gain = 1 - min(planned) / now
-                found = diagnose(seen, topology, setting)
+                found = diagnose(seen, topology, setting, candidates=halfway)
                 label = WORTH_IT if gain >= LEAST_GAIN else NOT_WORTH_IT
                 outcome = "undecided" if found.verdict == NOT_ENOUGH else "right" if found.verdict == label else "wrong"
                 counts[outcome] += 1

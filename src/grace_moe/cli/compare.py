@@ -1,11 +1,13 @@
 """`grace-moe compare`: methods side by side, measured on requests that were not planned on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 import click
 from rich.console import Console
 
+from grace_moe.cli.cost_options import served_model_option, served_sizes
 from grace_moe.cli.options import (
     chosen_methods,
     eval_option,
@@ -34,6 +36,7 @@ Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
   grace-moe compare wiki.safetensors chat.safetensors --topology 4x4 --methods eplb,grace
+  grace-moe compare olmoe.safetensors --topology 2x8:h100-400g --model ./DeepSeek-V3   # ms of its sizes
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
 Methods: {", ".join(METHODS)}.
 METHOD+lplb or METHOD+metro chooses the replicas of a method's placement batch by batch;
@@ -42,12 +45,23 @@ grace+decode uses fewer replicas in decode, so that fewer distinct experts are a
 """,
 )
 @traces_argument
-@shared(topology_option, eval_option, methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
+@shared(
+    topology_option,
+    eval_option,
+    methods_option,
+    served_model_option,
+    redundancy_option,
+    slots_option,
+    expert_bytes_option,
+    seed_option,
+    json_option,
+)
 def compare_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
+    model: Path | None,
     seed: int,
     as_json: bool,
     **limits: Unpack[SlotLimits],
@@ -67,6 +81,8 @@ def compare_command(
             on_method=lambda _: advance(1),
             **limits,
         )
+    if model is not None:
+        comparison = replace(comparison, model=served_sizes(model, trace))
     if as_json:
         show_json(comparison.to_dict())
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -102,6 +103,7 @@ def diagnose(
     setting: Setting,
     *,
     now: Placement | None = None,
+    candidates: Sequence[Placement] = (),
     least_gain: float = LEAST_GAIN,
     seed: int = 0,
     **limits: Unpack[SlotLimits],
@@ -113,6 +115,8 @@ def diagnose(
 
     Args:
         now: the placement in use; None = experts in order, without replicas.
+        candidates: plans made on the first half of the requests; none = `grace`'s, and EPLB's without replicas. The one that is
+            fastest on that half is judged.
         least_gain: share of a layer's time.
         limits: of the plan's slots.
 
@@ -122,10 +126,8 @@ def diagnose(
     """
     if not 0 <= least_gain < 1:
         raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
-    if now is not None:
-        check_same_model(now, trace)
-        if now.topology.shape != topology.shape:
-            raise MismatchError(f"{now.source}: planned for {now.topology.shape}, but {topology.source} is {topology.shape}; plan again")
+    for placement in (*candidates, *(() if now is None else (now,))):
+        _check(placement, trace, topology)
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
     told = setting.told(topology)
@@ -137,14 +139,35 @@ def diagnose(
         few = f"{requests} request{'s' * (requests != 1)} to measure {setting.phase} on; {FEWEST_REQUESTS} are the fewest"
         return _unknown(few, trace, setting, told)
     before = plan(planning_half, topology, "linear", seed=seed) if now is None else now
-    after = plan(planning_half, topology, "grace", seed=seed, **limits)
+    if not candidates:
+        candidates = [plan(planning_half, topology, "grace", seed=seed, **limits), *_without_replicas(planning_half, topology, seed)]
+    after = min(candidates, key=lambda p: step_time(_whole(p, planning_half, setting, seed), topology, setting).total)
     parts = min(PARTS, requests)
     flows = [replay_flows(p, measuring_half, topology, parts=parts, phase=setting.phase, seed=seed) for p in (before, after)]
     times = [step_time(total(each, np.ones(parts).tolist()), topology, setting) for each in flows]
     draws = _drawn(flows[0], flows[1], topology, setting, seed)
-    draws = 2 * (times[0].total - times[1].total) - draws  # what drawing again adds to the busiest device's load is taken off (pivotal)
+    draws += times[0].total - times[1].total - draws.mean()  # drawing again makes every load more uneven: only its spread counts
     slots = [float(p.slots_per_device().sum()) for p in (before, after)]
-    return _judged(times, draws, (slots[1] - slots[0]) * setting.model.expert_bytes, least_gain, trace, setting, told)
+    memory = (slots[1] - slots[0]) * setting.model.expert_bytes
+    found = _judged(times, draws, memory, least_gain, trace, setting, told)
+    return replace(found, next_command=_next(found.verdict, after, trace, setting))
+
+
+def _without_replicas(trace: RoutingTrace, topology: Topology, seed: int) -> list[Placement]:
+    """EPLB's plan where there are as many experts as devices at least: a replica is one more expert to read in small batches."""
+    return [plan(trace, topology, "eplb", seed=seed, redundancy=1.0)] if trace.num_experts % topology.num_devices == 0 else []
+
+
+def _whole(placement: Placement, trace: RoutingTrace, setting: Setting, seed: int) -> Flows:
+    return replay_flows(placement, trace, phase=setting.phase, seed=seed)[0]
+
+
+def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> None:
+    """Raise MismatchError unless they belong together."""
+    check_same_model(placement, trace)
+    if placement.topology.shape != topology.shape:
+        shape = placement.topology.shape
+        raise MismatchError(f"{placement.source}: planned for {shape}, but {topology.source} is {topology.shape}; plan again")
 
 
 def _requests(trace: RoutingTrace, phase: str) -> int:
@@ -180,7 +203,7 @@ def _judged(
     return Diagnosis(
         verdict=verdict,
         reason=_reason(verdict, now, planned, saved, setting),
-        next_command=_next(verdict, trace, setting),
+        next_command="",
         now=now,
         planned=planned,
         saved=saved,
@@ -225,10 +248,12 @@ def _reason(verdict: str, now: LayerTime, planned: LayerTime, saved: tuple[float
     return text if less <= 0 else f"{text}, most of it of {name}"
 
 
-def _next(verdict: str, trace: RoutingTrace, setting: Setting) -> str:
+def _next(verdict: str, planned: Placement, trace: RoutingTrace, setting: Setting) -> str:
     """The command to go on with."""
     if verdict == WORTH_IT:
-        return f"grace-moe plan {trace.source} --topology T -o plan.json"
+        method = planned.provenance.get("method", "grace")
+        options = "" if method == "grace" else f" --method {method} --redundancy 1"
+        return f"grace-moe plan {trace.source} --topology T{options} -o plan.json"
     if verdict == NOT_WORTH_IT:
         return f"grace-moe size {trace.source} --topology T --phase {setting.phase}   # from which batch or cluster on it is"
     return "grace-moe record MODEL --text FILE... -o TRACE   # more requests, or longer ones"

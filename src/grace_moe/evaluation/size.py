@@ -24,7 +24,7 @@ from grace_moe.trace import RoutingTrace, expert_loads
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-SAMPLE = 2048
+SAMPLE = 1024
 """Tokens that copies are counted on; loads are of all."""
 
 

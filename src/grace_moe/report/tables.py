@@ -46,7 +46,7 @@ def comparison_table(comparison: Comparison) -> Table:
     reasons = (f"{refusal.method}: {printable(str(refusal.error))}" for refusal in comparison.refused)
     table = Table(
         title=title,
-        caption=Text("\n".join([caption, *map(printable, comparison.notes), *reasons])),
+        caption=Text("\n".join([caption, f"Modelled ms: {printable(comparison.assumed)}.", *map(printable, comparison.notes), *reasons])),
         title_justify="left",
         caption_justify="left",
         box=RULE,
@@ -88,7 +88,7 @@ def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Each row's values by name, the modelled time in ms."""
-    rows = [row.to_dict(comparison.topology) for row in comparison.rows]
+    rows = [row.to_dict(comparison.topology, comparison.model) for row in comparison.rows]
     for row in rows:
         row["modelled_layer_time"] *= 1000
     return rows
