@@ -67,7 +67,7 @@ def test_few_requests_tell_nothing():
 def test_against_the_placement_in_use():
     trace = trace_of(hot=0.7)
     now = plan(trace.split_requests()[0], FAST, "grace")
-    found = diagnose(trace, FAST, Setting(model=MODEL, batch_tokens=65_536), now=now)
+    found = diagnose(trace, FAST, Setting(model=MODEL, batch_tokens=65_536), now=now, candidates=[now])
     assert found.verdict == NOT_WORTH_IT
     assert found.gain == found.memory_bytes == 0
     other = plan(trace, Topology.parse("2x2"), "linear")
