@@ -1,6 +1,6 @@
 """Verdicts of `diagnose` against labels. Writes a results page in Markdown.
 
-    python benchmarks/diagnose.py [--out benchmarks/results/diagnose_DATE.md]
+    python benchmarks/diagnose.py [--out benchmarks/results/diagnose_2cores_DATE.md]
 
 Every trace is drawn with a known structure. `diagnose` sees a part of its requests. The label is what a replay of the others says, of every
 plan that there is to choose from (EPLB with and without replicas, grace): worth it, where the best of them saves at least
@@ -47,7 +47,7 @@ def parts(skew: float, affinity: float) -> tuple[RoutingTrace, RoutingTrace]:
 def main() -> None:
     """All replays, and the page."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--out", type=Path, default=Path(f"benchmarks/results/diagnose_{date.today()}.md"))
+    options.add_argument("--out", type=Path, default=Path(f"benchmarks/results/diagnose_2cores_{date.today()}.md"))
     out = options.parse_args().out
     rows, counts = [], Counter()
     for skew, affinity in TRACES:

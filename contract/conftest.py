@@ -1,3 +1,3 @@
 """What all contract tests share."""
 
-pytest_plugins = ["shows", "serving.fixtures"]
+pytest_plugins = ["shows", "sglang_stand_ins", "serving.fixtures"]

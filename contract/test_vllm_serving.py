@@ -1,15 +1,19 @@
 """vLLM serves on four processes, two nodes of two by declaration, as one process does."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
 
-from grace_moe import evaluate
+from grace_moe import Topology, evaluate
 from grace_moe.engines import SlotMap
+from grace_moe.engines.replica_choice import POLICIES
 from grace_moe.placement import Placement
+from serving import RankError
 
 RANKS = 4
 
@@ -42,6 +46,15 @@ def plan(plan_file):
     return plan_file(slots_per_device=20)
 
 
+def test_a_start_that_fails_says_why_and_leaves_nothing_running(nursery, serve):
+    shared = set(Path("/dev/shm").glob("*cpushm*"))
+    with pytest.raises(RankError, match=r"rank \d ended with 1"):
+        serve(engine={"model_impl": "no such"})
+    pid = nursery.process.pid
+    assert Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
+    assert not set(Path("/dev/shm").glob("*cpushm*")) - shared
+
+
 def test_without_a_plan_tokens_are_those_of_one_process(serve, alone):
     served = serve()
     assert served.tokens == alone.tokens
@@ -54,7 +67,6 @@ def test_a_plan_is_carried_out_by_its_rearrangement(serve, alone, plan):
     assert served.tokens == alone.tokens
     assert is_the_plan(served, plan)
     assert replicas_are_alike(served)
-    assert all(served.said("the expert balancer follows"))
     first, *later = served.moved()
     assert first > 0
     assert not any(later)
@@ -79,20 +91,55 @@ def test_a_plan_that_does_not_fit_starts_in_its_own_order(serve, alone, plan_fil
     served = serve(plan_file(slots_per_device=20), redundant=15 * 16)
     assert served.tokens == alone.tokens
     assert replicas_are_alike(served)
-    assert all(served.said("experts load in vLLM's own order"))
+    assert all(served.said("Experts load in vLLM's own order"))
 
 
+def by_layer(served, what):
+    """What the hierarchical dispatch counted, over all ranks."""
+    return np.array([[layer[what] for layer in rank["sent"]] for rank in served.ranks]).sum(axis=0).tolist()
+
+
+def chosen(plan, choice):
+    """A plan as a replay takes it, with the replica choice that `GRACE_MOE_CHOICE` names."""
+    placement = Placement.load(plan)
+    layers = tuple(replace(layer, replica_choice=POLICIES[choice]) for layer in placement.layers)
+    return replace(placement, layers=layers)
+
+
+@pytest.mark.shows("vllm", "near", "served")
+@pytest.mark.shows("vllm", "joint", "served")
 @pytest.mark.shows("vllm", "hierarchical", "served")
-@pytest.mark.parametrize("slots", [16, 20])
-def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots):
-    """Without replicas nothing is drawn. Where a rank takes the near replica, nothing is drawn between two nodes either."""
+@pytest.mark.parametrize(("slots", "choice"), [(16, "near"), (20, "near"), (20, "joint")])
+def test_each_token_goes_to_a_node_once_and_copies_are_those_of_the_replay(serve, alone, plan_file, routing, slots, choice):
+    """Without replicas nothing is drawn. With two nodes nothing is drawn between them either, but which replica of a joint choice."""
     plan = plan_file(slots_per_device=slots)
-    served = serve(
-        plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_LOCAL_ROUTING="1"
-    )
+    served = serve(plan, redundant=4 * slots - 64, probes=("serving.copies",), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_CHOICE=choice)
     assert served.tokens == alone.tokens
-    replayed = evaluate(Placement.load(plan), routing).copies
-    sent = [[rank["sent"][layer] for rank in served.ranks] for layer in range(len(replayed.cross_node))]
-    assert [sum(rank["tokens"] for rank in layer) for layer in sent] == [routing.num_tokens] * len(sent)
-    assert [sum(rank["copies"] for rank in layer) for layer in sent] == replayed.cross_node.tolist()
-    assert [sum(rank["pairs"] for rank in layer) for layer in sent] == replayed.pairs_cross_node.tolist()
+    assert all(served.said("replicas are chosen"))
+    replayed = evaluate(chosen(plan, choice), routing).copies
+    assert by_layer(served, "tokens") == [routing.num_tokens] * len(replayed.cross_node)
+    assert by_layer(served, "copies") == replayed.cross_node.tolist()
+    if choice == "near":
+        assert by_layer(served, "pairs") == replayed.pairs_cross_node.tolist()
+
+
+def recount(served, slots):
+    """`[layers]` copies to other nodes by vLLM's own rule, from what each rank's routers chose: see `cpu_ep.router`."""
+    replicas, counts, copies = slots.logical_to_physical_map(), slots.logical_replica_count(), np.zeros(len(slots.layer_ids), dtype=int)
+    for rank, found in enumerate(served.ranks):
+        place = np.concatenate([np.arange(number) for number in found["passes"]])  # of each token in its forward pass
+        for layer, experts in enumerate(np.array(found["experts"])):
+            turn = (place * 2654435769 & 0xFFFFFFFF)[:, None] % counts[layer][experts]
+            nodes = replicas[layer][experts, turn] // slots.slots_per_rank // 2
+            copies[layer] += (nodes != rank // 2).any(axis=1).sum()  # of two nodes, there is one other
+    return copies.tolist()
+
+
+def test_copies_of_vllms_own_choice_are_counted_as_it_draws(serve, alone, plan, routing):
+    """Exactly, and within 2% of a replay that draws by itself."""
+    served = serve(plan, probes=("serving.copies", "serving.routing"), GRACE_MOE_DISPATCH="hierarchical", GRACE_MOE_CHOICE="theirs")
+    slots = SlotMap.of(Placement.load(plan))
+    assert served.tokens == alone.tokens
+    assert by_layer(served, "copies") == recount(served, slots)
+    evenly = replace(slots.to_placement(Topology.parse("2x2")), replica_choice="wrr")
+    assert sum(by_layer(served, "copies")) == pytest.approx(evaluate(evenly, routing).copies.cross_node.sum(), rel=0.02)

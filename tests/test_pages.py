@@ -20,7 +20,7 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-NAMED = re.compile(r"`((?:src|tests|docs|benchmarks|contract|tools|constraints)/[\w./-]+)(?: [^`]*)?`")
+NAMED = re.compile(r"`((?:src|tests|docs|benchmarks|contract|tools|constraints|examples)/[\w./-]+)(?: [^`]*)?`")
 """A path in backticks, alone or with arguments, from the root of the repository."""
 
 

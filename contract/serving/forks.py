@@ -34,7 +34,11 @@ def _die_with_the_parent():
 
 def _import_vllm():
     """What every rank needs, once. Plug-ins are left to the ranks: they go by the environment."""
+    import vllm.distributed.eplb.eplb_state
     import vllm.entrypoints.llm
+    import vllm.model_executor.layers.fused_moe.experts.cpu_moe
+    import vllm.v1.core.sched.scheduler
+    import vllm.v1.engine.core
     import vllm.v1.worker.cpu_worker  # noqa: F401
     from vllm.model_executor.models import ModelRegistry
 

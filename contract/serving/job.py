@@ -25,7 +25,7 @@ class Job:
     probes: tuple[str, ...] = ()
     """Modules that look at each rank: `install()` is called before vLLM starts (its plug-ins are in), `started(worker)`, if there is one,
     before the first request, and `report(worker) -> dict` after the last token. The dictionaries are joined into `Outcome.ranks`."""
-    timeout: int = 240
+    timeout: int = 400
     """Seconds until all ranks are killed."""
 
     def key(self):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grace_moe.engines import SlotMap
-from grace_moe.engines.live_plan import LOCAL_ROUTING, LivePlan, plan_from_environment
+from grace_moe.engines.live_plan import CHOICE, LivePlan, plan_from_environment
 from grace_moe.engines.sglang import plugin as sglang_plugin
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from tests.engines.plans import EXPERTS, HELD, SLOTS, placement
@@ -23,7 +23,7 @@ def original(tokens, slots, local, groups, nodes, algorithm):
 
 
 def test_sglang_gets_all_decoder_layers(plan_path):
-    hook = sglang_plugin.planned_rebalance(plan_from_environment())
+    hook = sglang_plugin.planned_rebalance(plan_from_environment(sglang_plugin.LOG))
     physical, logical, count = hook(original, torch.zeros(3, 5, EXPERTS, dtype=torch.int32), SLOTS, 2, None, 2, "auto")
     assert physical.shape == (5, SLOTS)
     assert (physical[[1, 3]].numpy() == SlotMap.of(placement()).physical_to_logical).all()
@@ -37,11 +37,11 @@ def test_sglang_gets_all_decoder_layers(plan_path):
 
 
 def test_sglang_falls_back_and_says_so(plan_path, caplog, tmp_path, monkeypatch):
-    hook = sglang_plugin.planned_rebalance(plan_from_environment())
+    hook = sglang_plugin.planned_rebalance(plan_from_environment(sglang_plugin.LOG))
     assert hook(original, torch.zeros(1, 3, EXPERTS), SLOTS, 2, None, 2, "auto") == "theirs"
     assert "SGLang has decoder layers 0..2" in caplog.text
     assert hook(original, torch.zeros(1, 5, EXPERTS), SLOTS, 4, None, 2, "auto") == "theirs"
-    live = LivePlan(path=plan_path, replan=False, local_routing=False, planned=np.array(HELD, dtype=np.int32))
+    live = LivePlan(path=plan_path, replan=False, choice="", log=sglang_plugin.LOG, planned=np.array(HELD, dtype=np.int32))
     assert sglang_plugin.planned_rebalance(live)(original, torch.zeros(1, 5, EXPERTS), SLOTS, 2, None, 2, "auto") == "theirs"
     assert "without layer numbers" in caplog.text
 
@@ -53,7 +53,7 @@ def survivors(tokens, slots, groups, nodes, ranks, hierarchical, active):
 @given(st.lists(st.sampled_from([0, 1]), min_size=4, max_size=6))
 def test_dead_ranks_get_no_experts_and_every_expert_keeps_a_living_slot(active):
     """Over which of four ranks are dead, with room for ranks that may join; one alone can't hold four experts in two slots."""
-    live = LivePlan(path=Path("plan.json"), replan=False, local_routing=False, planned=placement())
+    live = LivePlan(path=Path("plan.json"), replan=False, choice="", log=sglang_plugin.LOG, planned=placement())
     hook = sglang_plugin.planned_survivors(live)
     maps = hook(survivors, torch.arange(5 * EXPERTS).view(5, EXPERTS), SLOTS, None, 2, 4, False, torch.tensor(active))
     living = [rank for rank in range(4) if active[rank]]
@@ -75,7 +75,7 @@ def test_dead_ranks_get_no_experts_and_every_expert_keeps_a_living_slot(active):
 
 
 def test_who_is_dead_is_in_the_log(plan_path, caplog):
-    hook = sglang_plugin.planned_survivors(plan_from_environment())
+    hook = sglang_plugin.planned_survivors(plan_from_environment(sglang_plugin.LOG))
     arguments = (torch.zeros(5, EXPERTS), SLOTS, None, 2, 4, False)
     hook(survivors, *arguments, torch.tensor([1, 0, 1, 1]))
     assert "without the ranks that are dead: 1" in caplog.text
@@ -87,7 +87,7 @@ def test_who_is_dead_is_in_the_log(plan_path, caplog):
 
 def test_the_elastic_balancer_is_asked_who_is_dead(plan_path):
     """It is hooked itself: the hook around the balancer must not plan for all ranks before."""
-    hook = sglang_plugin.planned_rebalance(plan_from_environment())
+    hook = sglang_plugin.planned_rebalance(plan_from_environment(sglang_plugin.LOG))
     for name in ("elasticity_aware", "elasticity_aware_hierarchical"):
         assert hook(original, torch.zeros(1, 5, EXPERTS), SLOTS, 2, None, 2, Enum("EplbAlgorithm", [name])[name]) == "theirs"
 
@@ -96,7 +96,7 @@ def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     hooks = []
     registry = ModuleType("sglang.srt.plugins.hook_registry")
-    registry.HookType = SimpleNamespace(AROUND="around")
+    registry.HookType = Enum("HookType", ["AROUND", "AFTER"])
     registry.HookRegistry = SimpleNamespace(register=lambda *arguments: hooks.append(arguments))
     for name in ("sglang", "sglang.srt", "sglang.srt.plugins"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -104,10 +104,23 @@ def test_sglang_is_hooked_where_its_registry_is(plan_path, monkeypatch, caplog):
     sglang_plugin.register()
     assert "has no hook registry" in caplog.text
     monkeypatch.setitem(sys.modules, "sglang.srt.plugins.hook_registry", registry)
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    balancer = [(sglang_plugin.BALANCER, "AROUND"), (sglang_plugin.SURVIVORS, "AROUND")]
+    table = ("sglang.srt.eplb.expert_location.ExpertLocationMetadata._init_raw", "AFTER")
+    for choice, expected in (("theirs", balancer), ("", [*balancer, table]), ("near", [*balancer, table])):
+        hooks.clear()
+        monkeypatch.setenv(CHOICE, choice)
+        sglang_plugin.register()
+        assert [(target, kind.name) for target, _, kind in hooks] == expected
+    hooks.clear()
+    monkeypatch.setenv(CHOICE, "joint")
     sglang_plugin.register()
-    assert [(target, kind) for target, _, kind in hooks] == [(sglang_plugin.BALANCER, "around"), (sglang_plugin.SURVIVORS, "around")]
-    assert "is vLLM's" in caplog.text
+    assert len(hooks) == 7
+    assert "sglang.srt.eplb.expert_location_dispatch.topk_ids_logical_to_physical" in [target for target, _, _ in hooks]
+    plan_path.write_text("[[0, 1, 2, 3, 0, 1, 2, 3]]")
+    hooks.clear()
+    sglang_plugin.register()
+    assert [target for target, _, _ in hooks] == [target for target, _ in balancer]
+    assert "is a slot map without layer numbers" in caplog.text
 
 
 def test_both_are_entry_points():

@@ -1,5 +1,7 @@
 """A placement on the devices that are left: everything that can be kept is, and no expert is lost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from grace_moe.engines.equaliser import equalise, without_devices
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, even_weights
-from grace_moe.topology import Topology
+from grace_moe.topology import Tier, Topology
 from tests.engines.plans import placement
 
 
@@ -62,14 +64,12 @@ def test_replicas_that_had_no_weight_share_evenly():
 
 def test_links_of_the_dead_are_forgotten():
     rows = tuple(tuple(float(10 * i + j + 1) for j in range(4)) for i in range(4))
-    topology = Topology(
-        nodes=Topology.parse("2x2").nodes,
-        intra_node=Topology.parse("2x2").intra_node,
-        cross_node=Topology.parse("2x2").cross_node,
-        bandwidth=rows,
-    )
+    plain = Topology.parse("2x2")
+    rack = Tier(name="rack", link=plain.cross_node, groups=((0, 2), (1, 3)))
+    topology = replace(plain, bandwidth=rows, tiers=(rack, replace(rack, groups=((1,), (2, 3)))))
     base = placement()
     left = without_devices(Placement(topology=topology, num_experts=4, layers=base.layers), {1})
+    assert [tier.groups for tier in left.topology.tiers] == [((0, 1), (2,)), ((1, 2),)]
     assert np.array(left.topology.bandwidth).tolist() == [[1, 3, 4], [21, 23, 24], [31, 33, 34]]
 
 

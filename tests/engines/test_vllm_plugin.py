@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from grace_moe.engines import SlotMap
-from grace_moe.engines.live_plan import LOCAL_ROUTING, PLAN, REPLAN, plan_from_environment
+from grace_moe.engines.live_plan import CHOICE, PLAN, REPLAN, plan_from_environment
 from grace_moe.engines.sglang import plugin as sglang_plugin
 from grace_moe.engines.vllm import plugin as vllm_plugin
+from grace_moe.engines.vllm import seams
 from grace_moe.errors import PlacementError, UsageError
 from tests.engines.plans import EXPERTS, HELD, LAYERS, RANKS, SLOTS, placement
 
@@ -32,37 +33,36 @@ def vllm(monkeypatch):
     class EplbState:
         def __init__(self, parallel_config, device=None):
             self.parallel_config = parallel_config
+            self.model_states = {}
 
-    def compute_logical_maps(rows, experts):
-        flat = rows.reshape(-1, rows.shape[-1])
-        tables = [[[i for i, e in enumerate(row.tolist()) if e == expert] for expert in range(experts)] for row in flat]
-        width = max(len(slots) for table in tables for slots in table)
-        whole = torch.tensor([[slots + [-1] * (width - len(slots)) for slots in table] for table in tables])
-        counts = torch.tensor([[len(slots) for slots in table] for table in tables])
-        return (whole[0], counts[0]) if rows.dim() == 1 else (whole, counts)
+        def add_model(self, model, model_config):
+            self.model_states[model_config.compute_hash()] = model
+
+        def update_mapping(self, model_config, expanded_physical_to_logical):
+            commit(self.model_states[model_config.compute_hash()], expanded_physical_to_logical)
+
+        def prepare_forward(self, model_config, num_unpadded_tokens, ubatch_slices=None):
+            pass
+
+    def commit(model_state, new_physical_to_logical_map):
+        model_state.physical_to_logical_map.copy_(new_physical_to_logical_map)
+
+    def commit_layer(model_state, new_physical_to_logical_map, layer):
+        model_state.physical_to_logical_map[layer].copy_(new_physical_to_logical_map)
 
     names = ["vllm", "vllm.distributed", "vllm.distributed.eplb", "vllm.distributed.eplb.eplb_state", "vllm.distributed.eplb.policy"]
     modules = {name: ModuleType(name) for name in [*names, "vllm.distributed.parallel_state"]}
     state, policy = modules["vllm.distributed.eplb.eplb_state"], modules["vllm.distributed.eplb.policy"]
-    state.EplbState, state.compute_logical_maps = EplbState, compute_logical_maps
+    state.EplbState, state._commit_eplb_maps, state._commit_eplb_maps_for_layer = EplbState, commit, commit_layer
+    state.compute_hash_cached = lambda model_config: model_config.compute_hash()
     policy.EPLB_POLICIES = {"default": DefaultPolicy}
     modules["vllm.distributed.eplb"].eplb_state = state
-    modules["vllm.distributed.parallel_state"].get_ep_group = lambda: SimpleNamespace(rank_in_group=1)
+    modules["vllm.distributed.parallel_state"].get_ep_group = lambda: SimpleNamespace(rank_in_group=1, world_size=RANKS)
+    modules["vllm.distributed.parallel_state"].get_node_count = lambda: 2
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(vllm_plugin, "_config", [])
-    monkeypatch.setattr(vllm_plugin, "_lately", {})
+    monkeypatch.setattr(seams, "_choices", {})
     return SimpleNamespace(state=state, policies=policy.EPLB_POLICIES)
-
-
-def config(**changes):
-    values = {
-        "tensor_parallel_size": 1,
-        "data_parallel_size": 4,
-        "use_sequence_parallel_moe": False,
-        "all2all_backend": "deepep_low_latency",
-    }
-    return SimpleNamespace(**(values | changes))
 
 
 def call(policies, weight=None, slots=SLOTS, ranks=RANKS, nodes=2, old=None):
@@ -167,11 +167,18 @@ def test_an_old_or_new_vllm_is_left_alone(vllm, plan_path, monkeypatch, caplog):
     assert "has no expert balancer" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "value"), [(REPLAN, "yes"), (LOCAL_ROUTING, "2")])
-def test_bad_switches_are_refused(plan_path, monkeypatch, name, value):
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (REPLAN, "yes", "GRACE_MOE_REPLAN='yes': set it to 1 or 0"),
+        (CHOICE, "tar", "GRACE_MOE_CHOICE='tar': set it to near, joint or theirs"),
+        ("GRACE_MOE_LOCAL_ROUTING", "1", "GRACE_MOE_LOCAL_ROUTING has gone; set GRACE_MOE_CHOICE=near"),
+    ],
+)
+def test_bad_switches_are_refused(plan_path, monkeypatch, name, value, says):
     monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=f"{name}='{value}': set it to 1 or 0"):
-        plan_from_environment()
+    with pytest.raises(UsageError, match=says):
+        plan_from_environment(vllm_plugin.LOG)
 
 
 def test_a_plan_that_cannot_be_read_stops_the_engine(vllm, tmp_path, monkeypatch):
@@ -179,47 +186,6 @@ def test_a_plan_that_cannot_be_read_stops_the_engine(vllm, tmp_path, monkeypatch
     with pytest.raises(PlacementError, match="No such file"):
         vllm_plugin.register()
     monkeypatch.setenv(PLAN, "")
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
+    monkeypatch.setenv(CHOICE, "near")
     with pytest.raises(UsageError, match="is set without GRACE_MOE_PLAN"):
         vllm_plugin.register()
-
-
-def test_each_rank_gets_its_own_table_where_it_routes_its_own_tokens(vllm, plan_path, monkeypatch):
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
-    plain = vllm.state.compute_logical_maps
-    vllm_plugin.register()
-    vllm.state.EplbState(config())
-    rows = call(vllm.policies)
-    whole, counts = vllm.state.compute_logical_maps(rows, EXPERTS)
-    assert counts.tolist() == [[1, 1, 1, 2], [1, 1, 1, 1]]  # by hand, rank 1: of layer 1 only expert 3 is away, on both devices there
-    assert whole[0, 0].tolist()[0] == 0
-    one, count = vllm.state.compute_logical_maps(rows[0], EXPERTS)
-    assert (one == whole[0]).all()
-    assert (count == counts[0]).all()
-    other = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])  # a map that is not of the plan
-    assert (vllm.state.compute_logical_maps(other, EXPERTS)[0] == plain(other, EXPERTS)[0]).all()
-    mixed = vllm.state.compute_logical_maps(torch.stack([rows[0], other]), EXPERTS)
-    assert mixed[1].tolist() == [[1, 1, 1, 2], [2, 2, 2, 2]]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"all2all_backend": "allgather_reducescatter"},
-        {"data_parallel_size": 1},
-        {"tensor_parallel_size": 2},
-        {"prefill_context_parallel_size": 2},
-    ],
-)
-def test_where_ranks_must_agree_they_do_and_it_is_said(vllm, plan_path, monkeypatch, caplog, changes):
-    monkeypatch.setenv(LOCAL_ROUTING, "1")
-    plain = vllm.state.compute_logical_maps
-    vllm_plugin.register()
-    vllm.state.EplbState(config(**changes))
-    rows = call(vllm.policies)
-    assert (vllm.state.compute_logical_maps(rows, EXPERTS)[0] == plain(rows, EXPERTS)[0]).all()
-    assert "GRACE_MOE_LOCAL_ROUTING has no effect" in caplog.text
-
-
-def test_sequence_parallel_layers_route_their_own_tokens():
-    assert vllm_plugin.routes_own_tokens(config(tensor_parallel_size=2, use_sequence_parallel_moe=True))

@@ -6,12 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.choice import joint_choice_table
-from grace_moe.choice.cover import host_masks, visited_nodes
+from grace_moe.choice.cover import visited_nodes
+from grace_moe.choice.joint import host_masks
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
 from grace_moe.planning.constants import DAYS
 from grace_moe.planning.grace.foresight import peaks_of_days, unit_loads
 from grace_moe.planning.grace.independent_units import independent_units, stream_distance
+from grace_moe.planning.grace.predicted_choice import PredictedChoice
 from grace_moe.planning.grace.split import demand
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
@@ -70,16 +72,21 @@ def test_demand_on_many_nodes_is_that_of_the_dense_count():
     assert pairs == pytest.approx([expected[key] for key in sorted(expected)])
 
 
+def choice_of(ids, masks, table, stays=(0, 0)):
+    token, copies = np.arange(len(ids)), np.zeros((len(ids), 2))
+    return PredictedChoice(table=table, ids=ids, token=token, visited=masks, stays=np.array(stays, float), copies=copies)
+
+
 def test_loads_of_units_by_hand():
     """Request 0 chose expert 0 (both nodes) four times, request 1 expert 1 (node 1) twice: at home, and on node 1 from anywhere."""
     table = table_of(((0, 1), (1,)), TWO)
     ids, request = np.array([[0], [0], [1], [0], [1], [0]]), np.array([0, 0, 1, 0, 1, 0])
     masks = visited_nodes(ids, table, layer_id=3, seed=0)
-    loads, variance = unit_loads(ids, request, masks, table, np.eye(2))
+    loads, variance = unit_loads(choice_of(ids, masks, table), request, np.eye(2))
     assert loads.tolist() == [[[4, 0], [0, 4]], [[0, 2], [0, 2]]]
     assert variance.tolist() == [[0, 0], [0, 0]]
     # Each token from either node, three times of four from node 0: expert 0 is computed there by that chance.
-    loads, variance = unit_loads(ids, request, masks, table, np.array([[0.75, 0.25]]))
+    loads, variance = unit_loads(choice_of(ids, masks, table), request, np.array([[0.75, 0.25]]))
     assert loads.tolist() == [[[3, 1]], [[0, 2]]]
     assert variance.tolist() == [[4 * 0.75 * 0.25] * 2]
 
@@ -89,7 +96,7 @@ def test_drawn_by_weight_no_pair_is_lost(seed):
     generator = np.random.default_rng(seed)
     table = table_of(((0, 1), (1,)), TWO)
     ids = generator.integers(-1, 2, (500, 1))
-    loads, variance = unit_loads(ids, np.arange(500) % 7, np.full((500, 2), -1), table, np.eye(2))
+    loads, variance = unit_loads(choice_of(ids, np.full((500, 2), -1), table), np.arange(500) % 7, np.eye(2))
     assert (loads[:, 0] == loads[:, 1]).all()
     assert loads[:, 0].sum() == (ids >= 0).sum()
     assert loads[:, 0, 0].sum() == (ids == 0).sum() / 2

@@ -3,7 +3,7 @@
 import pytest
 
 from grace_moe.errors import GraceError, InputFileError, MismatchError, ModelError, RankError
-from grace_moe.runtime.job.failure import error_of_ranks
+from grace_moe.runtime.job.failure import error_of_parent, error_of_ranks, parent_log
 
 LOST = (7, "error: rank 0: lost rank 1 (Connection closed)")
 
@@ -47,6 +47,27 @@ def test_the_log_of_an_unexpected_error_is_kept(error, tmp_path):
     (kept,) = tmp_path.glob("grace-moe-rank1-*.log")
     assert str(got) == f"rank 1 of 2 stopped: KeyError: 3; the other ranks were stopped; all that it said: {kept}"
     assert kept.read_text() == "Traceback\n  ...\nKeyError: 3\n"
+
+
+def test_the_log_of_a_fault_behind_an_error_of_ours_is_kept(error, tmp_path):
+    log = "Traceback (most recent call last):\n  ...\nKeyError: 3\nerror: model: weights: can't be read; report it\n"
+    got = error((5, log))
+    (kept,) = tmp_path.glob("grace-moe-rank0-*.log")
+    assert type(got) is ModelError
+    assert str(got) == f"model: weights: can't be read; report it; all that it said: {kept}"
+    assert kept.read_text() == log
+
+
+def test_the_log_of_a_killed_rank_is_kept_where_it_said_something(error, tmp_path):
+    assert str(error((-11, "Fatal Python error\n"))).endswith(f"all that it said: {next(tmp_path.glob('grace-moe-rank0-*.log'))}")
+
+
+def test_ranks_that_could_not_be_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    parent_log(tmp_path).write_text("Traceback\nImportError: no libtorch\n")
+    said = str(error_of_parent(1, tmp_path))
+    assert said.startswith("the ranks could not be started: ImportError: no libtorch; all that it said: ")
+    assert "killed by SIGKILL" in str(error_of_parent(-9, tmp_path))
 
 
 def test_a_rank_that_said_nothing(error):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.choice.compiled import hot_part, kernel
-from grace_moe.choice.joint import ORDER_BITS, JointChoiceTable
+from grace_moe.choice.joint import ORDER_BITS, JointChoiceTable, host_masks
 from grace_moe.choice.node_sets import NodeSets, node_sets
 
 Ids: TypeAlias = npt.NDArray[np.int32]
@@ -32,12 +32,6 @@ def padded(ids: npt.NDArray[np.integer], experts: int) -> Ids:
 def feasibility(hosts: Ints, sets: NodeSets) -> Words:
     """`[E + 1, W]` sets of nodes that serve each expert, of the masks `[E]` of the nodes that hold it; every set serves "none"."""
     return np.concatenate([sets.meets[hosts], np.full((1, sets.meets.shape[1]), ~np.uint64(0))])
-
-
-def host_masks(table: JointChoiceTable) -> Ints:
-    """`[E]` mask of the nodes that hold each expert."""
-    hosts: Ints = (table.on_node_EN[:-1] << np.arange(table.on_node_EN.shape[1])).sum(axis=1)
-    return hosts
 
 
 def visited_nodes(ids: Ints, table: JointChoiceTable, *, layer_id: int, seed: int) -> Ints:

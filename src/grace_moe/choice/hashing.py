@@ -13,9 +13,13 @@ def draw(seed: int, layer_id: int, tokens: Any, experts: Any) -> Any:
     Args:
         tokens, experts: int64 arrays (NumPy) or tensors (torch) of one broadcast shape.
     """
-    salt = (seed * 0x9E3779B1 + layer_id * 0x85EBCA77) & _MASK
-    x = (tokens * 0x27D4EB2F + experts * 0x165667B1 + salt) & _MASK
+    x = (tokens * 0x27D4EB2F + experts * 0x165667B1 + layer_salt(seed, layer_id)) & _MASK
     for multiplier, shift in ((0x7FEB352D, 16), (0x46C6A68B, 15)):
         x = x ^ (x >> shift)
         x = (x * multiplier) & _MASK
     return (x ^ (x >> 16)) >> (32 - DRAW_BITS)
+
+
+def layer_salt(seed: int, layer_id: int) -> int:
+    """What sets a layer's draws apart from another's: an integer below 2**32."""
+    return (seed * 0x9E3779B1 + layer_id * 0x85EBCA77) & _MASK

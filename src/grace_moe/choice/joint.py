@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from grace_moe.choice.hashing import DRAW_BITS, draw
 from grace_moe.placement import LayerPlacement
@@ -32,7 +33,7 @@ _PRICE_BITS = 8
 """Room above the hash for the prices of a set of nodes; a set's prices never outweigh a node more."""
 ORDER_BITS = DRAW_BITS + _PRICE_BITS
 """Room of a node's hash and price below the experts that it covers."""
-_NODE_SALT = 1 << 20
+NODE_SALT = 1 << 20
 """Keeps the hash of (token, set of nodes) apart from that of (token, expert)."""
 
 
@@ -88,12 +89,12 @@ class JointChoiceTable:
 
     def tie_order(self, layer_id: int, tokens: Any, seed: int) -> Any:
         """`[tokens, S]` which of two equally small sets a token prefers, the lower: a hash, and the prices of their nodes."""
-        return draw(seed, layer_id, tokens[:, None], _index_like(self.size_S) + _NODE_SALT) + self.price_S
+        return draw(seed, layer_id, tokens[:, None], _index_like(self.size_S) + NODE_SALT) + self.price_S
 
     def node_order(self, layer_id: int, tokens: Any, seed: int) -> Any:
         """`[tokens, N]` which of two nodes that cover as much a token prefers, the higher; below `2 ** ORDER_BITS`."""
         nodes = _index_like(self.on_node_EN[0])
-        return draw(seed, layer_id, tokens[:, None], nodes + _NODE_SALT) - self.price_N + (1 << (ORDER_BITS - 1))
+        return draw(seed, layer_id, tokens[:, None], nodes + NODE_SALT) - self.price_N + (1 << (ORDER_BITS - 1))
 
     def _cover(self, layer_id: int, ids: Any, source_node: Any, tokens: Any, seed: int) -> Any:
         on_node_TKN = self.on_node_EN[ids]
@@ -142,6 +143,12 @@ def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoice
         price_S=(members * price).sum(axis=1),
         price_N=price,
     )
+
+
+def host_masks(table: JointChoiceTable) -> npt.NDArray[np.int64]:
+    """`[E]` mask of the nodes that hold each expert, of a table of arrays."""
+    hosts: npt.NDArray[np.int64] = (table.on_node_EN[:-1] << np.arange(table.on_node_EN.shape[1])).sum(axis=1)
+    return hosts
 
 
 def _rows(visited_TN: Any, nodes_TKR: Any) -> Any:

@@ -26,6 +26,7 @@ COMMANDS = {
     "pareto": "grace_moe.cli.pareto:pareto_command",
     "report": "grace_moe.cli.report:report_command",
     "run": "grace_moe.cli.run:run",
+    "simulate": "grace_moe.cli.simulate:simulate_command",
     "export": "grace_moe.cli.export:export_command",
 }
 """Command -> module:function, in the order of `--help`."""
@@ -42,6 +43,7 @@ SUMMARIES = {
     "pareto": "Show what traffic, balance and memory there are to choose from.",
     "report": "Show what a comparison found, as one HTML page.",
     "run": "Run a model with its experts placed by a plan.",
+    "simulate": "Serve a day of shifting traffic under policies that re-plan.",
     "export": "Write a plan as vLLM, SGLang or TensorRT-LLM reads it.",
 }
 INTERRUPTED = 130

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from grace_moe.cli.cost_options import served_model_option, served_sizes
 from grace_moe.cli.options import (
+    backend_option,
     chosen_methods,
     eval_option,
     expert_bytes_option,
@@ -35,6 +36,7 @@ from grace_moe.report import comparison_table
 Examples:
   grace-moe compare olmoe.safetensors --topology 2x4
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
+  grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,grace --backend deepep_low_latency
   grace-moe compare wiki.safetensors chat.safetensors --topology 4x4 --methods eplb,grace
   grace-moe compare olmoe.safetensors --topology 2x8:h100-400g --model ./DeepSeek-V3   # ms of its sizes
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
@@ -45,23 +47,15 @@ grace+decode uses fewer replicas in decode, so that fewer distinct experts are a
 """,
 )
 @traces_argument
-@shared(
-    topology_option,
-    eval_option,
-    methods_option,
-    served_model_option,
-    redundancy_option,
-    slots_option,
-    expert_bytes_option,
-    seed_option,
-    json_option,
-)
+@shared(topology_option, eval_option, methods_option, served_model_option, backend_option)
+@shared(redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
 def compare_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
     model: Path | None,
+    backend: str | None,
     seed: int,
     as_json: bool,
     **limits: Unpack[SlotLimits],
@@ -78,6 +72,7 @@ def compare_command(
             measure_on=measure_on,
             methods=chosen,
             seed=seed,
+            backend=backend,
             on_method=lambda _: advance(1),
             **limits,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from grace_moe.cost.sent import SENDS
 from grace_moe.errors import InputFileError, UsageError
 from grace_moe.evaluation import parse_method
 from grace_moe.files import read_bytes
@@ -50,6 +51,11 @@ expert_bytes_option = click.option(
 )
 eval_option = click.option(
     "--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]"
+)
+backend_option = click.option(
+    "--backend",
+    metavar="NAME",
+    help=f"How the engine sends tokens: {', '.join(SENDS)}.  [default: one copy a node, as hierarchical]",
 )
 methods_option = click.option("--methods", help="Comma-separated.  [default: all]")
 seed_option = click.option("--seed", type=int, default=0, show_default=True)

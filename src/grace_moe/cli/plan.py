@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import click
 
 from grace_moe.cli.options import (
+    backend_option,
     expert_bytes_option,
     json_option,
     method_options,
@@ -36,6 +37,7 @@ Examples:
   grace-moe plan olmoe.safetensors --topology 2x4 -o plan.json
   grace-moe plan olmoe.safetensors --topology 2x4 --method eplb --redundancy 1.25 -o eplb.json
   grace-moe plan olmoe.safetensors --topology 2x2 --method grace_paper --option r=0.15 -o paper.json
+  grace-moe plan olmoe.safetensors --topology 2x4 --backend deepep_low_latency -o plan.json
   grace-moe plan wiki.safetensors chat.safetensors --topology 2x4 -o plan.json
   grace-moe plan today.safetensors --topology 2x4 --start plan.json -o plan2.json
 """,
@@ -43,7 +45,7 @@ Examples:
 @traces_argument
 @topology_option
 @click.option("--method", help="How to plan; `grace-moe compare --help` lists the methods.  [default: the best]")
-@shared(redundancy_option, slots_option, expert_bytes_option, seed_option)
+@shared(backend_option, redundancy_option, slots_option, expert_bytes_option, seed_option)
 @click.option("--start", type=click.Path(path_type=Path), help="Placement to improve on, in a fraction of the time (method grace).")
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeat for several.")
 @click.option("-o", "--output", type=OutputPath(), required=True, help="Placement to write (.json).")
@@ -54,6 +56,7 @@ def plan_command(
     method: str | None,
     seed: int,
     start: Path | None,
+    backend: str | None,
     pairs: tuple[str, ...],
     output: Path,
     as_json: bool,
@@ -71,6 +74,7 @@ def plan_command(
             method or DEFAULT_METHOD,
             seed=seed,
             start=None if start is None else Placement.load(start),
+            backend=backend,
             progress=reach,
             **limits,
             **options,

@@ -17,6 +17,7 @@ from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import TokenCount, status_line, status_lines
 from grace_moe.cli.requests import STANDARD_INPUT, prompt_requests, read_prompts, text_requests, too_long
 from grace_moe.cli.run_results import predicted_bytes, show_results
+from grace_moe.cost.sent import other_backend
 from grace_moe.cost.transport import DISPATCHES
 from grace_moe.errors import GraceError, MismatchError, UsageError, printable
 from grace_moe.placement import Placement
@@ -174,6 +175,7 @@ def _on_local_ranks(options: RunOptions, shape: str) -> None:
 
 def _as_a_rank(options: RunOptions) -> NoReturn:
     """Do the job as one of torchrun's ranks; the process ends here. Whatever is wrong is found after the ranks joined, and said once."""
+    from grace_moe.runtime.job.events import SILENT
     from grace_moe.runtime.job.on_rank import run_on_rank
     from grace_moe.runtime.job.ranks import first_to_say, joined, leave
 
@@ -182,7 +184,8 @@ def _as_a_rank(options: RunOptions) -> NoReturn:
         with joined(timeout=timedelta(seconds=options.timeout)) as member, status_lines() as tell:
             prepared = _prepare(options, Placement.load(options.placement_path), warn=member.rank == 0)
             share = -(-len(prepared.job.requests) // member.world_size)
-            results = run_on_rank(prepared.job, member, _listener(prepared.job, tell, None, f"rank {member.rank}", share))
+            listener = _listener(prepared.job, tell, None, "as rank 0 of torchrun's", share) if member.rank == 0 else SILENT
+            results = run_on_rank(prepared.job, member, listener)
         if results:  # rank 0 alone has them
             if (printer := _printer(options, prepared)) is not None:
                 printer.add_whole(results[0].completions)
@@ -207,6 +210,8 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
     warning = too_long(requests, options.new_tokens, config)
     if warn and warning is not None:
         click.echo(f"warning: {options.model}: {warning}", err=True)
+    if warn:
+        _tell_other_backends(options, placement)
     job = Job(
         model=options.model,
         requests=requests,
@@ -225,6 +230,13 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
         keep_routing=options.predict,
     )
     return _Prepared(job=job, placement=placement, config=config, tokenizer=tokenizer)
+
+
+def _tell_other_backends(options: RunOptions, placement: Placement) -> None:
+    """Note where the plan was made for what another dispatch sends; vanilla does not use it, and auto takes either way."""
+    for dispatch in options.dispatches:
+        if dispatch in ("flat", "hierarchical") and (note := other_backend(placement, dispatch)) is not None:
+            click.echo(f"note: {options.placement_path}: {note}", err=True)
 
 
 def _requests(options: RunOptions, tokenizer: Any) -> tuple[Request, ...]:

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from grace_moe.cost.hardware import expert_kernel, hardware_of
 from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
+from grace_moe.cost.sent import other_backend, sends_of
 from grace_moe.cost.sizes import ModelSizes
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.methods import is_of_batches, options_of, parse_method, serving_of
@@ -39,10 +40,16 @@ class ComparisonRow:
     placement: Placement
     evaluation: Evaluation
 
-    def to_dict(self, topology: Topology, model: ModelSizes | None = None) -> dict[str, Any]:
-        """The row's JSON: the metrics by name, and the modelled time of a layer (None = of OLMoE's sizes)."""
+    def to_dict(self, topology: Topology, model: ModelSizes | None = None, backend: str | None = None) -> dict[str, Any]:
+        """The row's JSON: the metrics by name, the modelled time of a layer (None = of OLMoE's sizes), and what a backend sends."""
         modelled = modelled_layer_time(self.evaluation, topology) if model is None else _sized_time(self.evaluation, topology, model)
-        return {"method": self.method, "plan_seconds": round(self.plan_seconds, 3), **self.evaluation.to_dict(), **modelled.to_dict()}
+        return {
+            "method": self.method,
+            "plan_seconds": round(self.plan_seconds, 3),
+            **self.evaluation.to_dict(),
+            **({} if backend is None else {"backend_copies": self.evaluation.backend_copies(backend)}),
+            **modelled.to_dict(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,9 @@ class Comparison:
     model: ModelSizes | None = None
     """Whose layer is timed; None = OLMoE's, at 100 TFLOP/s."""
 
+    backend: str | None = None
+    """Whose copies are shown too; None = none was asked for."""
+
     @property
     def assumed(self) -> str:
         """What the modelled time takes for granted."""
@@ -79,7 +89,16 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers should know: layers that they leave out."""
+        """What a reader of the numbers should know: layers that they leave out, and plans that were made for another backend."""
+        return (*self._missing_layers(), *self._other_backends())
+
+    def _other_backends(self) -> tuple[str, ...]:
+        if self.backend is None:
+            return ()
+        notes = ((row.method, other_backend(row.placement, self.backend)) for row in self.rows)
+        return tuple(f"{method}: {note}" for method, note in notes if note is not None)
+
+    def _missing_layers(self) -> tuple[str, ...]:
         recorded = self.rows[0].evaluation.recorded
         missing = [str(layer_id) for layer_id, found in zip(self.measured_on.layer_ids, recorded, strict=True) if not found]
         if not missing:
@@ -90,8 +109,12 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grace-moe compare --json` (docs/metrics.md); `notes` only where there are any."""
         return {
-            "rows": [row.to_dict(self.topology, self.model) for row in self.rows] + [refusal.to_dict() for refusal in self.refused],
+            "rows": [
+                *(row.to_dict(self.topology, self.model, self.backend) for row in self.rows),
+                *(refusal.to_dict() for refusal in self.refused),
+            ],
             "topology": self.topology.shape,
+            **({} if self.backend is None else {"backend": self.backend}),
             "trace": _identity(self.planned_on),
             "eval": _identity(self.measured_on),
             **({} if self.model is None else {"assumed": self.assumed}),
@@ -122,6 +145,7 @@ def compare(
     measure_on: RoutingTrace | None = None,
     methods: Sequence[str] = METHODS,
     seed: int = 0,
+    backend: str | None = None,
     placements: Mapping[str, Placement] | None = None,
     on_method: Callable[[str], None] = lambda _: None,
     **limits: Unpack[SlotLimits],
@@ -141,6 +165,7 @@ def compare(
             `grace+requests` plans for request placement, and measures with it; `grace+decode` plans with `decode="experts"`.
             Where a policy for batches or decode is among them, the balance of batches is measured for all.
         seed: of every plan, and of the replay.
+        backend: one of `cost.sent.SENDS`: `grace` plans for it, and what it sends of each method's placement is shown.
         placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
         on_method: told the name of each method when it is planned and measured.
         limits: `redundancy`, `slots_per_device`, `expert_bytes` of every plan.
@@ -152,6 +177,7 @@ def compare(
     """
     planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
     check_same_model(planned_on, measured_on)
+    sends_of(backend or "hierarchical")  # refused before anything is planned
     parsed = [parse_method(name) for name in methods]
     batch_tokens = PREFILL_BATCH if any(is_of_batches(policy) for _, policy in parsed) else None
     planned: dict[tuple[str, str | None], tuple[Placement, float]] = {
@@ -160,8 +186,8 @@ def compare(
     rows: list[ComparisonRow] = []
     refused: list[Refusal] = []
     for name, (method, policy) in zip(methods, parsed, strict=True):
-        options = options_of(policy)
-        key = (method, policy if options else None)
+        options = options_of(method, policy, backend)
+        key = (method, policy if options_of(method, policy) else None)
         try:
             if key not in planned:
                 planned[key] = timed_plan(planned_on, topology, method, seed=seed, **limits, **options)
@@ -174,7 +200,14 @@ def compare(
         on_method(name)
     if refused and not rows:
         raise refused[0].error
-    return Comparison(rows=tuple(rows), refused=tuple(refused), topology=topology, planned_on=planned_on, measured_on=measured_on)
+    return Comparison(
+        rows=tuple(rows),
+        refused=tuple(refused),
+        topology=topology,
+        planned_on=planned_on,
+        measured_on=measured_on,
+        backend=backend,
+    )
 
 
 def timed_plan(trace: RoutingTrace, topology: Topology, method: str, **arguments: Any) -> tuple[Placement, float]:

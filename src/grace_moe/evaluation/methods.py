@@ -32,9 +32,10 @@ def parse_method(name: str) -> tuple[str, str | None]:
     return method, policy if plus else None
 
 
-def options_of(policy: str | None) -> dict[str, Any]:
-    """Options of `grace` that plan for the policy; none for policies that any placement takes."""
-    return {} if policy is None else _PLANNED.get(policy, {})
+def options_of(method: str, policy: str | None, backend: str | None = None) -> dict[str, Any]:
+    """Arguments of `plan` for the policy and the backend; none for what any placement takes."""
+    options = {} if policy is None else _PLANNED.get(policy, {})
+    return options if backend is None or method != DEFAULT_METHOD else {**options, "backend": backend}
 
 
 def is_of_batches(policy: str | None) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.cost.layer_time import LayerTraffic
+from grace_moe.cost.sent import sends_of
 from grace_moe.trace import DECODE, PREFILL
 
 Floats = npt.NDArray[np.float64]
@@ -114,6 +115,13 @@ class Evaluation(LayerTraffic):
     @property
     def pair_cross_node_copies(self) -> float:
         return self._per_token(self.copies.pairs_cross_node)
+
+    def backend_copies(self, backend: str) -> float:
+        """What the backend sends between nodes, per token. Raises UsageError where its name is unknown."""
+        sends = sends_of(backend)
+        if sends == "everything":
+            return float(len(self.devices_per_node) - 1)
+        return {"nodes": self.cross_node_copies, "devices": self.flat_cross_node_copies, "pairs": self.pair_cross_node_copies}[sends]
 
     @property
     def load_max_over_mean(self) -> float:

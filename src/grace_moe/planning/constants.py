@@ -127,6 +127,8 @@ PACKING_HEAT = (0.003, 5e-5)
 """Not tuned."""
 DEVICE_IMBALANCE_PRICE = 100.0
 """Copies per token that a unit of squared imbalance is worth, summed over the node's devices. Not tuned."""
+FLAT_DEVICE_PRICES = (100.0, 30.0, 10.0)
+"""The same where a token is sent to each device: layers take the best of these within the tolerance. Not tuned."""
 REPACK_SWAPS_PER_SLOT = 10
 """Swaps from a placement that serves. Figures of `REPLAN_PROPOSALS`."""
 REPACK_HEAT = (1e-4, 5e-5)

@@ -50,6 +50,7 @@ def plan(
     slots_per_device: int | None = None,
     expert_bytes: int | None = None,
     start: Placement | None = None,
+    backend: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Placement:
@@ -73,6 +74,7 @@ def plan(
         slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
         expert_bytes: memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots.
         start: an existing placement to improve on (`grace` only), several times faster than planning from nothing.
+        backend: of `cost.sent.SENDS`: the plan spares what it sends (`grace` only; docs/compare.md#backends). None = one copy a node.
         progress: called with (layers done, layers in all).
         options: the method's own; see its function. Methods that make nothing of an argument say so in the
             provenance's notes.
@@ -91,6 +93,7 @@ def plan(
         slots_per_device=slots_per_device,
         expert_bytes=expert_bytes,
         start=start,
+        backend=backend,
         progress=progress,
     )
     _check_method(method, task)
@@ -129,10 +132,18 @@ def _provenance(method: str, options: dict[str, Any], task: PlanningTask, planne
         "seed": task.seed,
         "trace_digest": trace.digest,
         "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens, **drawn},
+        **({} if task.backend is None or method != DEFAULT_METHOD else {"backend": task.backend}),
         **({} if task.start is None else {"start": task.start.provenance}),
         "version": version("grace-moe"),
-        "notes": list(planned.notes),
+        "notes": [*planned.notes, *_unused_backend(method, task)],
     }
+
+
+def _unused_backend(method: str, task: PlanningTask) -> tuple[str, ...]:
+    """The note of a method that plans the same whatever is sent."""
+    if task.backend is None or method == DEFAULT_METHOD:
+        return ()
+    return (f"backend {task.backend} has no effect: {method} plans the same for all",)
 
 
 def _options_of(function: Callable[..., PlannedLayers], method: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.sent import Sends, sends_of
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.constants import DEFAULT_REDUNDANCY
@@ -45,6 +46,8 @@ class PlanningTask:
     """Memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots."""
     start: Placement | None = None
     """An existing placement that the method may improve on, instead of planning from nothing."""
+    backend: str | None = None
+    """Of `cost.sent.SENDS`: the plan spares what it sends; None = one copy a node."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class PlanningTask:
             raise UsageError(f"{self.trace.source}: the trace has no tokens; record some, or select others")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {self.seed} is out of range; use 0 to {2**32 - 1}")
+        if self.backend is not None:
+            sends_of(self.backend)
         self._check_slots()
         self._check_memory()
 
@@ -90,6 +95,11 @@ class PlanningTask:
     def num_devices(self) -> int:
         """Devices of the topology."""
         return self.topology.num_devices
+
+    @property
+    def sends(self) -> Sends:
+        """What is sent of a token, which the plan spares."""
+        return "nodes" if self.backend is None else sends_of(self.backend)
 
     @property
     def slot_limits(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from grace_moe.errors import printable
 from grace_moe.evaluation import Diagnosis, SizePoint
-from grace_moe.report.tables import RULE
+from grace_moe.report.tables import plain_table
 
 _PARTS = ("dispatch", "compute", "combine", "idle", "hidden")
 
@@ -18,7 +18,7 @@ _PARTS = ("dispatch", "compute", "combine", "idle", "hidden")
 def fits_table(fits: Sequence[Mapping[str, Any]]) -> Table:
     """One row a fit: how far off it is."""
     caption = "Errors relative to what was measured. Held out: each fifth row, fitted without. Left out: a number of nodes."
-    table = _table("How far off the fits are", caption)
+    table = plain_table(title="How far off the fits are", caption=Text(printable(caption)))
     for heading in ("what ", "rows ", "median ", "95th ", "held out ", "left out "):
         table.add_column(heading, justify="left" if heading == "what " else "right", overflow="fold")
     for fit in fits:
@@ -36,7 +36,7 @@ def fits_table(fits: Sequence[Mapping[str, Any]]) -> Table:
 
 def diagnosis_table(found: Diagnosis) -> Table:
     """What a layer's time is made of, now and with the plan."""
-    table = _table("Milliseconds of a layer", f"Modelled, not measured: {found.told}.")
+    table = plain_table(title="Milliseconds of a layer", caption=Text(printable(f"Modelled, not measured: {found.told}.")))
     for heading in ("", *(f"{name} " for name in ("total", *_PARTS))):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, time in (("now", found.now), ("planned", found.planned)):
@@ -48,7 +48,7 @@ def diagnosis_table(found: Diagnosis) -> Table:
 def size_table(points: Sequence[SizePoint], told: str) -> Table:
     """One row a combination; those of the frontier have a star."""
     caption = f"* = no other takes fewer devices, less memory and less time. Modelled, not measured: {told}."
-    table = _table("Milliseconds of a layer, with experts in order and balanced by load", caption)
+    table = plain_table(title="Milliseconds of a layer, with experts in order and balanced by load", caption=Text(printable(caption)))
     several = len({point.link for point in points}) > 1
     links = ("links ",) if several else ()
     rest = ("slots ", "batch ", "in \norder ", "bal- \nanced ", "saved ", "most \nof it ", "GB a \ndevice ", "factor ", "")
@@ -71,14 +71,3 @@ def size_table(points: Sequence[SizePoint], told: str) -> Table:
             style="bold" if point.best else "",
         )
     return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title,
-        caption=Text(printable(caption)),
-        title_justify="left",
-        caption_justify="left",
-        box=RULE,
-        padding=(0, 0, 0, 1),
-    )

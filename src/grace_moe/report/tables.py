@@ -13,7 +13,7 @@ from grace_moe.errors import printable
 from grace_moe.evaluation import Comparison, ParetoPoint
 from grace_moe.topology import Topology
 
-RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_RULE = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 """A line under the heading, and nothing else: the same on a terminal and in a pipe of any encoding."""
 
 COLUMNS = (
@@ -26,6 +26,8 @@ COLUMNS = (
     ("plan_seconds", "plan\ns", "{:.1f}", None),
 )
 """Name, heading, form, and what is best of a comparison's columns; the last is of the machine, and differs from run to run."""
+_BACKEND_COLUMN = ("backend_copies", "sent by\nbackend", "{:.3f}", min)
+"""After the copies inside nodes, where a backend was asked for."""
 _BATCH_COLUMNS = (
     ("batch_load_max_over_mean", "busiest\nin batch", "{:.2f}x", min),
     ("prefill_load_max_over_mean", "busiest\nprefill", "{:.2f}x", min),
@@ -36,26 +38,28 @@ _BATCH_COLUMNS = (
 _LOAD_COLUMN = [name for name, *_ in COLUMNS].index("load_max_over_mean")
 
 
+def plain_table(*, title: str, caption: Text) -> Table:
+    """An empty table with a line under its heading."""
+    return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=_RULE, padding=(0, 0, 0, 1))
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """One row a method; the best of each column has a star, and is bold."""
     rows = table_rows(comparison)
     title = f"{comparison.topology.shape}: copies per token between and inside nodes; busiest device over the mean"
+    if comparison.backend is not None:
+        title += f"; sent between nodes by {comparison.backend}"
     measured, planned = comparison.measured_on, comparison.planned_on
     others = "the same requests" if measured.digest == planned.digest else "other requests"
     caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
     reasons = (f"{refusal.method}: {printable(str(refusal.error))}" for refusal in comparison.refused)
-    table = Table(
-        title=title,
-        caption=Text("\n".join([caption, f"Modelled ms: {printable(comparison.assumed)}.", *map(printable, comparison.notes), *reasons])),
-        title_justify="left",
-        caption_justify="left",
-        box=RULE,
-        padding=(0, 0, 0, 1),
-    )
+    told = [caption, f"Modelled ms: {printable(comparison.assumed)}.", *map(printable, comparison.notes), *reasons]
+    table = plain_table(title=title, caption=Text("\n".join(told)))
     table.add_column("method", no_wrap=True)
     by_batch = all(row["batch_load_max_over_mean"] is not None for row in rows)
     more = [column for column in _BATCH_COLUMNS if by_batch and all(row[column[0]] is not None for row in rows)]
-    columns = [*COLUMNS[: _LOAD_COLUMN + 1], *more, *COLUMNS[_LOAD_COLUMN + 1 :]]
+    sent = [] if comparison.backend is None else [_BACKEND_COLUMN]
+    columns = [*COLUMNS[:_LOAD_COLUMN], *sent, COLUMNS[_LOAD_COLUMN], *more, *COLUMNS[_LOAD_COLUMN + 1 :]]
     for _, heading, _, _ in columns:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in rows:
@@ -69,7 +73,7 @@ def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
     """One row a plan, by memory; those that no other beats in everything have a star."""
     title = f"{topology.shape}: what grace reaches on requests that it has not seen"
     caption = "* = no other row has less of one thing and no more of the others."
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=RULE, padding=(0, 0, 0, 1))
+    table = plain_table(title=title, caption=Text(caption))
     for heading in ("expert \nmemory ", "price ", "between \nnodes ", "inside \nnodes ", "busiest \ndevice ", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
@@ -88,7 +92,7 @@ def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Each row's values by name, the modelled time in ms."""
-    rows = [row.to_dict(comparison.topology, comparison.model) for row in comparison.rows]
+    rows = [row.to_dict(comparison.topology, comparison.model, comparison.backend) for row in comparison.rows]
     for row in rows:
         row["modelled_layer_time"] *= 1000
     return rows
@@ -110,7 +114,7 @@ def _cell(row: dict[str, Any], rows: list[dict[str, Any]], *column: Any) -> Text
 
 def facts_table(facts: dict[str, Any]) -> Table:
     """Two columns: what, and its value."""
-    table = Table(show_header=False, box=RULE)
+    table = Table(show_header=False, box=_RULE)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():

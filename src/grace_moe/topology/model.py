@@ -15,6 +15,7 @@ import numpy.typing as npt
 from grace_moe.errors import TopologyError
 from grace_moe.files import MAX_DEVICES
 from grace_moe.topology.parts import DEFAULT_PRESET, PRESETS, Device, Link, Node, Tier
+from grace_moe.topology.rank_costs import KEY, fields_of_costs
 from grace_moe.topology.store import LINKS, fields_of, read_file, value_of, write_file
 
 UNNAMED = ("a100-25g", "h100-400g")
@@ -164,12 +165,13 @@ class Topology:
 
     @classmethod
     def from_dict(cls, value: Any, source: str = "topology") -> Topology:
-        """Read what `to_dict` wrote, or a hand-written file of that form (docs/formats.md).
+        """Read what `to_dict` wrote, a hand-written file of that form, or a matrix of costs between ranks (docs/formats.md).
 
         Raises:
             TopologyError: not of that form, or out of range.
         """
-        return cls(**fields_of(value, source), source=source)
+        costs = isinstance(value, dict) and set(value) == {KEY}
+        return cls(**(fields_of_costs(value, source) if costs else fields_of(value, source)), source=source)
 
     def to_dict(self) -> dict[str, Any]:
         """The topology file's content."""

@@ -46,17 +46,20 @@ class Equalised:
         return (text, *blind, *even)
 
 
-def equalise(placement: Placement, *, slots_per_device: int | None = None, trace: RoutingTrace | None = None) -> Equalised:
+def equalise(
+    placement: Placement, *, slots_per_device: int | None = None, trace: RoutingTrace | None = None, two_phases: bool = False
+) -> Equalised:
     """Give every device of every layer the same number of experts.
 
     Devices with spare slots get, one by one, the replica that is worth most: copies between nodes that it saves, and balance, when
     tokens take the nearest replica. Devices with too many drop the replicas that are worth least, then move their lightest experts to
     devices with room, on the same node where there is any. Layers that fit already are kept as they are, weights and all, but for
-    `even_out` where a trace tells the loads. A choice of its own for decode is left out.
+    `even_out` where a trace tells the loads.
 
     Args:
         slots_per_device: slots of each device; None = the most that any device holds now.
         trace: routing that tells loads and co-activation, best the one planned on.
+        two_phases: whether the engine chooses replicas in decode apart. Else a choice of its own for decode is left out.
 
     Raises:
         UsageError: too few slots for the experts, or more than there are experts.
@@ -67,7 +70,7 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
     slots = _slots(placement, slots_per_device)
     done: Counter[str] = Counter()
     layers = []
-    for index, layer in enumerate(replace(layer, decode_weights=()) for layer in placement.layers):
+    for index, layer in enumerate(placement.layers if two_phases else [replace(layer, decode_weights=()) for layer in placement.layers]):
         ids = None if trace is None else trace.topk_ids[:, index]
         experts = placement.num_experts
         loads = np.ones(experts) if ids is None else np.bincount(ids[ids >= 0].ravel(), minlength=experts).astype(float)
@@ -82,7 +85,7 @@ def equalise(placement: Placement, *, slots_per_device: int | None = None, trace
         moved=done["moved"],
         swapped=sum(_differences(old, new) for old, new in changed) // 2,
         by_trace=trace is not None,
-        one_phase=any(layer.decode_weights for layer in placement.layers),
+        one_phase=not two_phases and any(layer.decode_weights for layer in placement.layers),
     )
 
 

@@ -41,17 +41,22 @@ class LayerState:
 
     def placed(self) -> LayerPlacement:
         """As a layer: experts held as before keep their weights, the others' replicas share evenly."""
-        devices, weights = [], []
-        for expert, (old, shares) in enumerate(zip(self.layer.devices_of_expert, self.layer.replica_weights, strict=True)):
-            if (self.before[expert] == self.holds[expert]).all():
-                devices.append(old)
-                weights.append(shares)
-                continue
-            held = np.flatnonzero(self.holds[expert]).tolist()
-            held.sort(key=lambda device: (device not in old, old.index(device) if device in old else device))  # the primary stays first
+        old = self.layer
+        devices, weights, decode = [], [], []
+        for expert, (hosts, shares) in enumerate(zip(old.devices_of_expert, old.replica_weights, strict=True)):
+            same = bool((self.before[expert] == self.holds[expert]).all())
+            now = np.flatnonzero(self.holds[expert]).tolist()
+            held = hosts if same else [d for d in hosts if d in now] + [d for d in now if d not in hosts]  # the primary stays first
+            even = (1.0 / len(held),) * len(held)
             devices.append(tuple(held))
-            weights.append((1.0 / len(held),) * len(held))
-        return replace(self.layer, devices_of_expert=tuple(devices), replica_weights=tuple(weights), decode_weights=())
+            weights.append(shares if same else even)
+            decode.append(old.decode_weights[expert] if same and old.decode_weights else even)
+        return replace(
+            old,
+            devices_of_expert=tuple(devices),
+            replica_weights=tuple(weights),
+            decode_weights=tuple(decode) if old.decode_weights else (),
+        )
 
     def counts(self) -> npt.NDArray[np.int64]:
         """`[devices]` experts that each device holds."""

@@ -38,7 +38,12 @@ def _topology(old: Topology, left: list[int], nodes: list[int]) -> Topology:
         for n in nodes
     ]
     bandwidth = None if old.bandwidth is None else tuple(_of(old.bandwidth[device], left) for device in left)
-    return replace(old, nodes=tuple(kept), bandwidth=bandwidth)
+    tiers = [replace(tier, groups=tuple(filter(None, (_renumbered(group, left) for group in tier.groups)))) for tier in old.tiers]
+    return replace(old, nodes=tuple(kept), bandwidth=bandwidth, tiers=tuple(tiers))
+
+
+def _renumbered(devices: Sequence[int], left: list[int]) -> tuple[int, ...]:
+    return tuple(left.index(device) for device in devices if device in left)
 
 
 def _layer(layer: LayerPlacement, topology: Topology, left: list[int], nodes: list[int]) -> LayerPlacement:

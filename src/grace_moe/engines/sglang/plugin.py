@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
+from grace_moe.engines.sglang.choice import Choosing
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.errors import GraceError, MismatchError
 from grace_moe.placement import Placement
@@ -34,7 +35,7 @@ def register() -> None:
     Raises:
         GraceError: the plan can't be read.
     """
-    live = plan_from_environment()
+    live = plan_from_environment(LOG)
     if live is None:
         return
     try:
@@ -42,11 +43,22 @@ def register() -> None:
     except ImportError as error:
         LOG.warning("GRACE-MoE: this SGLang has no hook registry where 0.5.23 has it (%s): the plan is not used", error)
         return
-    if live.local_routing:
-        LOG.warning("GRACE-MoE: GRACE_MOE_LOCAL_ROUTING is vLLM's: SGLang takes near replicas with --ep-dispatch-algorithm static")
+    choosing = _choosing(live)
     HookRegistry.register(BALANCER, planned_rebalance(live), HookType.AROUND)
-    HookRegistry.register(SURVIVORS, planned_survivors(live), HookType.AROUND)
+    HookRegistry.register(SURVIVORS, planned_survivors(live, choosing), HookType.AROUND)
+    for target, kind, hook in () if choosing is None else choosing.hooks():
+        HookRegistry.register(target, hook, HookType[kind])
     LOG.info(follows(live))
+
+
+def _choosing(live: LivePlan) -> Choosing | None:
+    """Our replica choice, near where none is named: its table costs nothing. None where it is to be SGLang's."""
+    if live.choice == "theirs":
+        return None
+    if not isinstance(live.planned, Placement):
+        LOG.warning("GRACE-MoE: SGLang chooses replicas: %s is a slot map without layer numbers", live.path)
+        return None
+    return Choosing(planned=live.planned, choice=live.choice or "near")
 
 
 def planned_rebalance(live: LivePlan) -> Callable[..., Maps]:
@@ -75,7 +87,7 @@ def planned_rebalance(live: LivePlan) -> Callable[..., Maps]:
     return rebalance_experts
 
 
-def planned_survivors(live: LivePlan) -> Callable[..., Maps]:
+def planned_survivors(live: LivePlan, choosing: Choosing | None = None) -> Callable[..., Maps]:
     """A hook around the balancer of SGLang's elastic mode: the plan without the ranks that are dead, and the original's maps where too
     few are left to hold every expert."""
 
@@ -92,6 +104,8 @@ def planned_survivors(live: LivePlan) -> Callable[..., Maps]:
         """See SGLang's `elasticity_aware`: `[decoder layers, experts]` tokens, `[ranks]` 1 = alive."""
         alive = active_ranks.tolist()[:num_gpus]  # what follows is room for ranks that may join
         dead = tuple(rank for rank in range(num_gpus) if rank >= len(alive) or not alive[rank])
+        if choosing is not None:
+            choosing.dead = dead
         try:
             maps = _maps(live, weight, num_replicas, num_gpus, num_nodes, dead)
         except GraceError as error:

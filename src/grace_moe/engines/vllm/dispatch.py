@@ -63,7 +63,7 @@ def install(live: LivePlan | None) -> None:
 
     make.stands_in = True  # type: ignore[attr-defined]
     for module in list(sys.modules.values()):  # each kind of kernel has imported it by name
-        if getattr(module, "maybe_make_prepare_finalize", None) is plain:
+        if getattr(module, "__dict__", {}).get("maybe_make_prepare_finalize") is plain:
             module.maybe_make_prepare_finalize = make  # type: ignore[attr-defined]
 
 

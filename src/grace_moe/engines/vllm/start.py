@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.live_plan import LiveMap, LivePlan, switch
-from grace_moe.errors import GraceError, MismatchError, UsageError
+from grace_moe.engines.live_plan import LivePlan, switch
+from grace_moe.errors import GraceError, MismatchError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 STATIC_START = "GRACE_MOE_STATIC_START"
 LOG = logging.getLogger("vllm.grace_moe")
 Table: TypeAlias = npt.NDArray[np.int64]
-Remember: TypeAlias = Callable[[LiveMap, Table], None]
-"""Told of each map that vLLM gets, so that its rows are known again."""
 
 _LAYER, _EXPERT = re.compile(r"\blayers\.(\d+)\."), re.compile(r"\.experts\.(\d+)\.")
 
@@ -93,7 +91,7 @@ _started: WeakKeyDictionary[Any, Table] = WeakKeyDictionary()
 """Model whose experts were loaded by a plan -> the map."""
 
 
-def install(live: LivePlan, remember: Remember) -> None:
+def install(live: LivePlan) -> None:
     """Let vLLM's default loader put experts where the plan has them, unless `GRACE_MOE_STATIC_START` is 0.
 
     Raises:
@@ -111,7 +109,7 @@ def install(live: LivePlan, remember: Remember) -> None:
 
     def load_weights(self: Any, model: nn.Module, model_config: Any) -> None:
         """See vLLM's method of this name."""
-        found = _planned(live, model, remember)
+        found = _planned(live, model)
         if found is None:
             load(self, model, model_config)
             return
@@ -136,7 +134,7 @@ def install(live: LivePlan, remember: Remember) -> None:
     EplbState.add_model = add_model
 
 
-def _planned(live: LivePlan, model: nn.Module, remember: Remember) -> tuple[Any, PlannedSlots] | None:
+def _planned(live: LivePlan, model: nn.Module) -> tuple[Any, PlannedSlots] | None:
     """The part of a model that holds experts, and its slots by the plan; None, and a line of the log, where it can't start so."""
     from vllm.config import get_current_vllm_config
     from vllm.distributed.parallel_state import get_ep_group, get_node_count
@@ -145,34 +143,37 @@ def _planned(live: LivePlan, model: nn.Module, remember: Remember) -> tuple[Any,
     config, experts = get_current_vllm_config().parallel_config, get_mixture_of_experts_model(model)
     if not config.enable_eplb or experts is None:
         return None  # the balancer's own part of the plug-in tells it
+    reason = _why_not(config, experts)
+    if reason:
+        _own_start(reason)
+        return None
+    ranks, nodes = get_ep_group(), get_node_count()
+    loads = np.zeros((experts.num_moe_layers, experts.num_logical_experts), dtype=np.int64)
+    nodes = nodes if ranks.world_size % nodes == 0 else 1  # as `EplbState.rearrange` has it
     try:
-        _check_loads_slot_by_slot(config, experts)
-        ranks, nodes = get_ep_group(), get_node_count()
-        loads = np.zeros((experts.num_moe_layers, experts.num_logical_experts), dtype=np.int64)
-        nodes = nodes if ranks.world_size % nodes == 0 else 1  # as `EplbState.rearrange` has it
         found = live.map_for(loads, experts.num_physical_experts, ranks.world_size, nodes)
     except GraceError as error:
-        _own_start(str(error))
+        LOG.warning("GRACE-MoE: %s. Experts load in vLLM's own order, and its own balancer decides.", error)
         return None
     table = found.slots.physical_to_logical.astype(np.int64)
-    remember(found, table)
     return experts, PlannedSlots(table=table, rank=ranks.rank_in_group, num_ranks=ranks.world_size, num_experts=experts.num_logical_experts)
 
 
-def _check_loads_slot_by_slot(config: Any, experts: Any) -> None:
-    """Raise UsageError where vLLM fills slots in a way that no plan can steer."""
+def _why_not(config: Any, experts: Any) -> str:
+    """Why vLLM fills this model's slots in a way that no plan can steer; "" = it doesn't."""
     if config.enable_elastic_ep:
-        raise UsageError("with elastic expert parallelism, slots come and go")
+        return "with elastic expert parallelism, slots come and go"
     for layer in experts.moe_layers:
         routed = getattr(layer, "routed_experts", None)
         if routed is None or not hasattr(routed, "expert_map_manager"):
-            raise UsageError("this vLLM keeps its experts in another way than 0.32")
+            return "this vLLM keeps its experts in another way than 0.32"
         if routed.expert_map_manager.num_fused_shared_experts:
-            raise UsageError("shared experts are fused with the routed ones")
+            return "shared experts are fused with the routed ones"
         if getattr(routed.quant_method, "uses_meta_device", False):
-            raise UsageError("weights are quantised while they load")
+            return "weights are quantised while they load"
         if routed.quant_config is not None and routed.quant_config.get_name() == "gpt_oss_mxfp4":
-            raise UsageError("this quantisation loads all experts at once")
+            return "this quantisation loads all experts at once"
+    return ""
 
 
 def _own_start(reason: str) -> None:

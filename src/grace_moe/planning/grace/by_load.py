@@ -19,6 +19,17 @@ def floor_of(problem: LayerProblem) -> Candidate:
     return forecast(problem, layer_by_load(problem.layer_id, problem.ids, problem.experts, problem.topology, problem.slots), "eplb")
 
 
+def by_load_alone(problem: LayerProblem, floor: Candidate) -> list[Candidate]:
+    """The candidates that balance at least as well as the floor; the last has the fewest copies, but for its nodes.
+
+    Where nothing is saved by sending several of a token's experts the same way, near replicas save something.
+    """
+    last = gathered(problem, floor)
+    if problem.sends == "nodes":
+        return [last]
+    return [forecast(problem, replace(floor.layer, replica_choice="tar"), "eplb"), last]
+
+
 def gathered(problem: LayerProblem, floor: Candidate) -> Candidate:
     """The floor's devices, whole, on other nodes: the same balance, fewer copies."""
     tokens = np.random.default_rng(problem.seed).permutation(len(problem.ids))[:SEARCH_TOKENS]

@@ -46,6 +46,16 @@ def excess(peaks: npt.NDArray[np.float64], floors: npt.NDArray[np.float64], doub
     return float(ratio.mean() + doubt * ratio.std())
 
 
+def evenest(candidates: Sequence[Candidate], floor: npt.NDArray[np.float64], doubt: float) -> Candidate:
+    """The candidate of one layer whose busiest device is expected to have the least load above the floor's `[DAYS]`. Ties: the first."""
+    return min(candidates, key=lambda candidate: _risk(candidate.peaks - floor, doubt))
+
+
+def _risk(over: npt.NDArray[np.float64], doubt: float) -> float:
+    """Of loads above the floor `[DAYS]`: on the mean day, and `doubt` standard deviations of days more."""
+    return float(over.mean() + doubt * over.std())
+
+
 def choose_candidates(
     candidates: Sequence[Sequence[Candidate]], floors: npt.NDArray[np.float64], tolerance: float, doubt: float
 ) -> tuple[int, ...] | None:
@@ -62,7 +72,7 @@ def choose_candidates(
     even = floors.mean(axis=0)
     traffic = [np.array([candidate.traffic for candidate in options]) for options in candidates]
     over = [[(candidate.peaks - floor) / even for candidate in options] for options, floor in zip(candidates, floors, strict=True)]
-    risk = [np.array([days.mean() + doubt * days.std() for days in options]) for options in over]
+    risk = [np.array([_risk(days, doubt) for days in options]) for options in over]
     for rate in _RATES:
         cost = risk if rate == np.inf else [copies + rate * more for copies, more in zip(traffic, risk, strict=True)]
         chosen = tuple(int(np.argmin(options)) for options in cost)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import DEVICE_IMBALANCE_PRICE, PACKING_TOKENS
-from grace_moe.planning.grace.predicted_choice import chosen_devices
+from grace_moe.planning.constants import PACKING_TOKENS
+from grace_moe.planning.grace.predicted_choice import chosen_devices, pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.replica_shares import Hosts
 from grace_moe.planning.grace.schedule import PACK, REPACK
@@ -36,16 +37,31 @@ def pack_nodes(
     """
     topology, devices = problem.topology, problem.topology.num_devices
     rows, computed_on = _sample_computed(problem, ids, sources, on_nodes)
-    held = None if problem.serving is None else _held(problem.serving, devices)
+    held = None if problem.serving is None else held_by_devices(problem.serving, devices)
     hosts: list[list[int]] = [[] for _ in range(problem.experts)]
     for node in range(topology.num_nodes):
         share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
-        options = PACK if held is None else replace(REPACK, stay=REPACK.stay + DEVICE_IMBALANCE_PRICE * problem.move_price)
+        options = replace(PACK if held is None else REPACK, imbalance_price=problem.device_price)
+        if held is not None:
+            options = replace(options, stay=options.stay + problem.device_price * problem.move_price)
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
-        for device, experts in zip(topology.devices_of_node(node), slots, strict=True):
-            for expert in experts:
-                if expert >= 0 and device not in hosts[expert]:
-                    hosts[expert].append(device)
+        for row, here in zip(hosts, hosts_of_slots(slots, topology.devices_of_node(node), problem.experts), strict=True):
+            row.extend(here)
+    return tuple(tuple(row) for row in hosts)
+
+
+def hosts_of_slots(slots: npt.NDArray[np.int64], devices: Sequence[int], experts: int) -> Hosts:
+    """Per expert, the devices that hold it.
+
+    Args:
+        slots: `[G, S]` expert in each slot, -1 = none.
+        devices: `[G]` their numbers.
+    """
+    hosts: list[list[int]] = [[] for _ in range(experts)]
+    for device, held in zip(devices, slots, strict=True):
+        for expert in held:
+            if expert >= 0 and device not in hosts[expert]:
+                hosts[expert].append(device)
     return tuple(tuple(row) for row in hosts)
 
 
@@ -69,6 +85,8 @@ def _share_of_node(
     here = here[(here >= 0).any(axis=1)]
     load = np.bincount(here[here >= 0], minlength=problem.experts).astype(float)
     pairs = max(int((computed_on >= 0).sum()), 1)
+    if problem.sends == "pairs":
+        _, here = pairs_apart(here)
     return NodeShare(
         copies=copies,
         load=load,
@@ -91,7 +109,7 @@ def _sample_computed(
     return ids[sample], chosen_devices(on_nodes, one_device_a_node, ids[sample], source, problem.seed)
 
 
-def _held(serving: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:
+def held_by_devices(serving: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:
     """`[D, E]` which device holds which expert already."""
     held = np.zeros((devices, len(serving.devices_of_expert)), bool)
     for expert, hosts in enumerate(serving.devices_of_expert):

@@ -8,17 +8,16 @@ replicas add their own variance. Days are the same for every layer and placement
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.choice.compiled import kernel, part
-from grace_moe.choice.joint import JointChoiceTable
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import DAYS, FORECAST_CELLS, POLISH_TOKENS
 from grace_moe.planning.grace.candidates import Candidate, Origin
-from grace_moe.planning.grace.predicted_choice import predict_choice
+from grace_moe.planning.grace.predicted_choice import PredictedChoice, predict_choice
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
 from grace_moe.topology import Topology
 
@@ -28,7 +27,7 @@ def forecast(problem: LayerProblem, layer: LayerPlacement, origin: Origin) -> Ca
     topology = problem.topology
     tokens = _sample(problem)
     ids, sources = problem.ids[tokens], source_chances(problem)[tokens]
-    choice = predict_choice(layer, topology, ids, problem.seed)
+    choice = predict_choice(layer, topology, ids, problem.seed, problem.sends)
     present, unit = np.unique(problem.unit[tokens], return_inverse=True)
     cases, kind = np.eye(topology.num_nodes), np.zeros(len(present), np.int64)
     if problem.requests_unknown:
@@ -37,7 +36,7 @@ def forecast(problem: LayerProblem, layer: LayerPlacement, origin: Origin) -> Ca
         case = kind = problem.node_of_request[present]
     else:
         case = topology.node_of_device[np.arange(len(present)) % topology.num_devices]
-    loads, variance = unit_loads(ids, unit, choice.visited, choice.table, cases)
+    loads, variance = unit_loads(choice, unit, cases)
     return Candidate(
         layer=layer,
         origin=origin,
@@ -56,33 +55,40 @@ def _sample(problem: LayerProblem) -> npt.NDArray[np.int64]:
 
 
 def unit_loads(
-    ids: npt.NDArray[np.int64],
-    unit: npt.NDArray[np.int64],
-    masks: npt.NDArray[np.int64],
-    table: JointChoiceTable,
-    sources: npt.NDArray[np.float64],
+    choice: PredictedChoice, unit: npt.NDArray[np.int64], sources: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """`[units, S, D]` pairs that each device is expected to compute for a unit, by case of source; and their variances `[S, D]`.
 
     The variance is that of drawing sources and replicas, all units together.
 
     Args:
-        ids: `[T, k]`, -1 = none.
         unit: `[T]` 0..units - 1.
-        masks: `[T, N]` nodes visited, as `PredictedChoice` has them.
         sources: `[S, N]` chance of each source node in each case: identity where a unit's tokens come from one node, one row where
             each token's source is its own.
     """
+    table = choice.table
     loads = np.zeros((int(unit.max(initial=-1)) + 1, len(sources), len(table.node_of_D)))
-    variance: npt.NDArray[np.float64] = _add_unit_loads(
-        ids, unit, masks, table.devices_ER, table.weights_ER, table.node_of_D, sources, loads
-    )
+    replicas = Replicas(table.devices_ER, table.weights_ER, table.node_of_D, choice.stays)
+    variance: npt.NDArray[np.float64] = _add_unit_loads(choice.ids, unit[choice.token], choice.visited, replicas, sources, loads)
     return loads, variance
 
 
+class Replicas(NamedTuple):
+    """Arguments of `unit_loads`, for its kernel."""
+
+    devices: Any
+    """`[E, R]`"""
+    weights: Any
+    node_of: Any
+    """`[D]`"""
+    stays: Any
+    """`[N]`, as `PredictedChoice` has it."""
+
+
 @kernel
-def _add_unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any, node_of: Any, sources: Any, loads: Any) -> Any:
+def _add_unit_loads(ids: Any, unit: Any, masks: Any, table: Any, sources: Any, loads: Any) -> Any:
     """Add to `loads`; returns the variances."""
+    devices, weights = table.devices, table.weights
     nodes, replicas = masks.shape[1], devices.shape[1]
     variance = np.zeros((loads.shape[1], loads.shape[2]))
     chance = np.empty((nodes, replicas))
@@ -90,7 +96,7 @@ def _add_unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any,
         for e in ids[t]:
             if e < 0:
                 continue
-            _replica_chances(masks[t], devices[e], weights[e], node_of, chance)
+            _replica_chances(masks[t], devices[e], weights[e], table, chance)
             for s in range(sources.shape[0]):
                 for r in range(replicas):
                     if weights[e, r] > 0:
@@ -103,14 +109,18 @@ def _add_unit_loads(ids: Any, unit: Any, masks: Any, devices: Any, weights: Any,
 
 
 @part
-def _replica_chances(masks: Any, devices: Any, weights: Any, node_of: Any, chance: Any) -> None:
-    """`chance[n, r]` that a token from node n has its pair computed by replica r: by weight among those on visited nodes."""
+def _replica_chances(masks: Any, devices: Any, weights: Any, table: Any, chance: Any) -> None:
+    """`chance[n, r]` that a token from node n has its pair computed by replica r: the source's own, else by weight on visited nodes."""
+    node_of, stays = table.node_of, table.stays
     for n in range(masks.shape[0]):
-        total = 0
+        total, own = 0, 0
         for r in range(devices.shape[0]):
             total += weights[r] * (masks[n] >> node_of[devices[r]] & 1)
+            own += weights[r] > 0 and node_of[devices[r]] == n
         for r in range(devices.shape[0]):
-            chance[n, r] = weights[r] * (masks[n] >> node_of[devices[r]] & 1) / total
+            here = weights[r] > 0 and node_of[devices[r]] == n
+            drawn = weights[r] * (masks[n] >> node_of[devices[r]] & 1) / total
+            chance[n, r] = drawn * (1.0 - own * stays[n]) + here * stays[n]
 
 
 def peaks_of_days(

@@ -11,7 +11,7 @@ from grace_moe.planning.constants import DECODE_BATCH, DECODE_COPIES, DECODE_LOA
 from grace_moe.planning.grace.canonical_names import canonical_names
 from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
-from grace_moe.planning.grace.fallbacks import plan_by_load
+from grace_moe.planning.grace.fallbacks import CHOICE_FOR, plan_by_load, with_choice
 from grace_moe.planning.grace.options import GraceOptions, check_task
 from grace_moe.planning.grace.problem import layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
@@ -94,11 +94,14 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     # Steps 5 to 12: place every layer, at a higher price of imbalance until the expected balance is within the tolerance.
     chosen = plan_layers(problems, options.tolerance, options.threads, on_layer)
     # Step 13: what an expert's tokens cost from each node, for a front-end.
-    layers = [with_source_costs(problem, candidate.layer) for problem, candidate in zip(problems, chosen, strict=True)]
+    layers = [candidate.layer for candidate in chosen]
+    if task.sends != "everything":
+        layers = [with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)]
     # Step 14: back to the names of the trace.
+    choice = CHOICE_FOR[task.sends]
     return PlannedLayers(
-        layers=tuple(own.original(layer) for own, layer in zip(names, layers, strict=True)),
-        replica_choice="joint",
+        layers=tuple(with_choice(own.original(layer), choice) for own, layer in zip(names, layers, strict=True)),
+        replica_choice=choice,
         notes=(
             *whole_slots(task),
             *by_layer([(candidate.layer.layer_id, (BY_LOAD,)) for candidate in chosen if candidate.origin == "eplb"]),

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import POLISH_TOKENS, SEARCH_TOKENS, TRUST
+from grace_moe.planning.constants import FLAT_DEVICE_PRICES, POLISH_TOKENS, SEARCH_TOKENS, TRUST
 from grace_moe.planning.grace.device_packing import pack_nodes
 from grace_moe.planning.grace.node_prices import price_nodes
+from grace_moe.planning.grace.predicted_choice import pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
 from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import AGAIN, FROM_START, LONG, REPLAN, SHORT
@@ -32,11 +33,40 @@ def place_layer(
         copies: found at the last price, to go on from; None = at the first price.
     """
     # Step 6: how the load divides over experts, and how far it may stray.
-    share, covariance = load_shares(problem.ids, problem.unit, problem.experts, problem.node_of_request)
-    if problem.loads_certain:
-        covariance = np.zeros_like(covariance)
+    share, covariance = _loads(problem)
     # Step 7: which experts on which node.
     copies = _search_copies(problem, price_step, copies, share, covariance)
+    return place_on_devices(problem, copies, covariance), copies
+
+
+def other_finishes(problem: LayerProblem, copies: npt.NDArray[np.int64]) -> list[LayerPlacement]:
+    """The same copies on the nodes, by other ways through steps 8 to 10; only where what is sent depends on them.
+
+    A copy for every device: then devices of a node are worth as much as nodes, against balance, and replicas are near or chosen jointly.
+    """
+    if problem.sends != "devices":
+        return []
+    _, covariance = _loads(problem)
+    ways = [(choice, price) for price in FLAT_DEVICE_PRICES for choice in ("", "tar")]
+    return [
+        place_on_devices(replace(problem, replica_choice=choice, device_price=price), copies, covariance)
+        for choice, price in ways
+        if (choice, price) != (problem.replica_choice, problem.device_price)
+    ]
+
+
+def _loads(problem: LayerProblem) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Shares and covariance of the experts' loads."""
+    share, covariance = load_shares(problem.ids, problem.unit, problem.experts, problem.node_of_request)
+    return share, np.zeros_like(covariance) if problem.loads_certain else covariance
+
+
+def place_on_devices(problem: LayerProblem, copies: npt.NDArray[np.int64], covariance: npt.NDArray[np.float64]) -> LayerPlacement:
+    """Steps 8 to 10: the copies `[N, E]` of the nodes on their devices, with weights.
+
+    Args:
+        covariance: `[E, E]` of the experts' shares of the load.
+    """
     many = _sample(problem, POLISH_TOKENS)
     ids, sources = problem.ids[many], source_chances(problem)[many]
     # Step 8: prices of the nodes, so that ties between sets of nodes even out the nodes' loads.
@@ -46,7 +76,7 @@ def place_layer(
     # Step 10: how each expert's tokens divide among its replicas.
     topology = problem.topology
     weights, _ = even_out(plan.cells, host_table(hosts), topology.node_of_device, topology.relative_speed)
-    return primary_first(layer_of_weights(problem.layer_id, hosts, weights, plan.prices)), copies
+    return primary_first(layer_of_weights(problem.layer_id, hosts, weights, plan.prices, problem.replica_choice))
 
 
 def _search_copies(
@@ -74,6 +104,7 @@ def _search_copies(
     pins = _pins(problem)
     for count, schedule in searches:
         tokens = _sample(problem, count)
+        ids = problem.ids[tokens]
         options = replace(
             schedule,
             proposals=int(schedule.proposals * problem.effort),
@@ -81,9 +112,29 @@ def _search_copies(
             move_price=problem.move_price,
             held=problem.start if problem.move_price else None,
         )
+        if problem.apart:
+            token, ids = pairs_apart(ids)
+            options, tokens = _per_pair(options, len(ids) / max(1, len(tokens))), tokens[token]
         pinned = None if pins is None else pins[tokens]
-        copies = search(problem.ids[tokens], share, covariance, limits, options, problem.seed, copies, pinned)
+        copies = search(ids, share, covariance, limits, options, problem.seed, copies, pinned)
     return copies
+
+
+def _per_pair(options: SearchOptions, pairs: float) -> SearchOptions:
+    """The same prices and temperatures, in copies per pair instead of copies per token.
+
+    Args:
+        pairs: of a token, on average.
+    """
+    pairs = max(pairs, 1e-9)
+    return replace(
+        options,
+        hot=options.hot / pairs,
+        cold=options.cold / pairs,
+        imbalance_price=options.imbalance_price / pairs,
+        copy_price=options.copy_price / pairs,
+        move_price=options.move_price / pairs,
+    )
 
 
 def _searches(problem: LayerProblem, *, first: bool) -> list[tuple[int, SearchOptions]]:

@@ -33,7 +33,8 @@ class NodePlan:
 def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floats, copies: npt.NDArray[np.int64]) -> NodePlan:
     """Raise the price of nodes that are busier than the mean, round by round; keep the round with the lowest maximum.
 
-    Two nodes know no ties: the source's own is in every set that serves. They get no prices.
+    Two nodes know no ties: the source's own is in every set that serves. They get no prices. Nor do nodes where each replica is chosen
+    apart, as there are no sets of them.
 
     Args:
         ids: `[T, k]` of a sample of tokens, -1 = none.
@@ -45,7 +46,7 @@ def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floa
     thinning = _thinning(problem, nodes, len(ids))
     price, least = np.zeros(nodes), np.inf
     best: tuple[tuple[float, ...], Demand, Floats]
-    for step in range(PRICE_ROUNDS if nodes > 2 else 1):
+    for step in range(PRICE_ROUNDS if nodes > 2 and not problem.replica_choice else 1):
         prices = tuple(round(float(p), 4) for p in price)
         cells, weights, load = _divided(problem, hosts, prices, ids[::thinning], sources[::thinning])
         over = load / max(load.mean(), 1e-12) - 1
@@ -56,7 +57,8 @@ def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floa
     prices, cells, weights = best
     if thinning > 1:  # the demand is that of all tokens
         cells, weights, _ = _divided(problem, hosts, prices, ids, sources)
-    return NodePlan(prices=prices, cells=cells, layer=layer_of_weights(problem.layer_id, hosts, weights, prices))
+    layer = layer_of_weights(problem.layer_id, hosts, weights, prices, problem.replica_choice)
+    return NodePlan(prices=prices, cells=cells, layer=layer)
 
 
 def _divided(
@@ -69,9 +71,10 @@ def _divided(
         devices_of_expert=hosts,
         replica_weights=even_weights(hosts),
         node_prices=prices if any(prices) else (),
+        replica_choice=problem.replica_choice,
     )
     choice = predict_choice(layer, Topology.regular(topology.num_nodes, 1), ids, problem.seed)
-    cells = demand(ids, choice.visited, choice.hosts, sources)
+    cells = demand(choice.ids, choice.visited, choice.hosts, sources[choice.token])
     speed = topology.relative_speed
     capacity = np.bincount(topology.node_of_device, weights=speed) / speed.sum()
     return cells, *even_out(cells, host_table(hosts), np.arange(topology.num_nodes), capacity)
@@ -79,7 +82,7 @@ def _divided(
 
 def _thinning(problem: LayerProblem, nodes: int, tokens: int) -> int:
     """Prices are found on one token of this many."""
-    if nodes <= 2:
+    if nodes <= 2 or problem.replica_choice:
         return 1
     thinning = 1 if problem.serving is None else REPLAN_THINNING
     return max(thinning, tokens // PRICE_TOKENS) if nodes > FEW_NODES else thinning

@@ -73,6 +73,8 @@ def check_task(task: PlanningTask, options: GraceOptions) -> None:
         if trace.counts_only:
             raise UsageError(f"{trace.source}: counts only, and request_placement and start need a trace of tokens; plan without them")
     if options.request_placement:
+        if task.sends == "everything":
+            raise UsageError(f"request_placement saves nothing with {task.backend}, which sends every token everywhere; plan without it")
         _check_request_placement(task)
     if task.start is not None:
         _check_start(task, task.start)

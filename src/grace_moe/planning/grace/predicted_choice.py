@@ -10,22 +10,29 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.cover import host_masks, visited_nodes
-from grace_moe.choice.joint import JointChoiceTable, joint_choice_table
+from grace_moe.choice.cover import visited_nodes
+from grace_moe.choice.joint import JointChoiceTable, host_masks, joint_choice_table
 from grace_moe.choice.tables import choice_table
+from grace_moe.cost.sent import Sends, copies_between_nodes
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedChoice:
-    """One layer's replica choice for T tokens from each of N source nodes."""
+    """One layer's replica choice for T tokens from each of N source nodes. R rows are chosen for apart: tokens, or each pair by itself."""
 
     table: JointChoiceTable
+    ids: npt.NDArray[np.int64]
+    """`[R, k]`, -1 = none."""
+    token: npt.NDArray[np.int64]
+    """`[R]` whose row it is."""
     visited: npt.NDArray[np.int64]
-    """`[T, N]` mask of the nodes whose replicas may serve the token; all bits where replicas are drawn by weight alone."""
+    """`[R, N]` mask of the nodes whose replicas may serve the row; all bits where replicas are drawn by weight alone."""
+    stays: npt.NDArray[np.float64]
+    """`[N]` chance that a device of the node takes its own replica, where it has one, before any is drawn."""
     copies: npt.NDArray[np.float64]
-    """`[T, N]` nodes other than the source that the token is sent to."""
+    """`[T, N]` what the token's node sends to others."""
 
     @property
     def hosts(self) -> npt.NDArray[np.int64]:
@@ -33,39 +40,77 @@ class PredictedChoice:
         return host_masks(self.table)
 
 
-def predict_choice(layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], seed: int) -> PredictedChoice:
-    """Predict by the layer's own policy (`wrr`), else by joint choice.
+def predict_choice(
+    layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], seed: int, sends: Sends = "nodes"
+) -> PredictedChoice:
+    """Predict by the layer's own policy, else by joint choice.
+
+    Args:
+        ids: `[T, k]`, -1 = none.
+        sends: what of a token counts as copies.
+    """
+    table = joint_choice_table(layer, topology)
+    policy = layer.replica_choice or "joint"
+    token, stays = np.arange(len(ids)), np.zeros(topology.num_nodes)
+    if policy == "joint":
+        visited = visited_nodes(ids, table, layer_id=layer.layer_id, seed=seed)
+    elif policy == "wrr":
+        visited = np.full((len(ids), topology.num_nodes), -1)
+    if policy == "joint" and sends == "nodes":
+        copies = np.bitwise_count(visited.view(np.uint64)).astype(np.float64) - 1
+    else:
+        copies = _copies_as_drawn(layer, topology, ids, seed, sends)
+    if policy == "tar":
+        token, ids = pairs_apart(ids)
+        visited = _nearest_nodes(ids, host_masks(table), topology.num_nodes)
+        stays = 1 / topology.devices_of_nodes[1]
+    return PredictedChoice(table=table, ids=ids, token=token, visited=visited, stays=stays, copies=copies)
+
+
+def pairs_apart(ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each (token, expert) pair as a token of its own: `[P]` its token, and `[P, 1]` its expert.
 
     Args:
         ids: `[T, k]`, -1 = none.
     """
-    table = joint_choice_table(layer, topology)
-    if layer.replica_choice == "wrr":
-        anywhere = np.full((len(ids), topology.num_nodes), -1)
-        return PredictedChoice(table=table, visited=anywhere, copies=_copies_by_weight(layer, topology, ids, seed))
-    visited = visited_nodes(ids, table, layer_id=layer.layer_id, seed=seed)
-    return PredictedChoice(table=table, visited=visited, copies=np.bitwise_count(visited.view(np.uint64)).astype(np.float64) - 1)
+    token, k = np.nonzero(ids >= 0)
+    return token, ids[token, k][:, None]
 
 
-def _copies_by_weight(layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
-    """`[T, N]` copies where a pair's replica is the same wherever the token comes from."""
-    table = choice_table(layer, topology, "wrr")
-    devices = table.choose(layer.layer_id, ids, np.zeros(len(ids), np.int64), np.arange(len(ids)), seed=seed)
-    nodes = np.where(devices >= 0, topology.node_of_device[devices], -1)
-    reached = (nodes[:, :, None] == np.arange(topology.num_nodes)).any(axis=1)
-    copies: npt.NDArray[np.float64] = reached.sum(axis=1, keepdims=True) - reached.astype(np.float64)
+def _nearest_nodes(pairs: npt.NDArray[np.int64], hosts: npt.NDArray[np.int64], nodes: int) -> npt.NDArray[np.int64]:
+    """`[P, N]` mask of the nodes that may serve a pair from each node: that node where it holds the expert, else all.
+
+    Args:
+        pairs: `[P, 1]`; hosts: `[E]` mask of the nodes that hold each expert.
+    """
+    own = np.int64(1) << np.arange(nodes)
+    return np.where(hosts[pairs] & own, own, -1)
+
+
+def _copies_as_drawn(
+    layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], seed: int, sends: Sends
+) -> npt.NDArray[np.float64]:
+    """`[T, N]` copies from the first device of each node, by the draws that the runtime makes."""
+    table = choice_table(layer, topology, "joint")
+    everywhere = layer.replica_choice == "wrr"  # a pair's replica is then the same wherever the token comes from
+    copies = np.empty((len(ids), topology.num_nodes))
+    for node, first in enumerate(topology.devices_of_nodes[0]):
+        sources = np.full(len(ids), first)
+        if not node or not everywhere:
+            devices = table.choose(layer.layer_id, ids, sources, np.arange(len(ids)), seed=seed)
+        copies[:, node] = copies_between_nodes(sends, devices, sources, topology)
     return copies
 
 
 def chosen_devices(
     layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], sources: npt.NDArray[np.int64], seed: int
 ) -> npt.NDArray[np.int64]:
-    """`[T, k]` device that computes each pair under joint choice, -1 = none.
+    """`[T, k]` device that computes each pair under the layer's own policy, else under joint choice, -1 = none.
 
     Args:
         ids: `[T, k]`, -1 = none.
         sources: `[T]` source device of each token.
     """
-    table = joint_choice_table(layer, topology)
+    table = choice_table(layer, topology, "joint")
     chosen: npt.NDArray[np.int64] = table.choose(layer.layer_id, ids, sources, np.arange(len(ids)), seed=seed)
     return chosen

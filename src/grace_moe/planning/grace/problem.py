@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CAUTION, TRUST
+from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE, TRUST
 from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
@@ -41,6 +42,14 @@ class LayerProblem:
     """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
     loads_certain: bool = False
     """Whether loads are taken as they are, without doubt: requests will be placed so that they are even (step 4)."""
+    sends: Sends = "nodes"
+    """What is sent of a token, which is to be spared."""
+    replica_choice: str = ""
+    """How replicas are chosen: `tar`, or jointly where it is empty."""
+    device_price: float = DEVICE_IMBALANCE_PRICE
+    """Copies inside a node, per token, that a unit of squared imbalance of its devices is worth."""
+    apart: bool = False
+    """Whether the search over nodes counts each (token, expert) pair by itself, as if nothing else of the token went along."""
     imbalance_price: float
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
     move_price: float = 0.0
@@ -80,6 +89,9 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
             slots=slots,
             start=None if (layer := serving[index]) is None else copies_on_nodes(layer, topology, slots),
             serving=serving[index],
+            sends=task.sends,
+            replica_choice="tar" if task.sends == "pairs" else "",
+            apart=task.sends == "pairs",
             imbalance_price=options.price * (CAUTION if unknown else 1),
             move_price=options.move_price,
             effort=options.effort,

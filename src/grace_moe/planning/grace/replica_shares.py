@@ -22,16 +22,25 @@ def host_table(hosts: Hosts) -> npt.NDArray[np.int64]:
     return table
 
 
-def layer_of_weights(layer_id: int, hosts: Hosts, weights: npt.NDArray[np.float64], prices: tuple[float, ...]) -> LayerPlacement:
+def layer_of_weights(
+    layer_id: int, hosts: Hosts, weights: npt.NDArray[np.float64], prices: tuple[float, ...], replica_choice: str = ""
+) -> LayerPlacement:
     """A layer whose weights are made to sum to 1 for each expert.
 
     Args:
         weights: `[E, R]`, as `host_table` has the hosts.
         prices: of the nodes.
+        replica_choice: the layer's own; empty = joint.
     """
     rows = (weights[expert, : len(row)] for expert, row in enumerate(hosts))
     shares = tuple(tuple(float(w) for w in row / row.sum()) for row in rows)
-    return LayerPlacement(layer_id=layer_id, devices_of_expert=hosts, replica_weights=shares, node_prices=prices if any(prices) else ())
+    return LayerPlacement(
+        layer_id=layer_id,
+        devices_of_expert=hosts,
+        replica_weights=shares,
+        node_prices=prices if any(prices) else (),
+        replica_choice=replica_choice,
+    )
 
 
 def primary_first(layer: LayerPlacement) -> LayerPlacement:

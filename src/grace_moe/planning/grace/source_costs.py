@@ -18,7 +18,7 @@ def with_source_costs(problem: LayerProblem, layer: LayerPlacement) -> LayerPlac
     """The layer with `source_costs`, by which a front-end places requests (`choice.place_requests`)."""
     thinned = _thinned(problem)
     ids = problem.ids[thinned]
-    copies = predict_choice(layer, problem.topology, ids, problem.seed).copies
+    copies = predict_choice(layer, problem.topology, ids, problem.seed, problem.sends).copies
     return replace(layer, source_costs=costs_of_experts(copies, ids, problem.experts))
 
 
@@ -28,7 +28,7 @@ def request_costs(problems: Sequence[LayerProblem], layers: Sequence[LayerPlacem
     total = np.zeros((len(layers), num_requests, problems[0].topology.num_nodes))
     for index, (problem, layer) in enumerate(zip(problems, layers, strict=True)):
         thinned = _thinned(problem)
-        copies = predict_choice(layer, problem.topology, problem.ids[thinned], problem.seed).copies
+        copies = predict_choice(layer, problem.topology, problem.ids[thinned], problem.seed, problem.sends).copies
         np.add.at(total[index], problem.unit[thinned], copies)
     return total
 

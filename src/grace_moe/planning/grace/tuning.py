@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import DOUBT, DOUBT_UNKNOWN, PRICE_STEPS
-from grace_moe.planning.grace.by_load import floor_of, gathered
-from grace_moe.planning.grace.candidates import Candidate, choose_candidates, excess
+from grace_moe.planning.grace.by_load import by_load_alone, floor_of
+from grace_moe.planning.grace.candidates import Candidate, choose_candidates, evenest, excess
 from grace_moe.planning.grace.foresight import forecast
-from grace_moe.planning.grace.layer_placement import place_layer
+from grace_moe.planning.grace.layer_placement import other_finishes, place_layer
+from grace_moe.planning.grace.levelling import levelled
 from grace_moe.planning.grace.problem import LayerProblem
 
 Copies = npt.NDArray[np.int64]
@@ -60,6 +61,8 @@ def plan_layers(
         threads: layers at once; the plan does not depend on it.
         on_layer: called as each layer has a placement.
     """
+    if problems[0].sends == "everything":
+        return _plan_balance(problems, threads, on_layer)
     searchable = problems[0].searchable
     with ThreadPoolExecutor(threads) as pool:  # the search releases the interpreter lock
         # Step 5: the floor of balance is EPLB's placement at as many slots.
@@ -69,12 +72,24 @@ def plan_layers(
         chosen = _search_prices(pool, problems, goal, tried, on_layer) if searchable else None
         if chosen is None:
             # Step 12, where no price is enough: EPLB's devices, gathered on nodes, are a candidate of every layer.
-            for row, candidate in zip(tried, pool.map(gathered, problems, by_load), strict=True):
-                row.append(candidate)
+            for row, last in zip(tried, pool.map(by_load_alone, problems, by_load), strict=True):
+                row.extend(last)
                 if not searchable:
                     on_layer()
             chosen = goal.choose(tried) or tuple(len(row) - 1 for row in tried)
     return [row[index] for row, index in zip(tried, chosen, strict=True)]
+
+
+def _plan_balance(problems: Sequence[LayerProblem], threads: int, on_layer: Callable[[], None]) -> list[Candidate]:
+    """The most even placement of every layer, where nothing else counts: EPLB's, or ours where it is expected to be better."""
+    chosen = []
+    doubt = DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT
+    with ThreadPoolExecutor(threads) as pool:
+        for floor, layer, problem in zip(pool.map(floor_of, problems), pool.map(levelled, problems), problems, strict=True):
+            ours = [] if layer is None else [forecast(problem, layer, "search")]
+            chosen.append(evenest([*ours, floor], floor.peaks, doubt))
+            on_layer()
+    return chosen
 
 
 def plan_layers_once(problems: Sequence[LayerProblem], threads: int, on_layer: Callable[[], None]) -> list[LayerPlacement]:
@@ -89,7 +104,7 @@ def plan_layers_once(problems: Sequence[LayerProblem], threads: int, on_layer: C
 
 def _first_placement(problem: LayerProblem) -> LayerPlacement:
     if not problem.searchable:
-        return gathered(problem, floor_of(problem)).layer
+        return by_load_alone(problem, floor_of(problem))[-1].layer
     return place_layer(problem, PRICE_STEPS[0], None)[0]
 
 
@@ -101,11 +116,12 @@ def _search_prices(
     Only layers that don't meet the goal by themselves are searched again.
     """
     copies: list[Copies | None] = [None] * len(problems)
-    behind = list(range(len(problems)))
+    behind, met = list(range(len(problems))), [False] * len(problems)
     for step in PRICE_STEPS:
-        found = pool.map(_candidate, [problems[i] for i in behind], [step] * len(behind), [copies[i] for i in behind])
-        for index, (candidate, held) in zip(behind, found, strict=True):
-            tried[index].append(candidate)
+        found = pool.map(_candidates, [problems[i] for i in behind], [step] * len(behind), [copies[i] for i in behind])
+        for index, (candidates, held) in zip(behind, found, strict=True):
+            tried[index].extend(candidates)
+            met[index] = any(goal.met_by(index, candidate) for candidate in candidates)
             copies[index] = held
             if step == PRICE_STEPS[0]:
                 on_layer()
@@ -113,12 +129,12 @@ def _search_prices(
         chosen = goal.choose(tried)
         if chosen is not None:
             return chosen
-        behind = [i for i in behind if not goal.met_by(i, tried[i][-1])]
+        behind = [i for i in behind if not met[i]]
     return None
 
 
-def _candidate(problem: LayerProblem, price_step: int, copies: Copies | None) -> tuple[Candidate, Copies]:
-    """A placement at one price with what is expected of it, and the copies on its nodes."""
+def _candidates(problem: LayerProblem, price_step: int, copies: Copies | None) -> tuple[list[Candidate], Copies]:
+    """Placements at one price with what is expected of them, and the copies on their nodes."""
     layer, held = place_layer(problem, price_step, copies)
-    # Step 11: how busy will its busiest device be?
-    return forecast(problem, layer, "search"), held
+    # Step 11: how busy will the busiest device be?
+    return [forecast(problem, placed, "search") for placed in (layer, *other_finishes(problem, held))], held

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
 
@@ -39,4 +40,6 @@ class DecodeProblem:
     """`[M * B]` source device of each token."""
     bounds: DecodeBounds
     """Of batches of B tokens."""
+    sends: Sends = "nodes"
+    """What of a token counts as copies."""
     seed: int

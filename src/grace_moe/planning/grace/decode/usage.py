@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.choice.tables import choice_table
+from grace_moe.cost.sent import copies_between_nodes
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.grace.decode.problem import DecodeProblem
 
@@ -39,7 +40,7 @@ class ReplicaUse:
     def __init__(self, problem: DecodeProblem) -> None:
         self.problem = problem
         topology = problem.topology
-        self.node, self.speed = topology.node_of_device, topology.relative_speed
+        self.speed = topology.relative_speed
         self.experts = len(problem.layer.devices_of_expert)
         self.batch_of_token = np.arange(len(problem.ids)) // problem.bounds.batch
         hosts, weights = problem.layer.devices_of_expert, problem.layer.replica_weights
@@ -110,11 +111,9 @@ class ReplicaUse:
         np.add.at(pairs, (self.batch_of_token[tokens[row]], experts if place is None else place[experts], devices[row, k]), sign)
 
     def _copies(self, tokens: Ints, devices: Ints) -> int:
-        """(token, other node) copies."""
-        reached = np.zeros((len(tokens), self.problem.topology.num_nodes + 1), dtype=bool)
-        reached[np.arange(len(tokens))[:, None], np.where(devices >= 0, self.node[devices], -1)] = True
-        reached[np.arange(len(tokens)), self.node[self.problem.sources[tokens]]] = False
-        return int(reached[:, :-1].sum())
+        """Copies to other nodes."""
+        problem = self.problem
+        return int(copies_between_nodes(problem.sends, devices, problem.sources[tokens], problem.topology).sum())
 
 
 def renormalised(weights: list[float]) -> list[float]:

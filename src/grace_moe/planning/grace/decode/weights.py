@@ -57,6 +57,7 @@ def with_decode_weights(planned: PlannedLayers, task: PlanningTask, sources: Int
             ids=trace.topk_ids[tokens, index].astype(np.int64),
             sources=sources[tokens],
             bounds=bounds,
+            sends=task.sends,
             seed=task.seed,
         )
         for index, layer in enumerate(planned.layers)

@@ -1,0 +1,317 @@
+"""Our replica choice in vLLM's router: the kernel, by Triton's interpreter, against the reference and against NumPy's choice."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is imported: it is Python then
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("vllm")
+
+from grace_moe import Topology
+from grace_moe.choice import choice_table
+from grace_moe.choice.hashing import layer_salt
+from grace_moe.engines.live_plan import CHOICE, PLAN
+from grace_moe.engines.replica_choice import SEED, rank_choice
+from grace_moe.engines.vllm import plugin as vllm_plugin
+from grace_moe.engines.vllm import seams
+from grace_moe.engines.vllm.choice_kernel import DeviceTables, choose_and_record
+from grace_moe.engines.vllm.choice_tables import kernel_tables
+from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.topology import Device, Node
+
+RANKS = 4
+SHAPES = ["1x4", "2x2", "4x2", "8x2", "12x1", "uneven"]
+
+
+def a_topology(shape):
+    if shape != "uneven":
+        return Topology.parse(shape)
+    nodes = tuple(Node(name=f"n{n}", devices=tuple(Device(name=f"d{d}") for d in range(size))) for n, size in enumerate((3, 1, 2)))
+    return replace(Topology.parse("1x6"), nodes=nodes)
+
+
+def a_layer(generator, topology, experts):
+    """Replicas at random, some of them not for decode, with prices."""
+    devices, weights, decode = [], [], []
+    for _ in range(experts):
+        held = generator.permutation(topology.num_devices)[: generator.integers(1, min(4, topology.num_devices) + 1)]
+        share, other = generator.random(len(held)) + 0.01, (generator.random(len(held)) < 0.6) + 0.0
+        other[0] = 1.0
+        devices.append(tuple(held.tolist()))
+        weights.append(tuple((share / share.sum()).tolist()))
+        decode.append(tuple((other / other.sum()).tolist()))
+    prices = tuple((generator.random(topology.num_nodes) * 3).tolist())
+    return LayerPlacement(
+        layer_id=int(generator.integers(50)),
+        devices_of_expert=tuple(devices),
+        replica_weights=tuple(weights),
+        decode_weights=tuple(decode),
+        node_prices=prices,
+    )
+
+
+def slots_of(layer, topology):
+    """A slot map as wide as the fullest device; what is left over holds an expert again."""
+    held = [[e for e, devices in enumerate(layer.devices_of_expert) if d in devices] for d in range(topology.num_devices)]
+    width = max(map(len, held))
+    return np.array([e for experts in held for e in (experts + experts * width + [0] * width)[:width]])
+
+
+def equal_slots(layer_id):
+    """64 experts on 2x2, 20 a rank: 16 of their own, and 4 of the next rank."""
+    devices = tuple((e // 16, (e // 16 + 3) % 4) if e % 16 < 4 else (e // 16,) for e in range(64))
+    weights = tuple((0.7, 0.3) if len(held) == 2 else (1.0,) for held in devices)
+    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=weights)
+
+
+PLACEMENT = Placement(
+    topology=Topology.parse("2x2"), num_experts=64, layers=tuple(equal_slots(i) for i in range(4)), replica_choice="joint"
+)
+
+
+@pytest.mark.shows("vllm", "joint", "modules")
+@pytest.mark.shows("vllm", "near", "modules")
+@pytest.mark.parametrize("top_k", [1, 3, 8])
+@pytest.mark.parametrize("choice", ["near", "joint"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_reference_and_numpy_choose_alike(shape, choice, top_k):
+    generator, topology = np.random.default_rng([top_k, len(choice), *shape.encode()]), a_topology(shape)
+    layer = a_layer(generator, topology, experts=12)
+    row = slots_of(layer, topology)
+    rank = int(generator.integers(topology.num_devices))
+    ids = np.argsort(generator.random((9, 12)), axis=1)[:, :top_k]
+    ids[generator.random(ids.shape) < 0.1] = -1
+    first = int(generator.integers(2**31 - 100))
+    tokens = np.arange(first, first + len(ids))
+    reference = rank_choice(layer, row, topology, rank, choice)
+    tables = kernel_tables(reference, topology.node_of_device, width=4)
+    own = int(topology.node_of_device[rank])
+    on_device = DeviceTables(tables, layer_salt(SEED, layer.layer_id), own, torch.device("cpu"))
+    for decode in (False, True):
+        of_phase = layer.in_decode() if decode else layer
+        policy = {"near": "tar", "joint": "joint"}[choice]
+        devices = choice_table(of_phase, topology, policy).choose(layer.layer_id, ids, np.full(len(ids), rank), tokens, seed=SEED)
+        slots = reference.convert(torch.from_numpy).slots(torch.from_numpy(ids), torch.from_numpy(tokens), decode=decode)
+        width = len(row) // topology.num_devices
+        assert (torch.where(slots < 0, -1, slots // width).numpy() == devices).all()
+        assert (row[slots[slots >= 0]] == ids[ids >= 0]).all()
+        load, unpadded = torch.zeros(len(row), dtype=torch.int32), torch.tensor(7, dtype=torch.int32)
+        step = torch.tensor([first, int(decode)])
+        found = choose_and_record(on_device, torch.from_numpy(ids).int(), step, load, torch.tensor(True), unpadded)
+        assert found.dtype == torch.int32
+        assert (found == slots).all()
+        counted = slots[:7][slots[:7] >= 0]
+        assert (load == torch.bincount(counted, minlength=len(row))).all()
+
+
+COMPILE = """
+import warnings
+warnings.simplefilter("ignore")
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from grace_moe.engines.vllm.choice_kernel import _choose_and_record as kernel
+types = dict.fromkeys(kernel.arg_names, "*i32") | dict.fromkeys(["hosts_ptr", "order_ptr", "price_ptr", "about_ptr", "step_ptr"], "*i64")
+types |= {"record_ptr": "*i1", "experts": "i32"} | {name: "constexpr" for name in kernel.arg_names if name.isupper()}
+for nodes, joint in ((4, True), (16, True), (4, False)):
+    sizes = {"K": 8, "K_WIDTH": 8, "REPLICAS": 4, "NODES": nodes, "NODES_WIDTH": nodes, "SETS": 2**nodes if nodes <= 8 else 0}
+    source = ASTSource(kernel, types, sizes | {"JOINT": joint, "PADDED": True})
+    print(len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["cubin"]))
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu():
+    """To machine code of an H100, with the assembler that Triton brings; it is not run."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert all(int(size) > 1000 for size in result.stdout.split())
+
+
+def parallel(**changes):
+    """What vLLM's balancer and we ask of its parallel configuration."""
+    eplb = SimpleNamespace(use_async=False, window_size=1, step_interval=100, policy="default", communicator="torch_gloo")
+    values = {
+        "tensor_parallel_size": 1,
+        "data_parallel_size": RANKS,
+        "use_sequence_parallel_moe": False,
+        "all2all_backend": "deepep_high_throughput",
+        "enable_elastic_ep": False,
+        "num_ubatches": 1,
+        "eplb_config": eplb,
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+class Model:
+    """Four MoE layers as vLLM's balancer sees them."""
+
+    num_routed_experts = num_logical_experts = 64
+    num_redundant_experts, num_physical_experts, num_local_physical_experts = 16, 80, 20
+    num_moe_layers, num_expert_groups = 4, 1
+
+    def __init__(self):
+        from vllm.distributed.eplb.eplb_state import EplbLayerState
+
+        self.moe_layers = [SimpleNamespace(eplb_state=EplbLayerState()) for _ in range(4)]
+        self.expert_weights = [[torch.zeros(20, 1)] for _ in range(4)]
+
+    def set_eplb_state(self, load, slots, counts):
+        for index, layer in enumerate(self.moe_layers):
+            layer.eplb_state.set_layer_state(index, load, slots, counts)
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """vLLM's own balancer on rank 1 of 2x2, with the plug-in, as `state(choice, **parallel)`; all that was wrapped is put back."""
+    from vllm.distributed import parallel_state
+    from vllm.distributed.eplb import eplb_state
+    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+    from vllm.model_executor.layers.fused_moe.router import base_router
+    from vllm.v1.worker import gpu_model_runner
+
+    path = tmp_path / "plan.json"
+    PLACEMENT.save(path)
+    monkeypatch.setenv(PLAN, str(path))
+    group = SimpleNamespace(rank_in_group=1, world_size=RANKS)
+    for module in (eplb_state, parallel_state):
+        monkeypatch.setattr(module, "get_ep_group", lambda: group)
+        monkeypatch.setattr(module, "get_node_count", lambda: 2)
+    monkeypatch.setattr(eplb_state, "get_eplb_group", lambda: None)
+    monkeypatch.setattr(eplb_state, "create_eplb_communicator", lambda **_: None)
+    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
+    monkeypatch.setattr(seams, "_choices", {})
+    wrapped = [(eplb_state.EplbState, name) for name in ("__init__", "add_model", "update_mapping", "prepare_forward")]
+    wrapped += [(eplb_state, "_commit_eplb_maps"), (eplb_state, "_commit_eplb_maps_for_layer")]
+    wrapped += [(base_router, "eplb_map_to_physical_and_record"), (gpu_model_runner.GPUModelRunner, "execute_model")]
+    for owner, name in wrapped:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+
+    def make(choice="", **changes):
+        monkeypatch.setenv(CHOICE, choice)
+        vllm_plugin.register()
+        found = eplb_state.EplbState(parallel(**changes), torch.device("cpu"))
+        found.add_model(Model(), CONFIG)
+        return found
+
+    return make
+
+
+CONFIG = SimpleNamespace(model="of-tests", compute_hash=lambda: "hash")
+
+
+def route(state, layer, ids, record=True):
+    """What vLLM's router does with the experts of a rank's tokens."""
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+    class Router(BaseRouter):
+        def _compute_routing(self, hidden_states, router_logits, indices_type, *, input_ids=None):
+            return torch.ones(ids.shape), ids
+
+        routing_method_type = None
+
+    of_layer = state.model_states["hash"].model.moe_layers[layer].eplb_state
+    state.should_record_tensor.fill_(record)
+    return Router(top_k=8, global_num_experts=80, eplb_state=of_layer).select_experts(None, None)[1]
+
+
+@pytest.mark.shows("vllm", "joint", "modules")
+@pytest.mark.parametrize(
+    ("choice", "backend", "policy"),
+    [
+        ("joint", "deepep_low_latency", "joint"),
+        ("near", "deepep_high_throughput", "tar"),
+        ("", "deepep_high_throughput", "joint"),
+        ("", "deepep_low_latency", "tar"),
+    ],
+)
+def test_its_router_takes_the_replicas_of_our_choice_and_records_them(state, choice, backend, policy):
+    found = state(choice, all2all_backend=backend)
+    of_model = found.model_states["hash"]
+    table = found.policy.rebalance_experts(torch.zeros(4, 64), 80, 1, 2, RANKS, of_model.physical_to_logical_map)
+    from vllm.distributed.eplb import eplb_state
+
+    eplb_state._commit_eplb_maps(of_model, table)
+    generator = np.random.default_rng(0)
+    routed = 0
+    for layer, tokens in ((0, 9), (3, 5)):
+        ids = torch.from_numpy(np.argsort(generator.random((tokens + 2, 64)), axis=1)[:, :8]).int()  # two of them are padding
+        found.prepare_forward(CONFIG, tokens)
+        slots = route(found, layer, ids)
+        numbers = np.arange(routed, routed + len(ids))
+        devices = choice_table(PLACEMENT.layers[layer], PLACEMENT.topology, policy).choose(
+            layer, ids.long().numpy(), np.full(len(ids), 1), numbers, seed=SEED
+        )
+        assert (slots.numpy() // 20 == devices).all()
+        assert (table[layer][slots] == ids).all()
+        load = of_model.expert_load_pass[layer]
+        assert (load == torch.bincount(slots[:tokens].flatten(), minlength=80)).all()
+        routed += tokens
+    assert route(found, 1, ids, record=False).shape == ids.shape
+    assert not of_model.expert_load_pass[1].any()
+
+
+def test_it_chooses_before_the_plan_is_in_place_and_follows_layer_by_layer(state):
+    """As asynchronous balancing commits, a layer at a time."""
+    from vllm.distributed.eplb import eplb_state
+
+    found = state("joint")
+    of_model = found.model_states["hash"]
+    found.prepare_forward(CONFIG, 4)
+    ids = torch.arange(32, dtype=torch.int32).reshape(4, 8)
+    natural = of_model.physical_to_logical_map.clone()
+    table = found.policy.rebalance_experts(torch.zeros(4, 64), 80, 1, 2, RANKS, natural)
+    for layer in range(4):
+        eplb_state._commit_eplb_maps_for_layer(of_model, new_physical_to_logical_map=table[layer], layer=layer)
+        for other in range(4):
+            now = table if other <= layer else natural
+            assert (now[other][route(found, other, ids)] == ids).all()
+
+
+@pytest.mark.parametrize(("choice", "changes"), [("joint", {"all2all_backend": "allgather_reducescatter"}), ("theirs", {})])
+def test_elsewhere_its_own_rule_stays_and_it_is_said(state, choice, changes, caplog_vllm):
+    from vllm.model_executor.layers.fused_moe.router import base_router
+
+    plain = base_router.eplb_map_to_physical_and_record
+    state(choice, **changes)
+    assert base_router.eplb_map_to_physical_and_record is plain
+    assert ("vLLM chooses replicas by its own rule" in caplog_vllm.text) == (choice == "joint")
+
+
+@pytest.fixture
+def caplog_vllm(caplog):
+    """vLLM's loggers don't propagate."""
+    logger = logging.getLogger("vllm")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_its_model_runner_tells_decode(state, monkeypatch):
+    from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
+    from vllm.v1.worker import gpu_model_runner
+
+    seen = []
+    monkeypatch.setattr(gpu_model_runner.GPUModelRunner, "execute_model", lambda self, scheduler_output: seen.append(chosen().decode))
+    state("near")
+
+    def chosen():
+        return next(iter(seams._choices.values()))[0]
+
+    cached = CachedRequestData.make_empty()
+    cached.req_ids.append("a")
+    cached.num_output_tokens.append(1)
+    decode = SchedulerOutput.make_empty()
+    decode.scheduled_cached_reqs, decode.num_scheduled_tokens = cached, {"a": 1}
+    for step in (decode, replace(decode, num_scheduled_tokens={"a": 7})):
+        gpu_model_runner.GPUModelRunner.execute_model(None, step)
+    assert seen == [True, False]

@@ -1,0 +1,29 @@
+"""Placement that follows traffic: watch what is served, tell change from noise, decide what to move, and in which order.
+
+It knows no engine and no runtime; docs/adapt.md explains it.
+"""
+
+from grace_moe.adapt.adapter import Adapter, AdaptOptions, Look
+from grace_moe.adapt.decide import Decision, DecisionOptions, decide
+from grace_moe.adapt.detect import Change, change_between
+from grace_moe.adapt.monitor import Monitor, MonitorOptions, Traffic, merged
+from grace_moe.adapt.prices import Prices
+from grace_moe.adapt.schedule import Move, rounds_of
+
+__all__ = [
+    "AdaptOptions",
+    "Adapter",
+    "Change",
+    "Decision",
+    "DecisionOptions",
+    "Look",
+    "Monitor",
+    "MonitorOptions",
+    "Move",
+    "Prices",
+    "Traffic",
+    "change_between",
+    "decide",
+    "merged",
+    "rounds_of",
+]

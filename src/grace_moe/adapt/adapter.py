@@ -1,0 +1,138 @@
+"""The policy that serves: watch, tell change from noise, decide, and look again as evidence grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from grace_moe.adapt.decide import Decision, DecisionOptions, decide
+from grace_moe.adapt.detect import Change, change_between
+from grace_moe.adapt.monitor import Monitor, MonitorOptions, Traffic
+from grace_moe.errors import UsageError
+from grace_moe.placement import Placement
+from grace_moe.trace import RoutingTrace
+
+LOOKS = 5
+"""Looks after a change, each at twice the steps of the last. Not tuned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptOptions:
+    """How often to look, and how sure to be.
+
+    Raises:
+        UsageError: on construction, if one is out of range.
+    """
+
+    check_every: int = 5
+    """Steps between two tests for a change."""
+    recent_steps: int = 10
+    """Steps that count as recent."""
+    false_alarms: float = 1e-6
+    """Of the test for a change, per step: 1e-6 = one run of 10,000 steps in a hundred has any."""
+    persistence: float = 4.0
+    """How much longer traffic is expected to stay as it is than it has been so: the horizon of a decision. Not tuned."""
+    decision: DecisionOptions = field(default_factory=DecisionOptions)
+    """Its horizon is the longest."""
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+
+    def __post_init__(self) -> None:
+        if self.check_every < 1 or self.recent_steps < 1 or not 0 < self.false_alarms < 1 or not self.persistence > 0:
+            raise UsageError(
+                f"check_every {self.check_every}, recent_steps {self.recent_steps}, false_alarms {self.false_alarms}, "
+                f"persistence {self.persistence}: use steps of 1 or more, a share between 0 and 1, and a persistence above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A look that led to a decision."""
+
+    step: int
+    change: Change
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Episode:
+    """From a change until its last look."""
+
+    first_step: int
+    """Tokens of this step and later ones count."""
+    began: int
+    next_look: int
+    looks: int = 0
+
+
+class Adapter:
+    """Watches the steps of a cluster and says when to move to which placement. It moves nothing itself.
+
+    After a change, only tokens since then count. A decision is made at once and again whenever the steps since the change have doubled; its
+    horizon grows with them, so that traffic which soon changes back moves little. A change soon after the last one is none: then the mix of
+    all that is remembered is what serves. What was decided on last is what later traffic is compared with.
+    """
+
+    def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
+        self.options = AdaptOptions() if options is None else options
+        self.serving = serving
+        """The placement that serves; whoever moves experts sets it when they have moved."""
+        self.looks: list[Look] = []
+        self._seed = seed
+        shape = (planned_on.layer_ids, planned_on.num_experts, planned_on.top_k)
+        self.monitor = Monitor(*shape, options=self.options.monitor, seed=seed)
+        self._before = _as_traffic(planned_on)
+        self._episode: _Episode | None = None
+        self._last_ended: int | None = None
+
+    def look(self) -> Decision | None:
+        """A decision where it is time for one, else None; to be called after each step."""
+        step = self.monitor.step
+        if step % self.options.check_every or step < self.options.recent_steps:
+            return None
+        if self._episode is not None and step < self._episode.next_look:
+            return None
+        traffic = self.monitor.traffic()
+        change = change_between(self._before, traffic.since(step - self.options.recent_steps), seed=self._seed + step)
+        if self._episode is None:
+            if change.chance >= self.options.false_alarms * self.options.check_every:
+                return None
+            self._episode = self._begin(step)
+        since = traffic.since(self._episode.first_step)
+        decision = decide(self.serving, since, self._decision_options(step))
+        self.looks.append(Look(step=step, change=change, decision=decision))
+        self._before = since
+        self._episode = self._next(self._episode, step)
+        return decision
+
+    def _begin(self, step: int) -> _Episode:
+        recent = self.options.recent_steps
+        often = self._last_ended is not None and step - self._last_ended < recent << LOOKS
+        return _Episode(first_step=0 if often else step - recent, began=step - recent, next_look=step)
+
+    def _next(self, episode: _Episode, step: int) -> _Episode | None:
+        """The episode after a look; None after its last."""
+        if episode.looks + 1 >= LOOKS:
+            self._last_ended = step
+            return None
+        return replace(episode, looks=episode.looks + 1, next_look=step + (step - episode.began))
+
+    def _decision_options(self, step: int) -> DecisionOptions:
+        assert self._episode is not None
+        seen = self.monitor.tokens_per_step * (step - self._episode.began)
+        own = self.options.decision
+        return replace(own, horizon=min(own.horizon, self.options.persistence * seen), seed=self._seed)
+
+
+def _as_traffic(trace: RoutingTrace) -> Traffic:
+    """The trace as if it had been served before the first step."""
+    tokens = trace.num_tokens
+    return Traffic(
+        layer_ids=trace.layer_ids,
+        loads=np.zeros((2, trace.num_layers, trace.num_experts)),
+        tokens=float(tokens),
+        topk_ids=trace.topk_ids.astype(np.int16),
+        requests=-1 - trace.requests,
+        phase=np.zeros(tokens, np.uint8) if trace.phase is None else trace.phase,
+        step=np.full(tokens, -1),
+    )

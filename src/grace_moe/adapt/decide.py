@@ -1,0 +1,159 @@
+"""Whether to move experts, and which: what is surely saved over a horizon against what moving costs, layer by layer, within a budget.
+
+Half of the recent requests are planned on, from the placement that serves and at a price for each move; the other half judges. A layer
+takes the candidate that is worth most, or stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from grace_moe.adapt.judge import Gain, gain_of
+from grace_moe.adapt.monitor import Traffic
+from grace_moe.adapt.prices import Prices
+from grace_moe.adapt.request_costs import request_costs
+from grace_moe.errors import UsageError
+from grace_moe.placement import LayerPlacement, Placement, difference
+from grace_moe.planning import plan
+
+DEARER = (1.0, 4.0, 16.0)
+"""Multiples of a move's price to plan at, the next where the moves are over the budget. Not tuned."""
+NO_MOVE = 1e5
+"""Price at which only shares of replicas change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionOptions:
+    """What a decision may do.
+
+    Raises:
+        UsageError: on construction, if one is out of range.
+    """
+
+    horizon: float = 1_000_000.0
+    """Tokens over which moves must pay."""
+    budget: float = 0.1
+    """Share of all expert copies that one decision may move."""
+    prices: Prices = field(default_factory=Prices)
+    effort: float = 1.0
+    """Of the searches, as `plan` has it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.horizon > 0 or not 0 <= self.budget <= 1:
+            raise UsageError(f"horizon {self.horizon!r}, budget {self.budget!r}: use tokens above 0, and a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """To move to a placement, or to stay."""
+
+    placement: Placement | None
+    """To move to; None = stay."""
+    reason: str
+    moved: int
+    """Expert copies to load."""
+    from_other_nodes: int
+    """Those of them that come from another node."""
+    gain: Gain
+    """Copies per token, mean over layers, that are expected to be saved."""
+    cost: float
+    """Of the moves, in copies per token of the horizon, mean over layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """A candidate of one layer."""
+
+    layer: LayerPlacement
+    gain: Gain
+    moved: int
+    from_other_nodes: int
+    worth: float
+    """Copies saved over the horizon, surely, less those that the moves are worth."""
+
+
+def decide(serving: Placement, recent: Traffic, options: DecisionOptions) -> Decision:
+    """Decide by a sample of recent tokens. The same arguments give the same decision.
+
+    Raises:
+        UsageError: the sample has fewer than two requests.
+    """
+    if len(np.unique(recent.requests)) < 2:
+        raise UsageError("the sample of recent traffic has fewer than two requests; wait for more")
+    planned_on, judged_on = recent.of_half(0), recent.of_half(1)
+    budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
+    rows: list[list[_Choice]] = [[] for _ in serving.layers]
+    base = options.prices.move / options.horizon
+    for price in (NO_MOVE, *(base * dearer for dearer in DEARER)):
+        _add_choices(rows, _planned(serving, planned_on, price, options), serving, judged_on, options)
+        chosen = [max(row, key=lambda choice: choice.worth) for row in rows]
+        if price != NO_MOVE and sum(choice.moved for choice in chosen if choice.worth > 0) <= budget:
+            break
+    return _decision(serving, _within(rows, budget), options)
+
+
+def _planned(serving: Placement, traffic: Traffic, move_price: float, options: DecisionOptions) -> Placement:
+    """From what serves, balance priced and not bounded: a bound would move experts whatever it costs."""
+    return plan(
+        traffic.trace(serving.model),
+        serving.topology,
+        start=serving,
+        slots_per_device=int(serving.slots_per_device().max()),
+        seed=options.seed,
+        move_price=move_price,
+        tolerance=1e9,
+        effort=options.effort,
+        threads=1,
+    )
+
+
+def _add_choices(
+    rows: Sequence[list[_Choice]], planned: Placement, serving: Placement, judged_on: Traffic, options: DecisionOptions
+) -> None:
+    moves = difference(planned, serving)
+    _, requests = np.unique(judged_on.requests, return_inverse=True)
+    for index, (new, old) in enumerate(zip(planned.layers, serving.layers, strict=True)):
+        ids = judged_on.topk_ids[:, index].astype(np.int64)
+        costs = [
+            request_costs(layer, serving.topology, placement.replica_choice, ids, requests)
+            for layer, placement in ((new, planned), (old, serving))
+        ]
+        gain = gain_of(costs[0], costs[1], options.prices, seed=options.seed)
+        moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
+        worth = gain.low * options.horizon - options.prices.of_moves(moved, far)
+        rows[index].append(_Choice(layer=new, gain=gain, moved=moved, from_other_nodes=far, worth=worth))
+
+
+def _within(rows: Sequence[Sequence[_Choice]], budget: int) -> list[_Choice | None]:
+    """A candidate of each layer, or none, with at most so many moves in all: at the least price of a move that keeps the budget."""
+    most = max((choice.worth for row in rows for choice in row), default=0.0)
+    for price in (0.0, *np.geomspace(1e-3, 1.0, 40) * max(most, 1e-9)):
+        chosen = [max(row, key=lambda choice: choice.worth - price * choice.moved) for row in rows]
+        kept = [choice if choice.worth - price * choice.moved > 0 else None for choice in chosen]
+        if sum(choice.moved for choice in kept if choice is not None) <= budget:
+            return kept
+    return [None] * len(rows)
+
+
+def _decision(serving: Placement, chosen: Sequence[_Choice | None], options: DecisionOptions) -> Decision:
+    taken = [choice for choice in chosen if choice is not None]
+    moved, far = sum(choice.moved for choice in taken), sum(choice.from_other_nodes for choice in taken)
+    layers = len(serving.layers)
+    gain = Gain(mean=sum(choice.gain.mean for choice in taken) / layers, low=sum(choice.gain.low for choice in taken) / layers)
+    cost = options.prices.of_moves(moved, far) / options.horizon / layers
+    if not taken:
+        reason = f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
+        return Decision(placement=None, reason=reason, moved=0, from_other_nodes=0, gain=gain, cost=0.0)
+    placement = replace(
+        serving,
+        layers=tuple(old if choice is None else choice.layer for old, choice in zip(serving.layers, chosen, strict=True)),
+        replica_choice="joint",
+        source="decision",
+    )
+    saves = f"{gain.mean:.3f} copies per token (surely {gain.low:.3f})"
+    reason = f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
+    return Decision(placement=placement, reason=reason, moved=moved, from_other_nodes=far, gain=gain, cost=cost)

@@ -1,0 +1,96 @@
+"""Whether traffic has changed: a permutation test over requests, with a stated rate of false alarms.
+
+Tokens of a request choose alike, so that requests, not tokens, are what is independent. Were the traffic unchanged, it would not matter
+which requests are called old and which recent: the distance of the two groups' loads is compared with its distances under random
+permutations. So small a chance as a rare false alarm needs is read from a gamma distribution with the permutations' mean and variance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import gamma
+
+from grace_moe.adapt.monitor import Traffic
+
+PERMUTATIONS = 199
+"""Not tuned: the variance of the distances is known within a tenth, one standard error."""
+MOST_REQUESTS = 384
+"""Most requests of a group. Not tuned: bounds time and memory."""
+FEWEST_REQUESTS = 8
+"""Fewest requests of a group: with fewer, no change is told. Not tuned."""
+TOKENS_PER_REQUEST = 16
+"""Most tokens of a request that are looked at, so that the requests of both groups are alike. Not tuned."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What the test found."""
+
+    distance: float
+    """Of the experts' shares of the load, squared and summed over experts, mean over layers."""
+    expected: float
+    """Mean distance without a change."""
+    chance: float
+    """Of so large a distance without a change; 1 where requests are too few to tell."""
+    requests: tuple[int, int]
+    """Before and recently."""
+
+
+def change_between(before: Traffic, recent: Traffic, *, seed: int = 0) -> Change:
+    """Compare the sampled tokens of two stretches of traffic. The same seed gives the same answer."""
+    random = np.random.default_rng(seed)
+    old, new = _loads_of_requests(before, random), _loads_of_requests(recent, random)
+    sizes = (len(old), len(new))
+    if min(sizes) < FEWEST_REQUESTS:
+        return Change(distance=0.0, expected=0.0, chance=1.0, requests=sizes)
+    loads = np.concatenate([old, new])
+    is_new = np.arange(len(loads)) >= sizes[0]
+    orders = np.stack([is_new, *(random.permutation(is_new) for _ in range(PERMUTATIONS))])
+    distances = _distances(loads, orders, len(before.layer_ids))
+    drawn = distances[1:]
+    mean = drawn.mean()
+    # Two standard errors above the estimate, as a rare chance is read far out in the tail.
+    variance = max(drawn.var(ddof=1) * (1 + 2 * math.sqrt(2 / PERMUTATIONS)), 1e-300)
+    chance = float(gamma.sf(distances[0], mean * mean / variance, scale=variance / mean)) if mean > 0 else 1.0
+    return Change(distance=float(distances[0]), expected=float(mean), chance=chance, requests=sizes)
+
+
+def _loads_of_requests(traffic: Traffic, random: np.random.Generator) -> Floats:
+    """`[requests, L * E]` pairs of a few tokens of each request."""
+    order = random.permutation(len(traffic.requests))
+    _, request = np.unique(traffic.requests[order], return_inverse=True)
+    by_request = np.argsort(request, kind="stable")
+    sizes = np.bincount(request)
+    place = np.empty(len(request), np.int64)
+    place[by_request] = np.arange(len(request)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.sort(random.permutation(len(sizes))[:MOST_REQUESTS])
+    kept = (place < TOKENS_PER_REQUEST) & np.isin(request, chosen)
+    _, row = np.unique(request[kept], return_inverse=True)
+    ids = traffic.topk_ids[order[kept]].astype(np.int64)
+    layers, experts = len(traffic.layer_ids), traffic.num_experts
+    cells = row[:, None, None] * (layers * experts) + np.arange(layers)[:, None] * experts + ids
+    counts = np.bincount(cells[ids >= 0], minlength=len(chosen) * layers * experts)
+    return counts.reshape(len(chosen), layers * experts).astype(float)
+
+
+def _distances(loads: Floats, orders: npt.NDArray[np.bool_], layers: int) -> Floats:
+    """`[orders]` distance of the two groups that each order makes.
+
+    Args:
+        loads: `[requests, L * E]`.
+        orders: `[orders, requests]` whether a request is called recent.
+    """
+    total = loads.sum(axis=0)
+    recent = orders.astype(float) @ loads
+    shares = []
+    for group in (recent, total - recent):
+        by_layer = group.reshape(len(orders), layers, -1)
+        shares.append(by_layer / np.maximum(by_layer.sum(axis=2, keepdims=True), 1))
+    distances: Floats = ((shares[0] - shares[1]) ** 2).sum(axis=2).mean(axis=1)
+    return distances

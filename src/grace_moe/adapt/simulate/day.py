@@ -1,0 +1,133 @@
+"""One scenario under several policies: the same requests for all, over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from grace_moe.adapt.adapter import AdaptOptions
+from grace_moe.adapt.prices import Prices
+from grace_moe.adapt.simulate.policies import POLICIES, Setting
+from grace_moe.adapt.simulate.replay import Migration, Outcome, simulate
+from grace_moe.adapt.simulate.scenarios import scenario_weights
+from grace_moe.adapt.simulate.stream import Pool, StreamOptions
+from grace_moe.errors import UsageError
+from grace_moe.planning import Redundancy, equal_slots, plan
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
+
+METRICS = ("total_cost", "cross_node_copies", "load_max_over_mean", "moved_copies", "moved_cross_node_bytes", "stall_seconds")
+"""Of a row, means over seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayOptions:
+    """What a day is like, beside its scenario."""
+
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    redundancy: Redundancy = 1.25
+    expert_bytes: int = 12_582_912
+    """Of one expert of one layer; OLMoE's in bfloat16."""
+    copy_bytes: int = 8192
+    """That a copy of a token sends there and back; OLMoE's in bfloat16."""
+    interval: int = 3000
+    """Steps between re-plans of the policies on a timer; vLLM's default."""
+    window: int = 1000
+    """Steps whose loads they go by; vLLM's default."""
+    seeds: int = 1
+    effort: float = 1.0
+    """Of all searches."""
+
+    def __post_init__(self) -> None:
+        if min(self.expert_bytes, self.copy_bytes, self.interval, self.window, self.seeds) < 1:
+            raise UsageError(f"{self}: bytes, interval, window and seeds are 1 or more")
+
+    @property
+    def prices(self) -> Prices:
+        """Moves in copies of a token; inside a node they cost a tenth."""
+        move = self.expert_bytes / self.copy_bytes
+        return Prices(move=move, local_move=move / 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Day:
+    """A scenario under one policy after another."""
+
+    scenario: str
+    outcomes: dict[str, list[Outcome]]
+    """Policy -> a day of each seed."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One a policy: means over seeds, and least and most of the total cost."""
+        rows = []
+        for policy, days in self.outcomes.items():
+            means = {name: float(np.mean([getattr(day, name) for day in days])) for name in METRICS}
+            costs = [day.total_cost for day in days]
+            rows.append({"policy": policy, **means, "total_cost_range": [min(costs), max(costs)]})
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {"scenario": self.scenario, "rows": self.rows()}
+
+
+def run_day(
+    traces: Sequence[RoutingTrace],
+    topology: Topology,
+    scenario: str,
+    policies: Sequence[str],
+    options: DayOptions,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> Day:
+    """Serve a day of the domains that the traces are of, one policy after another.
+
+    The first trace is what the plans at the start are made on. Of each trace, every second request is seen by the policies, the others are
+    measured on. A single trace is joined by a second domain: the same requests, with its experts' names exchanged at random in each layer.
+
+    Raises:
+        UsageError: an unknown scenario or policy, or a trace of one request.
+        MismatchError: traces of different models.
+    """
+    for name in policies:
+        if name not in POLICIES:
+            raise UsageError(f"policy {name!r} is unknown; use one of {', '.join(POLICIES)}")
+    domains = list(traces) if len(traces) > 1 else [traces[0], renamed(traces[0])]
+    halves = [trace.split_requests() for trace in domains]
+    seen, measured = [half[0] for half in halves], [half[1] for half in halves]
+    pools = Pool(seen), Pool(measured)
+    slots = equal_slots(seen[0], topology, redundancy=options.redundancy)
+    adapt = AdaptOptions()
+    adapt = replace(adapt, decision=replace(adapt.decision, prices=options.prices, effort=options.effort))
+    start = plan(seen[0], topology, slots_per_device=slots, effort=options.effort)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in policies}
+    for seed in range(options.seeds):
+        setting = Setting(
+            planned_on=seen[0],
+            topology=topology,
+            slots=slots,
+            plan=start,
+            options=adapt,
+            weights=scenario_weights(scenario, steps=options.stream.steps, domains=len(domains), seed=seed),
+            domains=seen,
+            interval=options.interval,
+            window=options.window,
+            seed=seed,
+        )
+        migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes)
+        for name in policies:
+            policy = POLICIES[name](setting)
+            day = simulate(policy, *pools, setting.weights, options.stream, migration, seed=2 * seed, on_step=on_step)
+            outcomes[name].append(day)
+    return Day(scenario=scenario, outcomes=outcomes)
+
+
+def renamed(trace: RoutingTrace) -> RoutingTrace:
+    """The trace with the names of each layer's experts exchanged: its structure on other experts."""
+    random = np.random.default_rng(0)
+    names = np.stack([random.permutation(trace.num_experts) for _ in range(trace.num_layers)]).astype(trace.topk_ids.dtype)
+    ids = np.where(trace.topk_ids >= 0, names[np.arange(trace.num_layers)[:, None], np.maximum(trace.topk_ids, 0)], -1)
+    return replace(trace, topk_ids=ids.astype(trace.topk_ids.dtype), source=f"{trace.source} (experts renamed)")

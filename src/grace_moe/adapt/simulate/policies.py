@@ -1,0 +1,231 @@
+"""Policies of placement, as the simulation asks them: what they see of a step, and where they want the experts to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.adapt.adapter import Adapter, AdaptOptions
+from grace_moe.placement import Placement
+from grace_moe.planning import plan
+from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
+
+Ints = npt.NDArray[np.int64]
+
+
+class Policy(Protocol):
+    """Decides where experts should be."""
+
+    serving: Placement
+    """What serves; the simulation sets it as layers have moved."""
+    stops: bool
+    """Whether serving stops while experts move."""
+    free: bool
+    """Whether its moves cost nothing: an oracle's."""
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """A step's choices `[T, L, k]` and the requests of its tokens `[T]`."""
+
+    def wanted(self) -> Placement | None:
+        """A placement to move to from now on; None = go on as before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every policy starts from."""
+
+    planned_on: RoutingTrace
+    topology: Topology
+    slots: int
+    """Of each device."""
+    plan: Placement
+    """Ours, on `planned_on`."""
+    options: AdaptOptions
+    weights: npt.NDArray[np.float64]
+    """`[steps, domains]` shares to come: for the oracle alone."""
+    domains: list[RoutingTrace]
+    """What can be seen of each domain: for the oracle alone."""
+    interval: int
+    """Steps between two re-plans of the policies on a timer."""
+    window: int
+    """Steps whose loads they go by."""
+    seed: int
+
+
+class Static:
+    """Our plan, for ever."""
+
+    stops = free = False
+
+    def __init__(self, setting: Setting) -> None:
+        self.serving = setting.plan
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """Nothing is kept."""
+
+    def wanted(self) -> Placement | None:
+        """Never another."""
+        return None
+
+
+class Timer:
+    """EPLB every so many steps on the loads of the last ones, as engines run it: serving stops while experts move."""
+
+    stops, free = True, False
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._loads: list[Ints] = []
+        self._step = 0
+        self.serving = plan(setting.planned_on, setting.topology, "eplb", slots_per_device=setting.slots)
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """Keeps the step's loads, as many steps as the window has."""
+        experts = self._setting.planned_on.num_experts
+        ids = topk_ids.astype(np.int64) + experts * np.arange(topk_ids.shape[1])[:, None]
+        counts = np.bincount(ids[topk_ids >= 0], minlength=topk_ids.shape[1] * experts)
+        self._loads = [*self._loads, counts.reshape(-1, experts)][-self._setting.window :]
+        self._step += 1
+
+    def wanted(self) -> Placement | None:
+        """EPLB's placement on the window's loads, whenever the interval has passed."""
+        if self._step % self._setting.interval:
+            return None
+        return self._plan()
+
+    def _plan(self) -> Placement:
+        trace = counts_trace(np.sum(self._loads, axis=0), self._setting.planned_on)
+        return plan(trace, self._setting.topology, "eplb", slots_per_device=self._setting.slots)
+
+
+class Loads(Timer):
+    """EPLB on a timer, without a stop, and only where it evens the load out by a twentieth: what can be had from loads alone."""
+
+    stops = False
+    LEAST = 0.05
+    """Not tuned."""
+
+    def wanted(self) -> Placement | None:
+        """EPLB's placement where the window's loads would be so much more even."""
+        new = super().wanted()
+        if new is None:
+            return None
+        loads = np.sum(self._loads, axis=0)
+        return new if _peak(self.serving, loads) - _peak(new, loads) > self.LEAST else None
+
+
+class Ours:
+    """The adapter that serves in the runtime and in engines."""
+
+    stops = free = False
+
+    def __init__(self, setting: Setting) -> None:
+        self.adapter = Adapter(setting.plan, setting.planned_on, options=setting.options, seed=setting.seed)
+
+    @property
+    def serving(self) -> Placement:
+        """What the adapter takes to be serving."""
+        return self.adapter.serving
+
+    @serving.setter
+    def serving(self, placement: Placement) -> None:
+        self.adapter.serving = placement
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """The adapter's monitor takes it in."""
+        self.adapter.monitor.observe(topk_ids, requests)
+
+    def wanted(self) -> Placement | None:
+        """The adapter's decision."""
+        decision = self.adapter.look()
+        return None if decision is None else decision.placement
+
+
+class Oracle:
+    """Knows the shares to come, plans anew from nothing wherever they have changed by a fifth, and moves for free."""
+
+    stops, free = False, True
+    CHANGE = 0.2
+    """Not tuned."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting, self._step = setting, 0
+        self._planned_for = np.full(setting.weights.shape[1], np.inf)
+        self._plans: dict[tuple[float, ...], Placement] = {}
+        self.serving = setting.plan
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """It knows already."""
+        self._step += 1
+
+    def wanted(self) -> Placement | None:
+        """A fresh plan on the mix of the next steps."""
+        shares = self._setting.weights[self._step : self._step + 10].mean(axis=0) if self._step < len(self._setting.weights) else None
+        if shares is None or np.abs(shares - self._planned_for).sum() < self.CHANGE:
+            return None
+        self._planned_for = shares
+        key = tuple(np.round(shares, 1))
+        if key not in self._plans:
+            setting = self._setting
+            effort = setting.options.decision.effort
+            self._plans[key] = plan(self._mixed(shares), setting.topology, slots_per_device=setting.slots, effort=effort)
+        return self._plans[key]
+
+    def _mixed(self, shares: npt.NDArray[np.float64]) -> RoutingTrace:
+        """Requests of the domains, as many as their shares say."""
+        random = np.random.default_rng([self._setting.seed, 3])
+        ids, requests, count = [], [], 0
+        total = min(trace.num_tokens for trace in self._setting.domains)
+        for trace, share in zip(self._setting.domains, shares, strict=True):
+            tokens = 0
+            for request in random.permutation(np.unique(trace.requests)):
+                rows = np.flatnonzero(trace.requests == request)
+                if tokens + len(rows) / 2 > share * total:
+                    break
+                ids.append(trace.topk_ids[rows])
+                requests.append(np.full(len(rows), count))
+                count, tokens = count + 1, tokens + len(rows)
+        return replace(
+            self._setting.planned_on,
+            topk_ids=np.concatenate(ids),
+            request_ids=np.concatenate(requests).astype(np.int32),
+            phase=None,
+            topk_weights=None,
+        )
+
+
+POLICIES: dict[str, Callable[[Setting], Policy]] = {
+    "static": Static,
+    "eplb": Timer,
+    "loads": Loads,
+    "grace": Ours,
+    "oracle": Oracle,
+}
+"""Name -> policy."""
+
+
+def counts_trace(loads: Ints, like: RoutingTrace) -> RoutingTrace:
+    """Loads `[L, E]` as a trace of counts, at most some ten thousand rows; each expert that fired has one at least."""
+    most = max(1, int(loads.sum(axis=1).max()))
+    rows = np.ceil(loads * min(1.0, 10_000 / most)).astype(np.int64)
+    ids = np.full((max(1, int(rows.sum(axis=1).max())), len(loads), 1), -1, np.int16)
+    for layer, counts in enumerate(rows):
+        ids[: counts.sum(), layer, 0] = np.repeat(np.arange(len(counts)), counts)
+    return replace(like, topk_ids=ids, request_ids=None, phase=None, topk_weights=None, counts_only=True)
+
+
+def _peak(placement: Placement, loads: Ints) -> float:
+    """Busiest device over the mean, mean over layers, where experts' loads divide by the replicas' weights."""
+    peaks = []
+    for layer, load in zip(placement.layers, loads, strict=True):
+        device = np.zeros(placement.topology.num_devices)
+        for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
+            device[list(devices)] += load[expert] * np.array(weights)
+        device /= placement.topology.relative_speed
+        peaks.append(device.max() / max(device.mean(), 1e-12))
+    return float(np.mean(peaks))

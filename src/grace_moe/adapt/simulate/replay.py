@@ -1,0 +1,168 @@
+"""Replay a day under one policy: what each step costs, what moves, and how long serving stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.adapt.prices import Prices
+from grace_moe.adapt.request_costs import routed
+from grace_moe.adapt.schedule import Move, rounds_of
+from grace_moe.adapt.simulate.policies import Policy
+from grace_moe.adapt.simulate.stream import Pool, StepTokens, StreamOptions, stream
+from grace_moe.placement import Placement
+from grace_moe.topology import Topology
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A day under one policy. Costs are copies per token and layer, imbalance and moves priced alike for all policies."""
+
+    total_cost: float
+    """Mean over steps, moves included."""
+    cross_node_copies: float
+    """Per token, mean over layers and steps."""
+    load_max_over_mean: float
+    """Of a step's pairs, mean over layers and steps."""
+    moved_copies: int
+    moved_cross_node_bytes: int
+    stall_seconds: float
+    """In which serving stood still, where the policy stops it."""
+    cost_of_steps: tuple[float, ...]
+    """Of each step, moves left out."""
+    moved_in_steps: tuple[int, ...]
+    """Copies that arrived in each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    """How moves are carried out."""
+
+    prices: Prices
+    expert_bytes: int
+    rounds_per_step: int = 1
+    """Rounds of moves beside a step; policies that stop serving do all of them at once."""
+
+
+class _Layers:
+    """What the pool's tokens cost under the placement that serves, one layer at a time."""
+
+    def __init__(self, pool: Pool, topology: Topology, source: Ints) -> None:
+        tokens, layers, top_k = pool.topk_ids.shape
+        self._pool, self._topology, self._source = pool, topology, source
+        self.copies = np.zeros((tokens, layers), np.int16)
+        self.devices = np.zeros((tokens, layers, top_k), np.int16)
+        self._known: list[object] = [None] * layers
+
+    def serve(self, placement: Placement) -> None:
+        """Route what the placement changes."""
+        for index, layer in enumerate(placement.layers):
+            if self._known[index] is layer:
+                continue
+            ids = self._pool.topk_ids[:, index].astype(np.int64)
+            devices, copies = routed(layer, self._topology, placement.replica_choice, ids, self._source, np.arange(len(ids)))
+            self.devices[:, index], self.copies[:, index], self._known[index] = devices, copies, layer
+
+    def step(self, tokens: Ints) -> tuple[float, float]:
+        """Copies per token, and the busiest device over the mean, of a step: means over layers."""
+        devices, count = self.devices[tokens], self._topology.num_devices
+        layers = devices.shape[1]
+        cells = devices.astype(np.int64) + 1 + (count + 1) * np.arange(layers)[:, None]
+        load = np.bincount(cells.ravel(), minlength=layers * (count + 1)).reshape(layers, -1)[:, 1:] / self._topology.relative_speed
+        mean = load.mean(axis=1)
+        peak = np.divide(load.max(axis=1), mean, out=np.ones(layers), where=mean > 0)
+        return float(self.copies[tokens].mean()), float(peak.mean())
+
+
+def simulate(
+    policy: Policy,
+    seen: Pool,
+    measured: Pool,
+    weights: npt.NDArray[np.float64],
+    options: StreamOptions,
+    migration: Migration,
+    *,
+    seed: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """One day. The policy sees requests of `seen`; steps cost what requests of `measured` cost, drawn by the same shares."""
+    topology = policy.serving.topology
+    source = np.repeat(np.arange(len(measured.sizes)), measured.sizes) % topology.num_devices
+    layers, book = _Layers(measured, topology, source), _Book(topology, migration, measured.topk_ids.shape[1])
+    steps = zip(stream(seen, weights, options, seed), stream(measured, weights, options, seed + 1), strict=True)
+    target, waiting = policy.serving, list[list[Move]]()
+    for sees, costs in steps:
+        layers.serve(policy.serving)
+        book.step(layers.step(costs.token), costs)
+        policy.see(seen.topk_ids[sees.token], sees.request)
+        wanted = policy.wanted()
+        if wanted is not None:
+            target, waiting = wanted, rounds_of(wanted, policy.serving)
+            if not waiting:
+                policy.serving = target  # shares of replicas alone
+        if waiting:
+            now = waiting if policy.stops or policy.free else waiting[: migration.rounds_per_step]
+            waiting = waiting[len(now) :]
+            if not policy.free:
+                book.moves(now, stops=policy.stops)
+            policy.serving = _switched(policy.serving, target, waiting)
+        on_step()
+    return book.outcome()
+
+
+def _switched(serving: Placement, target: Placement, waiting: Sequence[Sequence[Move]]) -> Placement:
+    """Layers whose moves have all arrived take the target's; the others stay whole."""
+    late = {move.layer for moves in waiting for move in moves}
+    layers = tuple(old if index in late else new for index, (old, new) in enumerate(zip(serving.layers, target.layers, strict=True)))
+    return replace(target, layers=layers)
+
+
+class _Book:
+    """Adds up a day."""
+
+    def __init__(self, topology: Topology, migration: Migration, layers: int) -> None:
+        self._topology, self._migration, self._layers = topology, migration, layers
+        self._copies: list[float] = []
+        self._peaks: list[float] = []
+        self._moved: list[int] = []
+        self._moves_cost = self._stall = 0.0
+        self._far = 0
+        self._tokens = 0
+
+    def step(self, cost: tuple[float, float], tokens: StepTokens) -> None:
+        """One step's costs."""
+        self._copies.append(cost[0])
+        self._peaks.append(cost[1])
+        self._moved.append(0)
+        self._tokens += len(tokens.token)
+
+    def moves(self, rounds: Sequence[Sequence[Move]], *, stops: bool) -> None:
+        """Moves that are carried out now."""
+        node, migration = self._topology.node_of_device, self._migration
+        for moves in rounds:
+            far = sum(bool(node[move.source] != node[move.target]) for move in moves)
+            self._far += far
+            self._moved[-1] += len(moves)
+            self._moves_cost += migration.prices.of_moves(len(moves), far)
+            if stops:
+                link = self._topology.cross_node if far else self._topology.intra_node
+                self._stall += link.latency_s + migration.expert_bytes / link.bandwidth_bytes_per_s
+
+    def outcome(self) -> Outcome:
+        """The day's sums."""
+        steps = np.array(self._copies) + self._migration.prices.imbalance * (np.array(self._peaks) - 1)
+        return Outcome(
+            total_cost=float(steps.mean()) + self._moves_cost / max(1, self._tokens * self._layers),
+            cross_node_copies=float(np.mean(self._copies)),
+            load_max_over_mean=float(np.mean(self._peaks)),
+            moved_copies=sum(self._moved),
+            moved_cross_node_bytes=self._far * self._migration.expert_bytes,
+            stall_seconds=self._stall,
+            cost_of_steps=tuple(steps.tolist()),
+            moved_in_steps=tuple(self._moved),
+        )

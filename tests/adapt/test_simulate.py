@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grace_moe.adapt.simulate import METRICS, SCENARIOS, DayOptions, StreamOptions, run_day
+from grace_moe.adapt.simulate.day import renamed
+from grace_moe.adapt.simulate.policies import counts_trace
+from grace_moe.adapt.simulate.scenarios import scenario_weights
+from grace_moe.adapt.simulate.stream import Pool, stream
+from grace_moe.cli.simulate import simulate_command
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.topology import Topology
+from grace_moe.trace import synthetic_trace
+
+TRACE = synthetic_trace(tokens=3000, layers=2, experts=16, top_k=2, requests=100, clusters=4, affinity=0.9, seed=1)
+TOPOLOGY = Topology.parse("2x2")
+DAY = DayOptions(stream=StreamOptions(steps=120, requests=32, tokens_per_request=8), expert_bytes=8192 * 16, effort=0.2)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@given(steps=st.integers(1, 200), domains=st.integers(1, 4), seed=st.integers(0, 9))
+def test_shares_of_a_step_sum_to_one(name, steps, domains, seed):
+    weights = scenario_weights(name, steps=steps, domains=domains, seed=seed)
+    assert weights.shape == (steps, domains)
+    assert weights.min() >= 0
+    assert weights.sum(axis=1) == pytest.approx(np.ones(steps))
+
+
+def test_requests_run_token_by_token_and_come_by_their_shares():
+    domains = [TRACE, renamed(TRACE)]
+    pool = Pool(domains)
+    options = StreamOptions(steps=200, requests=10, tokens_per_request=4)
+    weights = np.tile([0.8, 0.2], (200, 1))
+    tokens = list(stream(pool, weights, options, 0))
+    of_request = {}
+    for step in tokens:
+        assert len(step.token) <= options.tokens
+        for token, request in zip(step.token, step.request, strict=True):
+            of_request.setdefault(int(request), []).append(int(token))
+    for run in of_request.values():
+        assert run == list(range(run[0], run[0] + len(run)))
+    second = np.mean([run[0] >= TRACE.num_tokens for run in of_request.values()])
+    assert 0.1 < second < 0.3
+    again = list(stream(pool, weights, options, 0))
+    assert all((a.token == b.token).all() and (a.request == b.request).all() for a, b in zip(tokens, again, strict=True))
+
+
+def test_steady_traffic_moves_nothing_and_costs_what_static_costs():
+    day = run_day([TRACE], TOPOLOGY, "steady", ["static", "grace"], DAY)
+    static, ours = day.rows()
+    assert ours["moved_copies"] == 0
+    assert ours["total_cost"] == static["total_cost"]
+
+
+def test_after_a_shift_ours_costs_less_than_static_and_the_oracle_least():
+    day = run_day([TRACE], TOPOLOGY, "shift", ["static", "grace", "oracle"], DAY)
+    rows = {row["policy"]: row for row in day.rows()}
+    assert rows["oracle"]["total_cost"] < rows["grace"]["total_cost"] < 0.97 * rows["static"]["total_cost"]
+    assert rows["grace"]["moved_copies"] > 0
+    assert rows["grace"]["stall_seconds"] == rows["oracle"]["moved_copies"] == 0
+
+
+def test_a_timer_moves_whatever_it_costs_and_stops_serving():
+    options = DayOptions(stream=DAY.stream, expert_bytes=DAY.expert_bytes, effort=0.2, interval=30, window=20)
+    day = run_day([TRACE], TOPOLOGY, "steady", ["eplb", "loads"], options)
+    timer, loads = day.rows()
+    assert timer["moved_copies"] > 0 < timer["stall_seconds"]
+    assert loads["stall_seconds"] == 0
+    assert loads["moved_copies"] <= timer["moved_copies"]
+
+
+def test_counts_keep_their_proportions():
+    loads = np.array([[40, 0, 1], [10, 20, 11]])
+    trace = counts_trace(loads, synthetic_trace(tokens=10, layers=2, experts=3, top_k=2))
+    assert [np.bincount(trace.topk_ids[:, n, 0][trace.topk_ids[:, n, 0] >= 0], minlength=3).tolist() for n in range(2)] == loads.tolist()
+    big = counts_trace(loads * 10_000, trace)
+    assert big.num_tokens < 10_010
+    assert 2 in big.topk_ids[:, 0]
+
+
+def test_the_command(tmp_path):
+    path = tmp_path / "trace.safetensors"
+    TRACE.save(path)
+    base = [str(path), "--topology", "2x2", "--steps", "20", "--effort", "0.1", "--policies", "static,grace", "--scenario", "drift"]
+    found = json.loads(CliRunner().invoke(simulate_command, [*base, "--json", "--seeds", "2"], catch_exceptions=False).stdout)
+    assert found["scenario"] == "drift"
+    assert [row["policy"] for row in found["rows"]] == ["static", "grace"]
+    assert all(set(METRICS) <= set(row) and row["total_cost_range"][0] <= row["total_cost"] for row in found["rows"])
+    table = CliRunner().invoke(simulate_command, base, catch_exceptions=False).stdout
+    assert "drift" in table
+    assert "static" in table
+
+
+def test_what_can_not_be_simulated_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="scenario 'storm'"):
+        run_day([TRACE], TOPOLOGY, "storm", ["static"], DAY)
+    with pytest.raises(UsageError, match="policy 'magic'"):
+        run_day([TRACE], TOPOLOGY, "shift", ["magic"], DAY)
+    with pytest.raises(MismatchError, match="another model"):
+        run_day([TRACE, synthetic_trace(tokens=50, experts=8)], TOPOLOGY, "shift", ["static"], DAY)
+    with pytest.raises(UsageError, match="named twice"):
+        CliRunner().invoke(simulate_command, ["a", "a", "--topology", "2x2"], catch_exceptions=False)
