@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 RANKS = 4
-_LONGEST_SECONDS = 170
+_LONGEST_SECONDS = 600
 _LAST_WORDS_SECONDS = 15
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grace_moe.errors import ModelError
-from grace_moe.runtime.model.conversion import Conversion, conversion_of
+from grace_moe.runtime.model.conversion import Conversion, Source, conversion_of
 from grace_moe.runtime.model.moe_layers import ExpertsOfLayer, experts_of
 from grace_moe.runtime.model.views import ExpertsView, Shape, source_view
 
@@ -76,8 +76,14 @@ def weights_of(source: ModelSource, local_experts: Mapping[int, Sequence[int]] |
                 whole = {name: source.shapes[name] for name in shapes}
                 weights[parameter] = ExpertsView(of, parameter, source.outline, experts=experts, rows=source.rows, shapes=whole)
     again = conversion_of(weights, source.outline)
-    moved = [name for of in again.sources for name in (p.name for ps in of.pieces.values() for p in ps) if name != of.parameter]
-    if moved or again.left_over:
-        name = [*moved, *again.left_over][0]
-        raise ModelError(f"{source.path}: weights: Transformers takes the parameter {name} for another; this architecture is not supported")
+    moved = [*again.left_over, *(of.parameter for of in again.sources if not _stays(of))]
+    if moved:
+        raise ModelError(f"{source.path}: weights: Transformers would convert {moved[0]} once more; this architecture is not supported")
     return weights | source.conversion.left_over
+
+
+def _stays(of: Source) -> bool:
+    """Whether a parameter of this name is loaded as it is: not renamed, and not converted but for a transposition where the shape asks."""
+    names = [piece.name for pieces in of.pieces.values() for piece in pieces]
+    converts = [] if of.converter is None else [op for op in of.converter.operations if not getattr(op, "check_dims", False)]
+    return names == [of.parameter] and not converts
