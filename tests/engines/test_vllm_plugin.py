@@ -41,6 +41,9 @@ def vllm(monkeypatch):
         def update_mapping(self, model_config, expanded_physical_to_logical):
             commit(self.model_states[model_config.compute_hash()], expanded_physical_to_logical)
 
+        def rearrange(self, is_profile=False, rank_mapping=None, use_last_expert_load=False):
+            pass
+
         def prepare_forward(self, model_config, num_unpadded_tokens, ubatch_slices=None):
             pass
 
@@ -141,15 +144,23 @@ def test_a_map_from_export_is_a_plan_too(vllm, tmp_path, monkeypatch):
     assert (np.sort(call(vllm.policies).numpy().reshape(2, 4, 2)) == np.sort(np.array(HELD).reshape(2, 4, 2))).all()
 
 
-def test_replanning_follows_the_load_and_is_the_same_on_every_rank(vllm, plan_path, monkeypatch):
+def test_replanning_starts_from_the_map_that_serves(vllm, plan_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     monkeypatch.setenv(REPLAN, "1")
     vllm_plugin.register()
-    loads = torch.tensor([[1000, 10, 10, 10], [10, 10, 10, 10]])
-    table = call(vllm.policies, loads)
-    assert (table == call(vllm.policies, loads)).all()
-    assert (table[0] == 0).sum() > 2
-    assert (table[1].numpy() == SlotMap.of(placement()).physical_to_logical[1]).all()
-    assert (call(vllm.policies).numpy() == SlotMap.of(placement()).physical_to_logical).all()  # all-zero: profiling
+    planned = torch.from_numpy(SlotMap.of(placement()).physical_to_logical.astype(np.int64))
+    natural = torch.arange(SLOTS).repeat(LAYERS, 1) % EXPERTS
+    loads = torch.tensor([[90_000, 1000, 1000, 1000], [1000, 1000, 1000, 1000]])
+    ranks = (LAYERS, RANKS, -1)
+    assert (call(vllm.policies, old=natural).reshape(ranks).sort().values == planned.reshape(ranks)).all()  # all-zero: profiling
+    first = call(vllm.policies, loads, old=planned)
+    assert (first == planned).all()  # one window is no ground
+    second = call(vllm.policies, loads, old=first)
+    assert (second[0] == 0).sum() > 2
+    assert (second[1] == planned[1]).all()
+    assert "slots change their expert" in caplog.text
+    for _ in range(3):
+        assert (call(vllm.policies, old=second) == second).all()  # idle
 
 
 def test_an_old_or_new_vllm_is_left_alone(vllm, plan_path, monkeypatch, caplog):

@@ -31,8 +31,17 @@ class GivenMaps:
 
     def remember(self, given: LiveMap) -> None:
         """The engine gets this map."""
-        if not self.latest or self.latest[0].placement is not given.placement:
+        if not self.latest or self.latest[0].placement.layers != given.placement.layers:
             self.latest[:] = [given, *self.latest[: LATELY - 1]]
+
+    def like(self, planned: Placement) -> Placement | None:
+        """The latest map of as many experts, devices and slots; None where there is none."""
+        for given in self.latest:
+            found = given.placement
+            same = (found.num_experts, len(found.layers), found.topology) == (planned.num_experts, len(planned.layers), planned.topology)
+            if same and (found.slots_per_device() == planned.slots_per_device()).all():
+                return found
+        return None
 
     def layer(self, index: int, row: npt.NDArray[np.integer[Any]]) -> LayerPlacement | None:
         """The layer that a row `[slots]` of an engine's map came from, in whatever order each rank has its slots; None where it is

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.equaliser import equalise, rebalance, without_devices
+from grace_moe.engines.equaliser import equalise, without_devices
 from grace_moe.engines.given_maps import GivenMaps, LiveMap
 from grace_moe.engines.imported import Hints
+from grace_moe.engines.replanner import Replanner, Serving
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import GraceError, PlacementError, UsageError
@@ -24,7 +25,7 @@ from grace_moe.files import read_json
 from grace_moe.placement import Placement
 from grace_moe.topology import Topology
 
-PLAN, REPLAN, CHOICE = "GRACE_MOE_PLAN", "GRACE_MOE_REPLAN", "GRACE_MOE_CHOICE"
+PLAN, REPLAN, MOVES, CHOICE = "GRACE_MOE_PLAN", "GRACE_MOE_REPLAN", "GRACE_MOE_MOVES", "GRACE_MOE_CHOICE"
 FORMER_CHOICE = "GRACE_MOE_LOCAL_ROUTING"
 """What `GRACE_MOE_CHOICE=near` was called; refused, so that nobody loses it without a word."""
 CHOICES = ("near", "joint", "theirs")
@@ -37,7 +38,7 @@ class LivePlan:
 
     path: Path
     replan: bool
-    """Exchange replicas by the loads that the engine measures; else the plan stays as it is."""
+    """Follow the loads that the engine measures, from the map that serves; else the plan stays as it is."""
     choice: str
     """One of `CHOICES`, or empty: the best that the engine allows."""
     planned: Placement | npt.NDArray[np.int32] = field(repr=False)
@@ -50,6 +51,7 @@ class LivePlan:
     """Whether the engine chooses replicas in decode apart, so that weights for decode are kept. Set before the first map."""
     given: GivenMaps = field(default_factory=GivenMaps, repr=False)
     """What the engine was given of late."""
+    replanner: Replanner = field(default_factory=Replanner, repr=False)
     _equal: dict[tuple[int, int, int, tuple[int, ...]], Placement] = field(default_factory=dict, repr=False)
 
     def map_for(
@@ -60,19 +62,24 @@ class LivePlan:
         num_nodes: int,
         *,
         dead: tuple[int, ...] = (),
+        serving: Serving | None = None,
     ) -> LiveMap:
         """The map for an engine of these sizes.
 
         Args:
             loads: `[MoE layers, experts]` tokens that each expert got in the engine's window; all zero while it profiles.
             dead: ranks that serve no more. The map is of the others alone, of as many slots each, numbered anew in their old order.
+            serving: what serves, and more of what was measured; None = `loads` alone, under the map that was given last.
 
         Raises:
             GraceError: the plan is for another model, or another number of ranks; or too few are left to hold every expert.
         """
         placement = self._equalised(loads.shape, (num_slots, num_ranks, num_nodes, dead))
         if self.replan:
-            placement = rebalance(placement, loads)
+            replanned = self.replanner.next(placement, self.given, serving or Serving(loads=loads))
+            placement = replanned.placement
+            if replanned.moved:
+                self.log.info("GRACE-MoE: %d slots change their expert, as the loads of two windows say", replanned.moved)
         found = LiveMap(slots=SlotMap.of(placement), placement=placement)
         self.given.remember(found)
         return found
@@ -136,7 +143,8 @@ def plan_from_environment(log: logging.Logger) -> LivePlan | None:
     value = read_json(path, PlacementError)
     planned = matrix(value, text, "map") if isinstance(value, list) else Placement.load(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return LivePlan(path=path, replan=replan, choice=choice, planned=planned, log=log, digest=digest)
+    replanner = Replanner(most_moves=_moves())
+    return LivePlan(path=path, replan=replan, choice=choice, planned=planned, log=log, digest=digest, replanner=replanner)
 
 
 def switch(name: str, default: str = "0") -> bool:
@@ -149,6 +157,14 @@ def switch(name: str, default: str = "0") -> bool:
     if value not in ("0", "1"):
         raise UsageError(f"{name}={value!r}: set it to 1 or 0")
     return value == "1"
+
+
+def _moves() -> int | None:
+    """The budget of moves; None where it is unset. Raises UsageError: not a number of slots."""
+    text = os.environ.get(MOVES, "")
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"{MOVES}={text!r}: set it to the most slots that a rearrangement may change, such as 32")
+    return int(text) if text else None
 
 
 def _one_of(name: str, values: tuple[str, ...]) -> str:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
+from grace_moe.engines.replanner import Serving
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import dispatch, start
+from grace_moe.engines.vllm.measured import count_by_slot, measured
 from grace_moe.engines.vllm.seams import LOG, choose_replicas
 from grace_moe.errors import GraceError
 
@@ -47,6 +49,8 @@ def register() -> None:
         return
     EPLB_POLICIES["default"] = planned_policy(default, live)
     choose_replicas(eplb_state, live)
+    if live.replan:
+        count_by_slot(eplb_state)
     start.install(live)
     LOG.info(follows(live))
 
@@ -72,8 +76,11 @@ def planned_policy(default: Any, live: LivePlan) -> Any:
             """`[layers, slots]` expert of each slot; see vLLM's `AbstractEplbPolicy`."""
             import torch
 
+            loads = weight.cpu().numpy().astype(np.int64)
+            rows = None if old_global_expert_indices is None else old_global_expert_indices.cpu().numpy()
+            serving = Serving(loads=loads, rows=rows, by_slot=None if rows is None else measured(loads, rows))
             try:
-                found = live.map_for(weight.cpu().numpy().astype(np.int64), num_replicas, num_ranks, num_nodes)
+                found = live.map_for(loads, num_replicas, num_ranks, num_nodes, serving=serving)
             except GraceError as error:
                 LOG.warning(told(error))
                 theirs: torch.Tensor = super().rebalance_experts(
@@ -81,8 +88,8 @@ def planned_policy(default: Any, live: LivePlan) -> Any:
                 )
                 return theirs
             table = found.slots.physical_to_logical
-            if old_global_expert_indices is not None:
-                table = keep_slots(table, old_global_expert_indices.cpu().numpy().astype(np.int32), num_ranks)
+            if rows is not None:
+                table = keep_slots(table, rows.astype(np.int32), num_ranks)
             return torch.from_numpy(np.ascontiguousarray(table, dtype=np.int64))
 
     return PlannedPolicy
