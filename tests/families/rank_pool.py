@@ -81,10 +81,10 @@ def _received(pipe: Connection) -> tuple[str, Any, str]:
 
 
 def _serve(rank: int, rendezvous: str, pipe: Connection) -> None:
-    from grace_moe.runtime.job.launch import rank_environment
+    from grace_moe.runtime.job.local_ranks import environment_of_ranks
     from grace_moe.runtime.job.ranks import joined, leave
 
-    os.environ |= rank_environment(rank, RANKS)
+    os.environ |= environment_of_ranks(RANKS) | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
     torch.set_num_threads(1)
     with joined(rendezvous_file=rendezvous, timeout=_PATIENCE) as member:
         while True:
