@@ -33,7 +33,7 @@ class ModelChoice:
     """Tells the nodes, the layers' numbers, and what the layers' own choices are."""
     rank: int
     choice: str
-    """A key of `engines.vllm.choice.POLICIES`."""
+    """A key of `engines.replica_choice.POLICIES`."""
     given: GivenMaps
     device: torch.device
     rows: list[Row] = field(default_factory=list)
