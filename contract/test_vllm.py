@@ -206,8 +206,9 @@ def test_its_parser_takes_the_flags_that_export_prints(placement, tmp_path, back
     planned = replace(Placement.load(placement), provenance={"backend": backend})
     launch = EXPORTERS["vllm"](SlotMap.of(planned), Hints(), ()).launch
     words = shlex.split(launch.replace("\\\n", " "))
-    assert words[:4] == [f"{PLAN}=PLAN", "vllm", "serve", "MODEL"]
-    arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words[4:])
+    ours = ["GRACE_MOE_DISPATCH=hierarchical"] if backend == "hierarchical" else []
+    assert words[: 4 + len(ours)] == [*ours, f"{PLAN}=PLAN", "vllm", "serve", "MODEL"]
+    arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words[4 + len(ours) :])
     assert (arguments.data_parallel_size, arguments.enable_expert_parallel, arguments.enable_eplb) == (4, True, True)
     assert (arguments.eplb_config.num_redundant_experts, arguments.eplb_config.step_interval) == (16, 1024)
-    assert arguments.all2all_backend == VLLM[backend]
+    assert arguments.all2all_backend == VLLM[backend].split()[0]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from grace_moe.choice import FIRST_TOKENS, place_requests
+from grace_moe.choice import FIRST_TOKENS, Budget, RequestPlacer, place_requests
+from grace_moe.choice.front_end import node_of_ranks
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation import Serving, compare, evaluate
 from grace_moe.placement import LayerPlacement, Placement, even_weights
@@ -40,13 +42,52 @@ def test_requests_are_numbered_as_they_appear():
     assert position.tolist() == [0, 1, 0, 2, 1, 0]
 
 
-def test_requests_go_where_their_first_tokens_point_until_a_node_is_too_far_ahead():
-    """Five requests of expert 0: four fill the lead of two a device on node 0, the fifth must go to node 1."""
-    assert place_requests(one_layer(), trace_of([0] * 5, range(5))).tolist() == [0, 0, 0, 0, 1]
+def test_requests_go_where_their_first_tokens_point_until_a_rank_is_too_far_ahead():
+    """Requests of expert 0, a token each, in turn on node 0's devices. At a budget of 1, a device with 2 of 3 tokens leads by 1.25:
+    the next must go to node 1."""
+    placed = place_requests(one_layer(), trace_of([0] * 4, range(4)), budget=Budget(tokens=1, horizon=1e9))
+    assert placed.tolist() == [0, 1, 0, 1]
+    placed = place_requests(one_layer(), trace_of([0] * 7, range(7)), budget=Budget(tokens=1, horizon=1e9))
+    assert set(placed[4:].tolist()) & {2, 3}
     # Only the first token counts: request 0 starts with expert 1.
     trace = trace_of([1, 0, 0, 0], [0, 0, 0, 1])
-    assert place_requests(one_layer(), trace, first_tokens=1).tolist() == [1, 0]
-    assert place_requests(one_layer(), trace, first_tokens=4).tolist() == [0, 0]
+    assert place_requests(one_layer(), trace, first_tokens=1).tolist() == [2, 0]
+    assert place_requests(one_layer(), trace, first_tokens=4).tolist() == [0, 1]
+
+
+@given(
+    costs=hnp.arrays(np.float64, (60, 2), elements=st.floats(-1, 1)),
+    tokens=st.lists(st.integers(1, 50), min_size=60, max_size=60),
+    budget=st.floats(1, 200),
+)
+def test_no_rank_leads_by_more_than_the_budget_and_one_request(costs, tokens, budget):
+    placer = RequestPlacer(TWO, budget=Budget(tokens=budget, horizon=1e12))
+    for cost, size in zip(costs, tokens, strict=True):
+        placer.place(cost, size)
+        assert placer.lead.max() <= budget + max(tokens)
+
+
+def test_what_was_long_ago_is_over():
+    placer = RequestPlacer(TWO, budget=Budget(tokens=10, horizon=100))
+    placer.charge(0, 1000)
+    placer.charge(2, 1000)
+    assert placer.given[0] < 1
+    assert placer.given[2] == 1000
+
+
+def test_ranks_of_several_devices_lie_on_one_node():
+    assert node_of_ranks(Topology.parse("2x4")).tolist() == [0] * 4 + [1] * 4
+    assert node_of_ranks(Topology.parse("2x4"), 4).tolist() == [0, 0, 1, 1]
+    for ranks, why in ((3, "don't divide among them"), (0, "don't divide"), (1, "would span nodes")):
+        with pytest.raises(UsageError, match=why):
+            RequestPlacer(Topology.parse("2x4"), ranks)
+
+
+@pytest.mark.parametrize("field", ["tokens", "horizon"])
+def test_a_budget_is_a_number_of_tokens(field):
+    for value in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"budget: {field}"):
+            Budget(**{field: value})
 
 
 def test_placed_requests_cost_less_by_hand():

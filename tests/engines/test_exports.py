@@ -8,7 +8,9 @@ import pytest
 import yaml
 from hypothesis import given
 
+from grace_moe.cost.sent import SENDS
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise, export_loads
+from grace_moe.engines.backends import SGLANG, VLLM
 from grace_moe.engines.tensorrt_llm.balancer import KEYS, export_yaml
 from grace_moe.engines.vllm.formats import export_map
 from grace_moe.errors import MismatchError, PlacementError, UsageError
@@ -85,6 +87,7 @@ def test_tensorrt_llm_refuses_an_extra_layer_with_a_plan():
     ("backend", "vllm", "sglang"),
     [
         ("", "deepep_high_throughput", "deepep --deepep-mode auto"),
+        ("hierarchical", "allgather_reducescatter --enforce-eager", "deepep --deepep-mode auto"),
         ("deepep_low_latency", "deepep_low_latency", "deepep --deepep-mode low_latency"),
         ("allgather", "allgather_reducescatter", "none --ep-dispatch-algorithm dynamic"),
     ],
@@ -93,9 +96,14 @@ def test_launch_lines_name_the_backend_that_the_plan_is_for(backend, vllm, sglan
     slots = SlotMap.of(replace(PLACED, provenance={"backend": backend} if backend else {}))
     of_vllm, of_sglang = (EXPORTERS[engine](slots, Hints(num_hidden_layers=4), ()) for engine in ("vllm", "sglang"))
     assert f"--all2all-backend {vllm} " in of_vllm.launch
+    assert of_vllm.launch.startswith("GRACE_MOE_DISPATCH=hierarchical " if backend == "hierarchical" else "GRACE_MOE_PLAN=")
     assert f"--moe-a2a-backend {sglang}" in of_sglang.launch
     gains = ("this backend sends every token to every rank: the plan balances, and saves no traffic",) if backend == "allgather" else ()
     assert of_vllm.notes == of_sglang.notes == gains
+
+
+def test_every_backend_that_a_plan_may_be_for_has_its_flags():
+    assert set(VLLM) == set(SGLANG) == {"", *SENDS}
 
 
 def test_a_backend_that_no_engine_is_known_to_have_is_refused():

@@ -45,7 +45,8 @@ def test_ids_and_weights_are_the_routers(model):
         model.model.layers[layer].mlp.gate.register_forward_hook(lambda _m, _i, out, layer=layer: seen[layer].append(out[1:]))
         for layer in range(LAYERS)
     ]
-    trace, _ = record_trace(model, requests_of([6]), OPTIONS, name="tiny", dataset="random")
+    trace, result = record_trace(model, requests_of([6]), OPTIONS, name="tiny", dataset="random")
+    assert trace.token_ids.tolist() == [*requests_of([6])[0].prompt, *result.completions[0].tokens[:-1]]
     for hook in hooks:
         hook.remove()
     assert trace.topk_ids.shape == (6 + 3, LAYERS, TOP_K)

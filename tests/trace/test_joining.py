@@ -20,6 +20,7 @@ def test_concatenated_requests_stay_apart():
     assert both.requests.tolist() == [1, 1, 0, 2, 3, 4]
     assert both.dataset == "a + b"
     assert both.phase is None
+    assert concatenate([one, one]).phase.tolist() == [0] * 6
     assert both.source == "here"
 
 

@@ -91,11 +91,17 @@ def test_one_request_has_no_halves():
 
 def test_select_keeps_what_belongs_to_a_token():
     weights = np.arange(12, dtype=np.float16).reshape(3, 2, 2)
-    trace = trace_of(HAND, request_ids=np.array([5, 9, 5], np.int32), phase=np.array([0, 0, 1], np.uint8), topk_weights=weights)
+    columns = {
+        "request_ids": np.array([5, 9, 5], np.int32),
+        "phase": np.array([0, 0, 1], np.uint8),
+        "token_ids": np.arange(3, dtype=np.int32),
+    }
+    trace = trace_of(HAND, topk_weights=weights, **columns)
     part = trace.select(np.array([2, 0]))
     assert part.topk_ids.tolist() == [HAND[2], HAND[0]]
     assert part.requests.tolist() == [5, 5]
     assert part.phase.tolist() == [DECODE, 0]
+    assert part.token_ids.tolist() == [2, 0]
     assert (part.topk_weights == weights[[2, 0]]).all()
     assert trace.select(np.zeros(3, bool)).num_tokens == 0
 

@@ -37,11 +37,12 @@ def traces(draw):
         request_ids=draw(hnp.arrays(np.int32, tokens)) if draw(maybe) else None,
         phase=draw(hnp.arrays(np.uint8, tokens, elements=st.integers(0, 1))) if draw(maybe) else None,
         topk_weights=draw(hnp.arrays(np.float16, ids.shape, elements=st.floats(0, 1, width=16))) if draw(maybe) else None,
+        token_ids=draw(hnp.arrays(np.int32, tokens, elements=st.integers(0, 2**31 - 1))) if draw(maybe) else None,
     )
 
 
 def assert_same(one: RoutingTrace, two: RoutingTrace) -> None:
-    for name in ("topk_ids", "request_ids", "phase", "topk_weights"):
+    for name in ("topk_ids", "request_ids", "phase", "topk_weights", "token_ids"):
         a, b = getattr(one, name), getattr(two, name)
         assert (a is None) == (b is None), name
         if a is not None:
@@ -95,6 +96,9 @@ BAD_TENSORS = {
     "extra: unknown tensor": {"topk_ids": IDS, "extra": np.zeros(3, np.int16)},
     "request_ids: dtype I64 is not I32": {"topk_ids": IDS, "request_ids": np.zeros(40, np.int64)},
     "request_ids: int32 (39,) is not int32 (40,)": {"topk_ids": IDS, "request_ids": np.zeros(39, np.int32)},
+    "token_ids: dtype I64 is not I32": {"topk_ids": IDS, "token_ids": np.zeros(40, np.int64)},
+    "token_ids: int32 (39,) is not int32 (40,)": {"topk_ids": IDS, "token_ids": np.zeros(39, np.int32)},
+    "token_ids: -1 is not in any vocabulary": {"topk_ids": IDS, "token_ids": np.full(40, -1, np.int32)},
     "phase: value 7": {"topk_ids": IDS, "phase": np.full(40, 7, np.uint8)},
     "phase: dtype BOOL is not U8": {"topk_ids": IDS, "phase": np.zeros(40, bool)},
     "topk_weights: dtype F32 is not F16": {"topk_ids": IDS, "topk_weights": np.zeros(IDS.shape, np.float32)},

@@ -28,6 +28,7 @@ COMMANDS = {
     "run": "grace_moe.cli.run:run",
     "simulate": "grace_moe.cli.simulate:simulate_command",
     "export": "grace_moe.cli.export:export_command",
+    "front": "grace_moe.cli.front:front",
 }
 """Command -> module:function, in the order of `--help`."""
 SUMMARIES = {
@@ -45,6 +46,7 @@ SUMMARIES = {
     "run": "Run a model with its experts placed by a plan.",
     "simulate": "Serve a day of shifting traffic under policies that re-plan.",
     "export": "Write a plan as vLLM, SGLang or TensorRT-LLM reads it.",
+    "front": "Stand before vLLM or SGLang and send each request where its experts are.",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""

@@ -1,11 +1,13 @@
 """`grace-moe compare`: methods side by side, measured on requests that were not planned on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 import click
 from rich.console import Console
 
+from grace_moe.cli.cost_options import served_model_option, served_sizes
 from grace_moe.cli.options import (
     backend_option,
     chosen_methods,
@@ -36,6 +38,7 @@ Examples:
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,eplb+lplb,grace,grace+metro
   grace-moe compare olmoe.safetensors --topology 2x4 --methods eplb,grace --backend deepep_low_latency
   grace-moe compare wiki.safetensors chat.safetensors --topology 4x4 --methods eplb,grace
+  grace-moe compare olmoe.safetensors --topology 2x8:h100-400g --model ./DeepSeek-V3   # ms of its sizes
   grace-moe compare wiki.safetensors --eval chat.safetensors --topology 4x4 --methods linear,eplb,grace
 Methods: {", ".join(METHODS)}.
 METHOD+lplb or METHOD+metro chooses the replicas of a method's placement batch by batch;
@@ -44,13 +47,14 @@ grace+decode uses fewer replicas in decode, so that fewer distinct experts are a
 """,
 )
 @traces_argument
-@shared(topology_option, eval_option, methods_option, backend_option, redundancy_option, slots_option, expert_bytes_option)
-@shared(seed_option, json_option)
+@shared(topology_option, eval_option, methods_option, served_model_option, backend_option)
+@shared(redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
 def compare_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     eval_path: Path | None,
     methods: str | None,
+    model: Path | None,
     backend: str | None,
     seed: int,
     as_json: bool,
@@ -72,6 +76,8 @@ def compare_command(
             on_method=lambda _: advance(1),
             **limits,
         )
+    if model is not None:
+        comparison = replace(comparison, model=served_sizes(model, trace))
     if as_json:
         show_json(comparison.to_dict())
     else:

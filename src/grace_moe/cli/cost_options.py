@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,8 +10,9 @@ import click
 from grace_moe.cost.backends import BACKENDS
 from grace_moe.cost.hardware import PHASES
 from grace_moe.cost.sizes import OLMOE, ModelSizes
-from grace_moe.cost.step import Setting
 from grace_moe.engines import read_model_sizes
+from grace_moe.errors import MismatchError
+from grace_moe.trace import RoutingTrace
 
 served_model_option = click.option(
     "--model", "model", type=click.Path(path_type=Path), help="The model's folder or config.json: sizes are read there.  [default: OLMoE's]"
@@ -35,11 +37,16 @@ overlap_option = click.option(
 )
 
 
-def served_sizes(model: Path | None) -> ModelSizes:
-    """The sizes that `--model` names, or OLMoE's."""
-    return OLMOE if model is None else read_model_sizes(model)
+def served_sizes(model: Path | None, trace: RoutingTrace) -> ModelSizes:
+    """The sizes that `--model` names; without it OLMoE's, with the trace's experts.
 
-
-def setting_of(model: Path | None, phase: str, batch: int | None, backend: str, overlap: float) -> Setting:
-    """What the options say."""
-    return Setting(model=served_sizes(model), phase=phase, batch_tokens=batch, backend=backend, overlap=overlap)
+    Raises:
+        InputFileError: no config of such a model.
+        MismatchError: its experts are not the trace's.
+    """
+    if model is None:
+        return replace(OLMOE, num_experts=trace.num_experts, top_k=max(1, trace.top_k))
+    sizes = read_model_sizes(model)
+    if sizes.num_experts != trace.num_experts:
+        raise MismatchError(f"--model: {sizes.source} has {sizes.num_experts} experts, but {trace.source} has {trace.num_experts}")
+    return sizes

@@ -8,7 +8,7 @@ from typing import Unpack
 import click
 from rich.console import Console
 
-from grace_moe.cli.cost_options import backend_option, batch_option, overlap_option, phase_option, served_model_option, setting_of
+from grace_moe.cli.cost_options import backend_option, batch_option, overlap_option, phase_option, served_model_option, served_sizes
 from grace_moe.cli.options import (
     expert_bytes_option,
     json_option,
@@ -22,6 +22,7 @@ from grace_moe.cli.options import (
 )
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.progress import compilation_told
+from grace_moe.cost.step import Setting
 from grace_moe.evaluation import LEAST_GAIN, SlotLimits, diagnose
 from grace_moe.placement import Placement
 from grace_moe.report import diagnosis_table
@@ -61,7 +62,8 @@ def diagnose_command(
     Half of the requests are planned on, the others are replayed. Times are modelled (docs/cost.md), not measured."""
     trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
     now = None if now_path is None else Placement.load(now_path)
-    setting = setting_of(model, phase, batch, backend, overlap)
+    sizes = served_sizes(model, trace)
+    setting = Setting(model=sizes, phase=phase, batch_tokens=batch, backend=backend, overlap=overlap)
     with compilation_told():
         found = diagnose(trace, topology, setting, now=now, least_gain=least_gain, seed=seed, **limits)
     if as_json:

@@ -23,6 +23,7 @@ from grace_moe.trace import RecordingSizes, RoutingTrace, skew
 Examples:
   grace-moe record ./OLMoE-1B-7B --text wiki.txt --text code.py -o olmoe.safetensors
   grace-moe record ./OLMoE-1B-7B --text chat.txt --requests 200 --new-tokens 64 -o chat.safetensors
+  grace-moe record ./OLMoE-1B-7B --text chat.txt --token-ids -o front.safetensors
   grace-moe record ./Qwen3-30B-A3B --engine vllm --dtype bfloat16 --text wiki.txt -o qwen.safetensors
 """,
 )
@@ -40,6 +41,7 @@ Examples:
     "--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True, help="What runs the model."
 )
 @click.option("--resume", is_flag=True, help="Go on from the partial trace that an interrupted recording left beside the output.")
+@click.option("--token-ids", is_flag=True, help="Keep what the tokens are, for `grace-moe front`: the trace then holds the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def record(
     model: str,
@@ -52,6 +54,7 @@ def record(
     dtype: str,
     engine: str,
     resume: bool,
+    token_ids: bool,
     as_json: bool,
 ) -> None:
     """Run MODEL (a folder, or a hub id) on text and record which experts its router chooses.
@@ -63,12 +66,14 @@ def record(
     contents = [read_text(path) for path in texts]
     named = {"name": printable(Path(model).name), "dataset": printable(", ".join(p.name for p in texts))}
     sizes = RecordingSizes(requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, dtype=dtype)
+    if token_ids and engine == "vllm":
+        raise UsageError("--token-ids: vLLM's routing comes without them; record with Transformers")
     if engine == "vllm":
         trace, made = _by_vllm(model, contents, named, sizes)
         trace.save(output)
         bytes_of_expert = None  # vLLM does not tell them
     else:
-        trace, made, bytes_of_expert = _by_transformers(model, contents, named, sizes, output, resume)
+        trace, made, bytes_of_expert = _by_transformers(model, contents, named, sizes, output, resume=resume, token_ids=token_ids)
     summary = {
         "trace": str(output),
         "requests": made,
@@ -90,7 +95,7 @@ def record(
 
 
 def _by_transformers(
-    model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes, output: Path, resume: bool
+    model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes, output: Path, *, resume: bool, token_ids: bool
 ) -> tuple[RoutingTrace, int, int]:
     """Trace, requests, and bytes of one expert of one layer; the trace is saved."""
     require_runtime()
@@ -106,7 +111,7 @@ def _by_transformers(
     tokenizer = load_tokenizer(model)
     prompts = requests_from_text(contents, tokenizer, tokens_per_request=sizes.prompt_tokens, max_requests=sizes.requests)
     options = GenerationOptions(new_tokens=sizes.new_tokens, batch_size=sizes.batch_size, stop_at_eos=True)
-    recording = KeptRecording(requests=prompts, options=options, dtype=sizes.dtype, output=output, **named)
+    recording = KeptRecording(requests=prompts, options=options, dtype=sizes.dtype, output=output, token_ids=token_ids, **named)
     try:
         with progress_bar("recording", total=len(prompts) * sizes.new_tokens) as advance:
             trace = recording.record(loaded, resume=resume, progress=advance)

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from grace_moe.cli.cost_options import backend_option, overlap_option, phase_option, served_model_option, setting_of
+from grace_moe.cli.cost_options import backend_option, overlap_option, phase_option, served_model_option, served_sizes
 from grace_moe.cli.options import budgets, json_option, numbers, shared, topology_option
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.progress import progress_bar
+from grace_moe.cost.step import Setting
 from grace_moe.evaluation import Sweep, size, stops_mattering
 from grace_moe.files import MAX_DEVICES, check_output, write_atomically
 from grace_moe.report import size_table
@@ -55,7 +56,7 @@ def size_command(
 
     Experts are packed by the loads of half of the requests, and timed on the others. Times are modelled (docs/cost.md)."""
     trace, base = RoutingTrace.load(trace_path), Topology.parse(topology_text)
-    setting = setting_of(model, phase, None, backend, overlap)
+    setting = Setting(model=served_sizes(model, trace), phase=phase, backend=backend, overlap=overlap)
     counts = tuple(int(count) for count in numbers("--nodes", nodes, 1, MAX_DEVICES, "from 1 on"))
     sweep = Sweep(
         nodes=counts,

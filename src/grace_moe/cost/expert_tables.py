@@ -114,7 +114,7 @@ def _rows(table: Table) -> ComputeRows:
             problem = f"{experts[row]} experts in {slots[row]:g} slots don't go on {ranks[row]} ranks"
             raise table.error(line, "moe_ep_size", problem)
         if distributions[row] != _EVEN and not _LAW.fullmatch(distributions[row]):
-            raise table.error(line, "distribution", f"{distributions[row]!r} is neither uniform nor power_law_A nor power_law_A_eplb")
+            raise table.error(line, "distribution", f"{str(distributions[row])!r} is neither uniform nor power_law_A nor power_law_A_eplb")
         phase = _phase(operations[row])
         load = (int(tokens[row]), int(top_k[row]), int(experts[row]), int(ranks[row]), int(slots[row]), str(distributions[row]), phase)
         loads.append(load_of(*load))

@@ -26,8 +26,10 @@ class Tiers:
 
     def of_pairs(self, sender: Ints, receiver: Ints) -> Ints:
         """The tier that each pair of devices uses: the narrowest with a group that has both (broadcast together)."""
-        same = (self.group[:, sender] == self.group[:, receiver]) & (self.group[:, sender] >= 0)
-        found: Ints = same.argmax(axis=0)
+        found = np.full(np.broadcast(sender, receiver).shape, len(self.links) - 1)
+        for tier in reversed(range(len(self.links) - 1)):
+            group = self.group[tier][sender]
+            found = np.where((group == self.group[tier][receiver]) & (group >= 0), tier, found)
         return found
 
 

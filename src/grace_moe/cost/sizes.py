@@ -42,5 +42,5 @@ class ModelSizes:
         return self.hidden_size * self.hidden_element_bytes
 
 
-OLMOE = ModelSizes(num_experts=64, top_k=8, hidden_size=2048, expert_size=1024, moe_layers=16, source="OLMoE-1B-7B, which was assumed")
+OLMOE = ModelSizes(num_experts=64, top_k=8, hidden_size=2048, expert_size=1024, moe_layers=16, source="OLMoE-1B-7B (assumed)")
 """What is assumed where no model is given."""

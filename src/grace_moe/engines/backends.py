@@ -6,11 +6,12 @@ send it. What each backend sends is on the engines' pages (docs/engines/vllm.md#
 
 from __future__ import annotations
 
+from grace_moe.cost.sent import SENDS
 from grace_moe.errors import UsageError
 
 VLLM = {
     "": "deepep_high_throughput",
-    "hierarchical": "deepep_high_throughput",
+    "hierarchical": "allgather_reducescatter --enforce-eager",
     "deepep_high_throughput": "deepep_high_throughput",
     "flat": "deepep_high_throughput",
     "deepep_low_latency": "deepep_low_latency",
@@ -19,7 +20,7 @@ VLLM = {
     "allgather": "allgather_reducescatter",
     "allgather_reducescatter": "allgather_reducescatter",
 }
-"""Backend -> vLLM's `--all2all-backend`."""
+"""Backend -> vLLM's `--all2all-backend`, with what our hierarchical dispatch, which stands in for one of them, wants besides."""
 _STATIC, _DYNAMIC = " --ep-dispatch-algorithm static", " --ep-dispatch-algorithm dynamic"
 SGLANG = {
     "": "deepep --deepep-mode auto" + _STATIC,
@@ -33,8 +34,6 @@ SGLANG = {
     "allgather_reducescatter": "none" + _DYNAMIC,
 }
 """Backend -> SGLang's `--moe-a2a-backend`, with the mode and the choice of replicas that go with it."""
-EVERYTHING = ("allgather", "allgather_reducescatter")
-"""Backends that send every token to every rank."""
 
 
 def flags_of(table: dict[str, str], backend: str, source: str) -> tuple[str, tuple[str, ...]]:
@@ -47,5 +46,9 @@ def flags_of(table: dict[str, str], backend: str, source: str) -> tuple[str, tup
         raise UsageError(
             f"{source}: planned for the backend {backend!r}, which is unknown; plan with one of {', '.join(filter(None, table))}"
         )
-    notes = ("this backend sends every token to every rank: the plan balances, and saves no traffic",) if backend in EVERYTHING else ()
+    notes = (
+        ("this backend sends every token to every rank: the plan balances, and saves no traffic",)
+        if SENDS.get(backend) == "everything"
+        else ()
+    )
     return table[backend], notes

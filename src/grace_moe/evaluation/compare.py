@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from grace_moe.cost.layer_time import modelled_layer_time
+from grace_moe.cost.hardware import expert_kernel, hardware_of
+from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
 from grace_moe.cost.sent import other_backend, sends_of
+from grace_moe.cost.sizes import ModelSizes
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.methods import is_of_batches, options_of, parse_method, serving_of
 from grace_moe.evaluation.metrics import Evaluation
@@ -38,9 +40,9 @@ class ComparisonRow:
     placement: Placement
     evaluation: Evaluation
 
-    def to_dict(self, topology: Topology, backend: str | None = None) -> dict[str, Any]:
-        """The row's JSON: the metrics by name, the modelled time of a layer, and what a backend sends where one is asked for."""
-        modelled = modelled_layer_time(self.evaluation, topology)
+    def to_dict(self, topology: Topology, model: ModelSizes | None = None, backend: str | None = None) -> dict[str, Any]:
+        """The row's JSON: the metrics by name, the modelled time of a layer (None = of OLMoE's sizes), and what a backend sends."""
+        modelled = modelled_layer_time(self.evaluation, topology) if model is None else _sized_time(self.evaluation, topology, model)
         return {
             "method": self.method,
             "plan_seconds": round(self.plan_seconds, 3),
@@ -72,8 +74,18 @@ class Comparison:
     topology: Topology
     planned_on: RoutingTrace
     measured_on: RoutingTrace
+    model: ModelSizes | None = None
+    """Whose layer is timed; None = OLMoE's, at 100 TFLOP/s."""
+
     backend: str | None = None
     """Whose copies are shown too; None = none was asked for."""
+
+    @property
+    def assumed(self) -> str:
+        """What the modelled time takes for granted."""
+        if self.model is None:
+            return "OLMoE's sizes, whatever the model is (--model gives another's)"
+        return f"sizes of {self.model.source} on {hardware_of(self.topology).name.upper()}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -97,11 +109,15 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The JSON of `grace-moe compare --json` (docs/metrics.md); `notes` only where there are any."""
         return {
-            "rows": [row.to_dict(self.topology, self.backend) for row in self.rows] + [refusal.to_dict() for refusal in self.refused],
+            "rows": [
+                *(row.to_dict(self.topology, self.model, self.backend) for row in self.rows),
+                *(refusal.to_dict() for refusal in self.refused),
+            ],
             "topology": self.topology.shape,
             **({} if self.backend is None else {"backend": self.backend}),
             "trace": _identity(self.planned_on),
             "eval": _identity(self.measured_on),
+            **({} if self.model is None else {"assumed": self.assumed}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
 
@@ -110,6 +126,12 @@ class Comparison:
         for refusal in self.refused:
             if refusal.method in methods:
                 raise refusal.error
+
+
+def _sized_time(evaluation: Evaluation, topology: Topology, model: ModelSizes) -> LayerTime:
+    """A layer of the model's sizes, on the topology's devices."""
+    pair = expert_kernel(hardware_of(topology), "prefill", model).compute_s(model)
+    return modelled_layer_time(evaluation, topology, row_bytes=round(model.hidden_bytes), pairs_per_second=1 / pair)
 
 
 def _identity(trace: RoutingTrace) -> dict[str, Any]:

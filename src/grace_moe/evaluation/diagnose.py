@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -28,8 +29,11 @@ PARTS = 20
 """That requests are dealt into, to be drawn again."""
 FEWEST_REQUESTS = 8
 """To be measured on: with fewer, nothing is said."""
-DRAWS = 400
-_INTERVAL = (0.025, 0.975)
+DRAWS = 200
+SURE = 0.975
+"""Share of the draws that must save enough for a plan to be worth it, and"""
+LIKELY = 0.8
+"""that must save less for it not to be: to leave a small gain costs less than to promise one that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +103,20 @@ def diagnose(
     setting: Setting,
     *,
     now: Placement | None = None,
+    candidates: Sequence[Placement] = (),
     least_gain: float = LEAST_GAIN,
     seed: int = 0,
     **limits: Unpack[SlotLimits],
 ) -> Diagnosis:
     """Plan on half of the requests, replay the others under what is now and under the plan, and say which is the case.
 
-    A plan is worth it where the whole interval of what it saves is at least `least_gain` of a layer's time, and not worth it where the
-    whole interval is below. In between, or with too few requests, the trace doesn't tell.
+    Requests are drawn again many times. A plan is worth it where it saves at least `least_gain` of a layer's time in nearly all draws
+    (`SURE`), and not worth it where it saves less in most (`LIKELY`). In between, or with too few requests, the trace doesn't tell.
 
     Args:
         now: the placement in use; None = experts in order, without replicas.
+        candidates: plans made on the first half of the requests; none = `grace`'s, and EPLB's without replicas. The one that is
+            fastest on that half is judged.
         least_gain: share of a layer's time.
         limits: of the plan's slots.
 
@@ -119,8 +126,8 @@ def diagnose(
     """
     if not 0 <= least_gain < 1:
         raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
-    if now is not None:
-        check_same_model(now, trace)
+    for placement in (*candidates, *(() if now is None else (now,))):
+        _check(placement, trace, topology)
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
     told = setting.told(topology)
@@ -132,13 +139,35 @@ def diagnose(
         few = f"{requests} request{'s' * (requests != 1)} to measure {setting.phase} on; {FEWEST_REQUESTS} are the fewest"
         return _unknown(few, trace, setting, told)
     before = plan(planning_half, topology, "linear", seed=seed) if now is None else now
-    after = plan(planning_half, topology, "grace", seed=seed, **limits)
+    if not candidates:
+        candidates = [plan(planning_half, topology, "grace", seed=seed, **limits), *_without_replicas(planning_half, topology, seed)]
+    after = min(candidates, key=lambda p: step_time(_whole(p, planning_half, setting, seed), topology, setting).total)
     parts = min(PARTS, requests)
     flows = [replay_flows(p, measuring_half, topology, parts=parts, phase=setting.phase, seed=seed) for p in (before, after)]
     times = [step_time(total(each, np.ones(parts).tolist()), topology, setting) for each in flows]
-    saved = _interval(flows[0], flows[1], topology, setting, seed)
+    draws = _drawn(flows[0], flows[1], topology, setting, seed)
+    draws += times[0].total - times[1].total - draws.mean()  # drawing again makes every load more uneven: only its spread counts
     slots = [float(p.slots_per_device().sum()) for p in (before, after)]
-    return _judged(times, saved, (slots[1] - slots[0]) * setting.model.expert_bytes, least_gain, trace, setting, told)
+    memory = (slots[1] - slots[0]) * setting.model.expert_bytes
+    found = _judged(times, draws, memory, least_gain, trace, setting, told)
+    return replace(found, next_command=_next(found.verdict, after, trace, setting))
+
+
+def _without_replicas(trace: RoutingTrace, topology: Topology, seed: int) -> list[Placement]:
+    """EPLB's plan where there are as many experts as devices at least: a replica is one more expert to read in small batches."""
+    return [plan(trace, topology, "eplb", seed=seed, redundancy=1.0)] if trace.num_experts % topology.num_devices == 0 else []
+
+
+def _whole(placement: Placement, trace: RoutingTrace, setting: Setting, seed: int) -> Flows:
+    return replay_flows(placement, trace, phase=setting.phase, seed=seed)[0]
+
+
+def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> None:
+    """Raise MismatchError unless they belong together."""
+    check_same_model(placement, trace)
+    if placement.topology.shape != topology.shape:
+        shape = placement.topology.shape
+        raise MismatchError(f"{placement.source}: planned for {shape}, but {topology.source} is {topology.shape}; plan again")
 
 
 def _requests(trace: RoutingTrace, phase: str) -> int:
@@ -146,20 +175,19 @@ def _requests(trace: RoutingTrace, phase: str) -> int:
     return len(np.unique(order_of_requests(trace)[0][tokens_of(trace, phase)]))
 
 
-def _interval(now: list[Flows], planned: list[Flows], topology: Topology, setting: Setting, seed: int) -> tuple[float, float]:
-    """Of the seconds saved in a layer, over parts of the requests drawn again with replacement, the same for both."""
+def _drawn(now: list[Flows], planned: list[Flows], topology: Topology, setting: Setting, seed: int) -> Floats:
+    """`[DRAWS]` seconds saved in a layer, parts of the requests drawn with replacement, the same for both."""
     generator = np.random.default_rng(seed)
     saved = np.empty(DRAWS)
     for draw in range(DRAWS):
         weights = np.bincount(generator.integers(len(now), size=len(now)), minlength=len(now)).tolist()
         saved[draw] = step_time(total(now, weights), topology, setting).total - step_time(total(planned, weights), topology, setting).total
-    low, high = np.quantile(saved, _INTERVAL)
-    return float(low), float(high)
+    return saved
 
 
 def _judged(
     times: list[LayerTime],
-    saved: tuple[float, float],
+    draws: Floats,
     memory_bytes: float,
     least_gain: float,
     trace: RoutingTrace,
@@ -168,11 +196,14 @@ def _judged(
 ) -> Diagnosis:
     now, planned = times
     least = least_gain * now.total
-    verdict = WORTH_IT if saved[0] >= least else NOT_WORTH_IT if saved[1] < least else NOT_ENOUGH
+    enough = float(np.mean(draws >= least))
+    verdict = WORTH_IT if enough >= SURE else NOT_WORTH_IT if enough <= 1 - LIKELY else NOT_ENOUGH
+    low, high = np.quantile(draws, (1 - SURE, SURE))
+    saved = float(low), float(high)
     return Diagnosis(
         verdict=verdict,
         reason=_reason(verdict, now, planned, saved, setting),
-        next_command=_next(verdict, trace, setting),
+        next_command="",
         now=now,
         planned=planned,
         saved=saved,
@@ -217,10 +248,12 @@ def _reason(verdict: str, now: LayerTime, planned: LayerTime, saved: tuple[float
     return text if less <= 0 else f"{text}, most of it of {name}"
 
 
-def _next(verdict: str, trace: RoutingTrace, setting: Setting) -> str:
+def _next(verdict: str, planned: Placement, trace: RoutingTrace, setting: Setting) -> str:
     """The command to go on with."""
     if verdict == WORTH_IT:
-        return f"grace-moe plan {trace.source} --topology T -o plan.json"
+        method = planned.provenance.get("method", "grace")
+        options = "" if method == "grace" else f" --method {method} --redundancy 1"
+        return f"grace-moe plan {trace.source} --topology T{options} -o plan.json"
     if verdict == NOT_WORTH_IT:
         return f"grace-moe size {trace.source} --topology T --phase {setting.phase}   # from which batch or cluster on it is"
     return "grace-moe record MODEL --text FILE... -o TRACE   # more requests, or longer ones"

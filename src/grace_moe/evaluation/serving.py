@@ -28,8 +28,8 @@ class Serving:
     """Tokens of a prefill batch (None = 1024 with a policy); decode batches are the trace's steps. Given it, or a policy, the
     balance of each batch is measured."""
     first_tokens: int | None = None
-    """Send each request to the node that its first so many tokens point to (`choice.place_requests`), and deal it round-robin
-    over that node's devices; None = deal requests round-robin over all devices."""
+    """Send each request to a device of the node that its first so many tokens point to (`choice.place_requests`); None = deal requests
+    round-robin over all devices."""
 
     @property
     def in_batches(self) -> bool:
@@ -65,7 +65,7 @@ def arrivals(placement: Placement, trace: RoutingTrace, serving: Serving) -> Arr
     if serving.first_tokens is None:
         source = sources(trace, placement.topology.num_devices)
     else:
-        source = placed_sources(placement, trace, serving.first_tokens)
+        source = place_requests(placement, trace, serving.first_tokens)[order_of_requests(trace)[0]]
     batches = None
     if serving.in_batches:
         batches = number_batches(steps, trace.num_tokens, PREFILL_BATCH if serving.batch_tokens is None else serving.batch_tokens)
@@ -75,17 +75,6 @@ def arrivals(placement: Placement, trace: RoutingTrace, serving: Serving) -> Arr
 def sources(trace: RoutingTrace, num_devices: int) -> Ints:
     """`[tokens]` source device: requests in order of first appearance, dealt round-robin."""
     return order_of_requests(trace)[0] % num_devices
-
-
-def placed_sources(placement: Placement, trace: RoutingTrace, first_tokens: int) -> Ints:
-    """`[tokens]` source device where a front-end places requests by their first tokens."""
-    nodes = place_requests(placement, trace, first_tokens)
-    devices = np.empty(len(nodes), dtype=np.int64)
-    for node in range(placement.topology.num_nodes):
-        members = np.array(placement.topology.devices_of_node(node))
-        here = np.flatnonzero(nodes == node)
-        devices[here] = members[np.arange(len(here)) % len(members)]
-    return devices[order_of_requests(trace)[0]]
 
 
 def decode_steps(trace: RoutingTrace) -> Ints | None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.cost.flows import Flows
+from grace_moe.cost.hardware import hardware_of
 from grace_moe.cost.layer_time import LayerTime
 from grace_moe.cost.links import tiers_of
 from grace_moe.cost.packing import packed, replica_counts
@@ -23,7 +24,7 @@ from grace_moe.trace import RoutingTrace, expert_loads
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-SAMPLE = 2048
+SAMPLE = 1024
 """Tokens that copies are counted on; loads are of all."""
 
 
@@ -129,7 +130,8 @@ def _grown(base: Topology, nodes: int) -> Topology:
     count = base.devices_per_node or 1
     kind = base.nodes[0].devices[0]
     devices = tuple(Device(name=f"device{d}", memory_bytes=kind.memory_bytes) for d in range(count))
-    return replace(base, nodes=tuple(Node(name=f"node{n}", devices=devices) for n in range(nodes)), source=f"{nodes}x{count}")
+    grown = tuple(Node(name=f"node{n}", devices=devices) for n in range(nodes))
+    return replace(base, nodes=grown, hardware=hardware_of(base).name, source=f"{nodes}x{count}")
 
 
 def _what_if(halves: Sequence[RoutingTrace], topology: Topology, redundancy: float) -> tuple[Flows, Flows]:

@@ -76,10 +76,11 @@ AGAIN_PROPOSALS = 20_000
 """Moves at a higher price, from the copies of the last one. Not tuned."""
 AGAIN_HEAT = (2e-3, 3e-5)
 """Not tuned."""
-START_PROPOSALS = 20_000
-"""Moves from copies that were planned without a front-end (step 4). Not tuned."""
-START_HEAT = (1e-3, 3e-5)
-"""Not tuned."""
+START_PROPOSALS = 40_000
+"""Moves from copies that were planned without a front-end (step 4), judged by `POLISH_TOKENS`: a token that comes from one node tells less
+than one from all. Chosen on the planning half (requests_2026-11-26.md)."""
+START_HEAT = (8e-3, 3e-5)
+"""As for `START_PROPOSALS`: a cold search stays with what suits requests that come in anywhere."""
 REPLAN_PROPOSALS = 8_000
 """Moves from a placement that serves. 8 to 10 times faster, at most 4% more traffic (again_2cores_2026-11-25.md)."""
 REPLAN_HEAT = (3e-4, 3e-5)

@@ -49,25 +49,16 @@ def size_table(points: Sequence[SizePoint], told: str) -> Table:
     """One row a combination; those of the frontier have a star."""
     caption = f"* = no other takes fewer devices, less memory and less time. Modelled, not measured: {told}."
     table = plain_table(title="Milliseconds of a layer, with experts in order and balanced by load", caption=Text(printable(caption)))
-    for heading in (
-        "cluster ",
-        "links ",
-        "slots ",
-        "batch ",
-        "in \norder ",
-        "balanced ",
-        "saved ",
-        "most of it ",
-        "GB/device ",
-        "factor ",
-        "",
-    ):
+    several = len({point.link for point in points}) > 1
+    links = ("links ",) if several else ()
+    rest = ("slots ", "batch ", "in \norder ", "bal- \nanced ", "saved ", "most \nof it ", "GB a \ndevice ", "factor ", "")
+    for heading in ("cluster ", *links, *rest):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         row = point.to_dict()
         table.add_row(
             f"{point.topology} ",
-            f"{point.link:g}x ",
+            *([f"{point.link:g}x "] if several else []),
             f"{point.redundancy:g}x ",
             f"{point.batch:,} ",
             f"{1e3 * point.in_order.total:.3f} ",

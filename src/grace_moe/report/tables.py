@@ -53,7 +53,8 @@ def comparison_table(comparison: Comparison) -> Table:
     others = "the same requests" if measured.digest == planned.digest else "other requests"
     caption = f"* = best. Measured on {measured.num_tokens:,} tokens; planned on {planned.num_tokens:,} of {others}."
     reasons = (f"{refusal.method}: {printable(str(refusal.error))}" for refusal in comparison.refused)
-    table = plain_table(title=title, caption=Text("\n".join([caption, *map(printable, comparison.notes), *reasons])))
+    told = [caption, f"Modelled ms: {printable(comparison.assumed)}.", *map(printable, comparison.notes), *reasons]
+    table = plain_table(title=title, caption=Text("\n".join(told)))
     table.add_column("method", no_wrap=True)
     by_batch = all(row["batch_load_max_over_mean"] is not None for row in rows)
     more = [column for column in _BATCH_COLUMNS if by_batch and all(row[column[0]] is not None for row in rows)]
@@ -91,7 +92,7 @@ def pareto_table(points: Sequence[ParetoPoint], topology: Topology) -> Table:
 
 def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Each row's values by name, the modelled time in ms."""
-    rows = [row.to_dict(comparison.topology, comparison.backend) for row in comparison.rows]
+    rows = [row.to_dict(comparison.topology, comparison.model, comparison.backend) for row in comparison.rows]
     for row in rows:
         row["modelled_layer_time"] *= 1000
     return rows

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from grace_moe.errors import TraceError
 from grace_moe.trace.model import RoutingTrace
@@ -27,8 +29,7 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         own = np.unique(trace.requests, return_inverse=True)[1]
         requests.append(own + offset)
         offset += int(own.max(initial=-1)) + 1
-    phases = [trace.phase for trace in traces]
-    weights = [trace.topk_weights for trace in traces]
+    phases, weights, tokens = ([getattr(trace, name) for trace in traces] for name in ("phase", "topk_weights", "token_ids"))
     return RoutingTrace(
         topk_ids=np.concatenate(ids).astype(first.topk_ids.dtype),
         num_experts=first.num_experts,
@@ -36,12 +37,19 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         model=first.model,
         dataset=" + ".join(dict.fromkeys(trace.dataset for trace in traces)),
         request_ids=np.concatenate(requests).astype(np.int32),
-        phase=np.concatenate([p for p in phases if p is not None]) if all(p is not None for p in phases) else None,
-        topk_weights=np.concatenate([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
+        phase=_joined(phases),
+        topk_weights=_joined(weights),
+        token_ids=_joined(tokens),
         counts_only=any(trace.counts_only for trace in traces),
         surrogate=any(trace.surrogate for trace in traces),
         source=" + ".join(dict.fromkeys(trace.source for trace in traces)),
     )
+
+
+def _joined(columns: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """The column of all traces, None where one of them has none."""
+    known = [column for column in columns if column is not None]
+    return np.concatenate(known) if len(known) == len(columns) else None
 
 
 def mixed(traces: Sequence[RoutingTrace]) -> RoutingTrace:

@@ -51,6 +51,8 @@ class RoutingTrace:
     """`[tokens]` 0 = prefill, 1 = decode."""
     topk_weights: npt.NDArray[np.float16] | None = None
     """`[tokens, layers, k]` routing weights."""
+    token_ids: npt.NDArray[np.int32] | None = None
+    """`[tokens]` what the tokens are, in the vocabulary: a front-end learns from it where a prompt should go."""
     counts_only: bool = False
     """Made of an engine's counts: it tells how often each expert fires and nothing of which fire together, as each row chooses one."""
     surrogate: bool = False
@@ -107,12 +109,16 @@ class RoutingTrace:
 
     def _check_columns(self) -> None:
         shape = self.topk_ids.shape
-        for name, dtype, want in (("request_ids", "int32", shape[:1]), ("phase", "uint8", shape[:1]), ("topk_weights", "float16", shape)):
+        columns = {"request_ids": "int32", "phase": "uint8", "token_ids": "int32", "topk_weights": "float16"}
+        for name, dtype in columns.items():
+            want = shape if name == "topk_weights" else shape[:1]
             array = getattr(self, name)
             if array is not None and (array.shape != want or array.dtype != dtype):
                 raise self._error(name, f"{array.dtype} {array.shape} is not {dtype} {want}", "record it again")
         if self.phase is not None and self.phase.size and self.phase.max() > DECODE:
             raise self._error("phase", f"value {self.phase.max()} is not 0 (prefill) or 1 (decode)", "record it again")
+        if self.token_ids is not None and self.token_ids.size and self.token_ids.min() < 0:
+            raise self._error("token_ids", f"{self.token_ids.min()} is not in any vocabulary", "record it again")
         if self.topk_weights is not None and not np.isfinite(self.topk_weights).all():
             raise self._error("topk_weights", "not all are finite numbers", "record it again")
 
@@ -165,6 +171,7 @@ class RoutingTrace:
             request_ids=self.requests[tokens].astype(np.int32),
             phase=None if self.phase is None else self.phase[tokens],
             topk_weights=None if self.topk_weights is None else self.topk_weights[tokens],
+            token_ids=None if self.token_ids is None else self.token_ids[tokens],
             counts_only=self.counts_only,
             surrogate=self.surrogate,
             source=self.source,

@@ -15,7 +15,7 @@ from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, check_budget,
 FORMAT = "grace-moe.trace"
 VERSION = 1
 MAX_ELEMENTS = 2**33
-_DTYPES = {"topk_ids": ("I16", "I32"), "request_ids": ("I32",), "phase": ("U8",), "topk_weights": ("F16",)}
+_DTYPES = {"topk_ids": ("I16", "I32"), "request_ids": ("I32",), "phase": ("U8",), "topk_weights": ("F16",), "token_ids": ("I32",)}
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def _three(array: Ids, where: str) -> Ids:
 
 def _launch(slots: SlotMap, backend: str) -> str:
     config = f'{{"num_redundant_experts": {slots.num_redundant}, "window_size": {WINDOW}, "step_interval": {INTERVAL}}}'
+    ours = "GRACE_MOE_DISPATCH=hierarchical " if slots.backend == "hierarchical" else ""
     return (
-        f"GRACE_MOE_PLAN=PLAN vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel --enable-eplb \\\n"
+        f"{ours}GRACE_MOE_PLAN=PLAN vllm serve MODEL --data-parallel-size {slots.num_ranks} --enable-expert-parallel --enable-eplb \\\n"
         f"  --all2all-backend {backend} --eplb-config '{config}'"
     )

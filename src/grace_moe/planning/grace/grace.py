@@ -87,7 +87,7 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     # Step 3: one problem a layer, in canonical names.
     names = canonical_names(task.trace.topk_ids, task.num_experts, task.topology)
     problems = layer_problems(task, options, names)
-    on_layer = _counter(task, passes=2 if options.request_placement else 1)
+    on_layer = _counter(task, passes=3 if options.request_placement else 1)
     if options.request_placement:
         # Step 4: find a node for every request.
         problems = with_requests_placed(problems, options.threads, on_layer)

@@ -148,7 +148,7 @@ def _searches(problem: LayerProblem, *, first: bool) -> list[tuple[int, SearchOp
     if not first:
         return [(SEARCH_TOKENS, AGAIN)]
     if problem.start is not None:
-        return [(SEARCH_TOKENS, FROM_START)]
+        return [(POLISH_TOKENS, FROM_START)]
     return [(SEARCH_TOKENS, LONG), (POLISH_TOKENS, SHORT)]
 
 

@@ -1,7 +1,8 @@
 """Step 4, on demand: plan for a front-end that sends each request to one node.
 
-Placed requests even the load out by themselves: topics may stay together. So the layers are planned once as if loads were certain; the
-planning that follows starts from their copies, knows each request's node, and judges balance with it.
+Placed requests even the load out by themselves: topics may stay together. So the layers are planned once as if loads were certain, and
+again with a node for each request; requests may then change theirs. The planning that follows starts from these copies, knows each
+request's node, and judges balance with it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from grace_moe.trace import order_of_requests
 def with_requests_placed(problems: Sequence[LayerProblem], threads: int, on_layer: Callable[[], None]) -> list[LayerProblem]:
     """The problems with a node for every request, and copies to begin from that suit them."""
     layers = plan_layers_once([replace(problem, loads_certain=True) for problem in problems], threads, on_layer)
-    layers = _named_alike(problems, layers)
+    placed = _shared_out(problems, _named_alike(problems, layers))
+    return _shared_out(placed, plan_layers_once([replace(problem, loads_certain=True) for problem in placed], threads, on_layer))
+
+
+def _shared_out(problems: Sequence[LayerProblem], layers: Sequence[LayerPlacement]) -> list[LayerProblem]:
+    """The problems with each request on a node where it is cheap under these layers, and the layers' copies to begin from."""
     node_of_request = share_out(request_costs(problems, layers).sum(axis=0))
     return [
         replace(
@@ -49,16 +55,12 @@ def source_devices(task: PlanningTask, planned: PlannedLayers, *, requests_place
     """`[T]` source device of each token of the trace.
 
     Args:
-        requests_placed: whether a front-end sends requests to nodes, whose devices take them in turn; else all devices do.
+        requests_placed: whether a front-end places requests; else all devices take them in turn.
     """
     request, _ = order_of_requests(task.trace)
     topology = task.topology
     if not requests_placed:
         return request % topology.num_devices
     placement = Placement(topology=topology, num_experts=task.num_experts, layers=planned.layers, replica_choice=planned.replica_choice)
-    nodes = place_requests(placement, task.trace)
-    devices = np.empty(len(nodes), dtype=np.int64)
-    for node in range(topology.num_nodes):
-        members, here = np.array(topology.devices_of_node(node)), np.flatnonzero(nodes == node)
-        devices[here] = members[np.arange(len(here)) % len(members)]
-    return devices[request]
+    devices: npt.NDArray[np.int64] = place_requests(placement, task.trace)[request]
+    return devices

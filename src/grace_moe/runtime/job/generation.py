@@ -172,7 +172,8 @@ class _Batch:
             valid = (self.mask[:, -self.input_ids.shape[1] :].cpu() == 1) & alive[:, None]
             request_ids = self.request_ids[:, None].expand(valid.shape)
             phase = PREFILL if first else DECODE
-            before_step(Step(phase=phase, valid=valid.reshape(-1), request_ids=request_ids.reshape(-1)))
+            token_ids = self.input_ids.cpu().reshape(-1)
+            before_step(Step(phase=phase, valid=valid.reshape(-1), request_ids=request_ids.reshape(-1), token_ids=token_ids))
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.input_ids.shape[1] :]
         output = self.model(
             input_ids=self.input_ids,

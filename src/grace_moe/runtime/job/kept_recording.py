@@ -33,6 +33,8 @@ class KeptRecording:
     dtype: str
     output: Path
     """Where the whole trace will be."""
+    token_ids: bool
+    """Whether it says what the tokens are: it holds the text then."""
 
     @property
     def partial(self) -> Path:
@@ -53,7 +55,8 @@ class KeptRecording:
         try:
             for first in range(0, len(rest), self.options.batch_size):
                 batch = rest[first : first + self.options.batch_size]
-                parts.append(record_trace(model, batch, self.options, name=self.name, dataset=self.dataset, progress=progress)[0])
+                trace, _ = record_trace(model, batch, self.options, name=self.name, dataset=self.dataset, progress=progress)
+                parts.append(trace if self.token_ids else replace(trace, token_ids=None))
                 if time.monotonic() - saved_at > _SAVED_EVERY_SECONDS:
                     self._save(parts)
                     saved_at = time.monotonic()
@@ -84,5 +87,5 @@ class KeptRecording:
     @property
     def _digest(self) -> str:
         """Of what decides the trace."""
-        told = repr((self.name, self.dtype, self.options, self.requests))
+        told = repr((self.name, self.dtype, self.options, self.requests, self.token_ids))
         return hashlib.sha256(told.encode()).hexdigest()[:12]

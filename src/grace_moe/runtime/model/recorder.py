@@ -28,6 +28,7 @@ class Recorder:
         self._weights: list[np.ndarray] = []
         self._requests: list[np.ndarray] = []
         self._phases: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
 
     def begin_step(self, step: Step) -> None:
         """Note which rows of the coming pass are real, and whose."""
@@ -56,6 +57,8 @@ class Recorder:
         self._weights.append(np.stack([self._layers[i][1] for i in self.layer_ids], axis=1)[valid].astype(np.float16))
         requests = np.zeros(rows, dtype=np.int32) if step is None else step.request_ids.numpy().astype(np.int32)
         self._requests.append(requests[valid])
+        if step is not None:
+            self._tokens.append(step.token_ids.numpy().astype(np.int32)[valid])
         self._phases.append(np.full(int(valid.sum()), 0 if step is None else step.phase, dtype=np.uint8))
         self._layers = {}
 
@@ -77,6 +80,7 @@ class Recorder:
             request_ids=np.concatenate(self._requests),
             phase=np.concatenate(self._phases),
             topk_weights=np.concatenate(self._weights),
+            token_ids=np.concatenate(self._tokens) if len(self._tokens) == len(self._ids) else None,
             source=f"recording of {model}",
         )
 

@@ -17,3 +17,5 @@ class Step:
     """`[rows]` bool: real tokens, not padding."""
     request_ids: torch.Tensor
     """`[rows]` int64."""
+    token_ids: torch.Tensor
+    """`[rows]` int64, in the model's vocabulary."""
