@@ -68,7 +68,9 @@ def examine(
     path = scratch / "plan.json"
     placement.save(path)
     runs = tuple(RunSpec(name=dispatch, placement=str(path), dispatch=dispatch) for dispatch in dispatches)
-    results = pool.do(run_on_rank, Job(model=str(folder), requests=REQUESTS, options=OPTIONS, runs=runs, warm_up=False))[0]
+    results = pool.do(
+        run_on_rank, Job(model=str(folder), requests=REQUESTS, options=OPTIONS, runs=runs, warm_up=False, timeout_seconds=180)
+    )[0]
     pairs = [pair for result in results for pair in zip(result.completions, plain.completions, strict=True)]
     return Outcome(
         model_class=type(model).__name__,

@@ -4,8 +4,9 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import torch.multiprocessing as mp
 RANKS = 4
 _LONGEST_SECONDS = 600
 _LAST_WORDS_SECONDS = 15
+_PATIENCE = timedelta(minutes=3)
+"""Of a rank with another, on a machine that has more to do."""
 
 
 class WorkError(Exception):
@@ -31,7 +34,8 @@ class RankPool:
         if not self.ranks:
             self._start()
         for _, pipe in self.ranks:
-            pipe.send((work, arguments))
+            with suppress(OSError):  # a rank that ended: its answer tells
+                pipe.send((work, arguments))
         answers, seconds = [], _LONGEST_SECONDS
         for rank, (_, pipe) in enumerate(self.ranks):
             if not pipe.poll(seconds):
@@ -72,17 +76,17 @@ class RankPool:
 def _received(pipe: Connection) -> tuple[str, Any, str]:
     try:
         return pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):
         return "EOFError", "a rank ended", ""
 
 
 def _serve(rank: int, rendezvous: str, pipe: Connection) -> None:
-    from grace_moe.runtime.job.launch import rank_environment
+    from grace_moe.runtime.job.local_ranks import environment_of_ranks
     from grace_moe.runtime.job.ranks import joined, leave
 
-    os.environ |= rank_environment(rank, RANKS)
+    os.environ |= environment_of_ranks(RANKS) | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
     torch.set_num_threads(1)
-    with joined(rendezvous_file=str(Path(rendezvous))) as member:
+    with joined(rendezvous_file=rendezvous, timeout=_PATIENCE) as member:
         while True:
             try:
                 work, arguments = pipe.recv()
