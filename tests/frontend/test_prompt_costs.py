@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from grace_moe.errors import MismatchError, TraceError
@@ -32,3 +33,11 @@ def test_what_it_needs():
         PromptCosts(placement(costs=()), trace())
     with pytest.raises(MismatchError, match="num_experts"):
         PromptCosts(placement(), replace(trace(), num_experts=3))
+
+
+def test_the_embedded_models_domains_are_told_apart(embedded):
+    """Prompts of text that the trace has not: most of them go where the routing of the whole prompt says."""
+    planned, trained, prompts, routed = embedded
+    costs = PromptCosts(planned, trained)
+    told = np.array([costs.of(prompt) for prompt in prompts])
+    assert np.corrcoef(told[:, 0] - told[:, 1], routed[:, 0] - routed[:, 1])[0, 1] > 0.5
