@@ -1,5 +1,5 @@
-"""Plug-in of SGLang (entry point `sglang.srt.plugins`): its online balancer (`--enable-eplb`) follows a plan. Without `GRACE_MOE_PLAN` it
-does nothing. A plan that stays as it is needs no plug-in: give it with `--init-expert-location`.
+"""Plug-in of SGLang (entry point `sglang.srt.plugins`): its online balancer (`--enable-eplb`) follows a plan, and replicas are chosen by it
+(`sglang.choice`). Without `GRACE_MOE_PLAN` it does nothing. To place a plan that stays as it is, `--init-expert-location` is enough.
 
 SGLang's balancer names all decoder layers; those without a plan are filled in order.
 """
