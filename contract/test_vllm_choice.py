@@ -1,10 +1,12 @@
 """Our replica choice in vLLM's router: the kernel, by Triton's interpreter, against the reference and against NumPy's choice."""
 
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is imported: it is Python then
@@ -177,6 +179,7 @@ def state(tmp_path, monkeypatch):
     from vllm.distributed.eplb import eplb_state
     from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
     from vllm.model_executor.layers.fused_moe.router import base_router
+    from vllm.model_executor.models import interfaces
     from vllm.v1.worker import gpu_model_runner
 
     path = tmp_path / "plan.json"
@@ -193,6 +196,8 @@ def state(tmp_path, monkeypatch):
     wrapped = [(eplb_state.EplbState, name) for name in ("__init__", "add_model", "update_mapping", "prepare_forward")]
     wrapped += [(eplb_state, "_commit_eplb_maps"), (eplb_state, "_commit_eplb_maps_for_layer")]
     wrapped += [(base_router, "eplb_map_to_physical_and_record"), (gpu_model_runner.GPUModelRunner, "execute_model")]
+    wrapped += [(interfaces, "get_mixture_of_experts_model"), (gpu_model_runner, "get_mixture_of_experts_model")]
+    wrapped += [(eplb_state, "current_platform")]
     for owner, name in wrapped:
         monkeypatch.setattr(owner, name, getattr(owner, name))
 
@@ -289,11 +294,37 @@ def test_elsewhere_its_own_rule_stays_and_it_is_said(state, choice, changes, cap
 
 @pytest.fixture
 def caplog_vllm(caplog):
-    """vLLM's loggers don't propagate."""
+    """vLLM's loggers don't propagate, where it has set them up."""
     logger = logging.getLogger("vllm")
-    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="vllm")
+    alone = not logger.propagate
+    if alone:
+        logger.addHandler(caplog.handler)
     yield caplog
-    logger.removeHandler(caplog.handler)
+    if alone:
+        logger.removeHandler(caplog.handler)
+
+
+def test_a_model_that_its_balancer_leaves_out_is_named(state, caplog_vllm):
+    from vllm.v1.worker import gpu_model_runner
+
+    class RoutedExperts(torch.nn.Module):
+        pass
+
+    state()
+    assert "of-tests: the expert balancer follows" in caplog_vllm.text
+    for _ in range(2):
+        assert gpu_model_runner.get_mixture_of_experts_model(torch.nn.Sequential(RoutedExperts())) is None
+    assert gpu_model_runner.get_mixture_of_experts_model(torch.nn.Linear(1, 1)) is None
+    assert caplog_vllm.text.count("leaves Sequential out") == 1
+    assert "leaves Linear out" not in caplog_vllm.text
+    assert "--model-impl transformers" in caplog_vllm.text
+
+
+@pytest.mark.parametrize("name", ["dbrx", "gpt_oss", "granitemoe", "jamba", "minimax_m2", "olmoe", "phimoe", "qwen2_moe"])
+def test_models_of_the_page_are_none_of_its_balancers(name):
+    folder = Path(importlib.util.find_spec("vllm").submodule_search_locations[0]) / "model_executor/models"
+    assert "MixtureOfExperts" not in (folder / f"{name}.py").read_text()
 
 
 def test_its_model_runner_tells_decode(state, monkeypatch):

@@ -78,6 +78,22 @@ def test_vllm_responses_know_prompts_and_may_come_a_line_each(tmp_path):
     assert TRACE_IMPORTERS["vllm"]([path], MODEL).trace.digest == trace.digest
 
 
+@pytest.mark.parametrize(
+    ("usage", "choices", "phases"),
+    [
+        ({"prompt_tokens": 3, "completion_tokens": 3}, 1, [0, 0, 0, 1, 1]),
+        ({"prompt_tokens": 40, "completion_tokens": 3}, 1, [0, 0, 0, 1, 1]),  # from prompt token 37 on
+        ({"prompt_tokens": 40, "completion_tokens": 6}, 1, [1] * 5),  # from the prompt's end on
+        ({"prompt_tokens": 3, "completion_tokens": 6}, 2, [0, 0, 0, 1, 1] * 2),  # of both choices together
+        ({"prompt_tokens": 3, "completion_tokens": 0}, 1, [0, 0, 0, 1, 1]),
+    ],
+)
+def test_vllm_responses_without_the_start_of_their_prompt_keep_their_phases(tmp_path, usage, choices, phases):
+    choice = {"routed_experts": base64_of(npy(routing(5).astype(np.uint8)))}
+    (tmp_path / "r.json").write_text(json.dumps([{"usage": usage, "choices": [choice] * choices}]))
+    assert TRACE_IMPORTERS["vllm"]([tmp_path / "r.json"], MODEL).trace.phase.tolist() == phases
+
+
 def test_layers_that_are_named_are_kept_whatever_they_chose(tmp_path):
     np.save(tmp_path / "a.npy", routing(4, dense=()))
     hints = Hints(num_experts=EXPERTS, layer_ids=(0, 2))

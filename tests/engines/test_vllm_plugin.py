@@ -58,6 +58,7 @@ def vllm(monkeypatch):
     state, policy = modules["vllm.distributed.eplb.eplb_state"], modules["vllm.distributed.eplb.policy"]
     state.EplbState, state._commit_eplb_maps, state._commit_eplb_maps_for_layer = EplbState, commit, commit_layer
     state.compute_hash_cached = lambda model_config: model_config.compute_hash()
+    state.current_platform = SimpleNamespace(is_rocm=lambda: True, name="rocm")
     policy.EPLB_POLICIES = {"default": DefaultPolicy}
     modules["vllm.distributed.eplb"].eplb_state = state
     modules["vllm.distributed.parallel_state"].get_ep_group = lambda: SimpleNamespace(rank_in_group=1, world_size=RANKS)
@@ -161,6 +162,16 @@ def test_replanning_starts_from_the_map_that_serves(vllm, plan_path, monkeypatch
     assert "slots change their expert" in caplog.text
     for _ in range(3):
         assert (call(vllm.policies, old=second) == second).all()  # idle
+
+
+def test_rocm_applies_a_plan_whatever_it_gains_but_not_others_maps(vllm, plan_path):
+    vllm_plugin.register()
+    assert vllm.state.current_platform.is_rocm()
+    call(vllm.policies)
+    assert not vllm.state.current_platform.is_rocm()
+    assert vllm.state.current_platform.name == "rocm"
+    call(vllm.policies, slots=9)  # the plan doesn't fit: vLLM's own policy, and its own rule
+    assert vllm.state.current_platform.is_rocm()
 
 
 def test_an_old_or_new_vllm_is_left_alone(vllm, plan_path, monkeypatch, caplog):

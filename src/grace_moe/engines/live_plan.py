@@ -175,10 +175,11 @@ def _one_of(name: str, values: tuple[str, ...]) -> str:
     return value
 
 
-def follows(live: LivePlan) -> str:
-    """What is in force, as a line of the log."""
+def follows(live: LivePlan, model: str = "") -> str:
+    """What is in force, as a line of the log; without a model, what will be once the engine balances one."""
     how = ", replicas by the engine's loads" if live.replan else ""
-    return f"GRACE-MoE: the expert balancer follows {live.path} ({live.digest}{how})"
+    who = f"{model}: the expert balancer follows" if model else "the expert balancer, where it is on, follows"
+    return f"GRACE-MoE: {who} {live.path} ({live.digest}{how})"
 
 
 def told(error: GraceError) -> str:

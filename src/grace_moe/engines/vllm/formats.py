@@ -48,17 +48,32 @@ def import_routed_experts(paths: Sequence[Path], hints: Hints) -> Imported:
     requests = []
     for where, value in read_objects(list(paths)):
         usage, choices = value.get("usage"), value.get("choices")
-        prompt = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        for index, choice in enumerate(choices if isinstance(choices, list) else []):
+        choices = choices if isinstance(choices, list) else []
+        for index, choice in enumerate(choices):
             text = choice.get("routed_experts") if isinstance(choice, dict) else None
             if text is None:
                 continue
             at = f"{where}: choices[{index}]"
             ids = _three(npy_array(base64_bytes(text, at, "routed_experts"), at), at)
-            requests.append(RoutedRequest(topk_ids=ids, prompt_tokens=prompt if type(prompt) is int else None))
+            prompt = _prompt_rows(usage, len(ids), alone=len(choices) == 1)
+            requests.append(RoutedRequest(topk_ids=ids, prompt_tokens=prompt))
     if not requests:
         raise TraceError(str(paths[0]), "routed_experts", "in no choice", "start vLLM with --enable-return-routed-experts")
     return trace_of_requests(requests, hints, num_experts=experts, source=str(paths[0]))
+
+
+def _prompt_rows(usage: Any, rows: int, *, alone: bool) -> int | None:
+    """Rows of the prompt, of so many that were returned; None where the response doesn't say.
+
+    A request with `routed_experts_prompt_start` gets its prompt from there on. The last token was put out, but never run through the
+    model, so a lone choice shows what its prompt lacks.
+    """
+    prompt, new = (usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens"))
+    if type(prompt) is not int:
+        return None
+    if not alone or type(new) is not int or new < 1:
+        return prompt
+    return max(0, min(prompt, rows - (new - 1)))
 
 
 def export_map(slots: SlotMap) -> Exported:

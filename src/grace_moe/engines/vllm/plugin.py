@@ -15,6 +15,7 @@ from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment
 from grace_moe.engines.replanner import Serving
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import dispatch, start
+from grace_moe.engines.vllm.applied import Applied
 from grace_moe.engines.vllm.measured import count_by_slot, measured
 from grace_moe.engines.vllm.seams import LOG, choose_replicas
 from grace_moe.errors import GraceError
@@ -47,7 +48,8 @@ def register() -> None:
     if list(inspect.signature(default.rebalance_experts).parameters) != expected:
         LOG.warning("GRACE-MoE: this vLLM's balancing policy takes other arguments than 0.32's: the plan is not used")
         return
-    EPLB_POLICIES["default"] = planned_policy(default, live)
+    applied = eplb_state.current_platform = Applied(eplb_state.current_platform)
+    EPLB_POLICIES["default"] = planned_policy(default, live, applied)
     choose_replicas(eplb_state, live)
     if live.replan:
         count_by_slot(eplb_state)
@@ -55,7 +57,7 @@ def register() -> None:
     LOG.info(follows(live))
 
 
-def planned_policy(default: Any, live: LivePlan) -> Any:
+def planned_policy(default: Any, live: LivePlan, applied: Applied) -> Any:
     """A policy class that gives the plan's map, and `default`'s where the plan does not fit."""
 
     class PlannedPolicy(default):
@@ -83,10 +85,12 @@ def planned_policy(default: Any, live: LivePlan) -> Any:
                 found = live.map_for(loads, num_replicas, num_ranks, num_nodes, serving=serving)
             except GraceError as error:
                 LOG.warning(told(error))
+                applied.ours = False
                 theirs: torch.Tensor = super().rebalance_experts(
                     weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
                 )
                 return theirs
+            applied.ours = True
             table = found.slots.physical_to_logical
             if rows is not None:
                 table = keep_slots(table, rows.astype(np.int32), num_ranks)

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from grace_moe.engines.live_plan import LivePlan, told
+from grace_moe.engines.given_maps import GivenMaps
+from grace_moe.engines.live_plan import LivePlan, follows, told
 from grace_moe.engines.vllm.choice_tables import MAX_NODES
 from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens, why_not
 from grace_moe.errors import GraceError
+from grace_moe.placement import Placement
 
 LOG = logging.getLogger("vllm.grace_moe")  # below vLLM's logger, so that its handlers print it
 RUNNERS = ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner")
@@ -38,6 +40,7 @@ def choose_replicas(eplb_state: Any, live: LivePlan) -> None:
 
     def made(make: Callable[..., None], self: Any, parallel_config: Any, *arguments: Any, **named: Any) -> None:
         make(self, parallel_config, *arguments, **named)
+        tell_left_out(live)
         if live.choice == "theirs":
             return
         if routes_own_tokens(parallel_config):
@@ -52,8 +55,12 @@ def choose_replicas(eplb_state: Any, live: LivePlan) -> None:
         add(self, model, model_config, *arguments, **named)
         model_state = self.model_states[model_config.compute_hash()]
         forget(model_state)
+        planned = _plan_of(model_state, live)
+        if planned is None:
+            return
+        LOG.info("%s", follows(live, model_state.model_name))
         if live.choice != "theirs" and routes_own_tokens(self.parallel_config):
-            _serve(model_state, live, live.choice or best_choice(self.parallel_config))
+            _serve(model_state, planned, live.given, live.choice or best_choice(self.parallel_config))
 
     def remapped(remap: Callable[..., None], self: Any, model_config: Any, *arguments: Any, **named: Any) -> None:
         remap(self, model_config, *arguments, **named)
@@ -78,6 +85,33 @@ def choose_replicas(eplb_state: Any, live: LivePlan) -> None:
         _around(state, name, ours)
     _around(eplb_state, "_commit_eplb_maps", committed)
     _around(eplb_state, "_commit_eplb_maps_for_layer", layer_committed)
+
+
+def tell_left_out(live: LivePlan) -> None:
+    """Say which models vLLM's balancer leaves out without a word: those whose class is not among its `MixtureOfExperts`. Idempotent."""
+    from vllm.model_executor.models import interfaces
+
+    plain, told_of = interfaces.get_mixture_of_experts_model, set[str]()
+    if plain in _ours:
+        return
+
+    @wraps(plain)
+    def found(model: Any) -> Any:
+        """See vLLM's function of this name."""
+        experts = plain(model)
+        name = type(model).__name__
+        if experts is None and name not in told_of and any(type(module).__name__ == "RoutedExperts" for module in model.modules()):
+            told_of.add(name)
+            LOG.warning(
+                "GRACE-MoE: vLLM's expert balancer leaves %s out, so nothing follows %s: its class is none of vLLM's MixtureOfExperts; "
+                "--model-impl transformers serves many such models with the balancer",
+                name,
+                live.path,
+            )
+        return experts
+
+    _ours.add(found)
+    everywhere(plain, found)
 
 
 def forget(model_state: Any) -> None:
@@ -107,20 +141,28 @@ def _around(owner: Any, name: str, ours: Callable[..., Any]) -> None:
     setattr(owner, name, through)
 
 
-def _serve(model_state: Any, live: LivePlan, choice: str) -> None:
-    """Begin to choose for a model, where the plan fits it."""
+def _plan_of(model_state: Any, live: LivePlan) -> Placement | None:
+    """The plan with the model's slots; None, and a line of the log, where it doesn't fit."""
     from vllm.distributed.parallel_state import get_ep_group, get_node_count
 
-    group, tables = get_ep_group(), model_state.logical_to_physical_map
-    slots = model_state.physical_to_logical_map.shape[1]
+    loads = np.zeros(model_state.logical_to_physical_map.shape[:2], dtype=np.int64)
+    ranks, nodes = get_ep_group().world_size, get_node_count()
+    nodes = nodes if ranks % nodes == 0 else 1  # as `EplbState.rearrange` has it
     try:
-        planned = live.map_for(np.zeros(tables.shape[:2], dtype=np.int64), slots, group.world_size, get_node_count()).placement
+        return live.map_for(loads, model_state.physical_to_logical_map.shape[1], ranks, nodes).placement
     except GraceError as error:
         LOG.warning(told(error))
-        return
+        return None
+
+
+def _serve(model_state: Any, planned: Placement, given: GivenMaps, choice: str) -> None:
+    """Begin to choose for a model."""
+    from vllm.distributed.parallel_state import get_ep_group
+
+    tables = model_state.logical_to_physical_map
     if planned.topology.num_nodes > MAX_NODES:
         choice = "near"
-    chosen = ModelChoice(planned, group.rank_in_group, choice, live.given, tables.device)
+    chosen = ModelChoice(planned, get_ep_group().rank_in_group, choice, given, tables.device)
     for index, table in enumerate(tables):
         _choices[table.data_ptr()] = (chosen, index)
     _follow(model_state, model_state.physical_to_logical_map)

@@ -21,6 +21,7 @@ from grace_moe.planning.notes import by_layer, whole_slots
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
+AS_EVEN = "no layout of our own is expected to be more even: devices as eplb fills them"
 
 
 def grace(
@@ -99,12 +100,13 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
         layers = [with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)]
     # Step 14: back to the names of the trace.
     choice = CHOICE_FOR[task.sends]
+    note = AS_EVEN if task.sends == "everything" else BY_LOAD
     return PlannedLayers(
         layers=tuple(with_choice(own.original(layer), choice) for own, layer in zip(names, layers, strict=True)),
         replica_choice=choice,
         notes=(
             *whole_slots(task),
-            *by_layer([(candidate.layer.layer_id, (BY_LOAD,)) for candidate in chosen if candidate.origin == "eplb"]),
+            *by_layer([(candidate.layer.layer_id, (note,)) for candidate in chosen if candidate.origin == "eplb"]),
         ),
     )
 
