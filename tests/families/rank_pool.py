@@ -24,7 +24,7 @@ class WorkError(Exception):
 
 
 class RankPool:
-    """Ranks are started with the first piece of work, and again after one that failed: others may still wait in a collective."""
+    """Ranks are started with the first piece of work, and again after one that some refused: others may still wait in a collective."""
 
     def __init__(self) -> None:
         self.ranks: list[tuple[Any, Connection]] = []
@@ -46,7 +46,9 @@ class RankPool:
                 seconds = _LAST_WORDS_SECONDS
         failed = [answer for answer in answers if answer[0] != ""]
         if failed:
-            self.close()
+            alike = len(failed) == len(answers) and len({answer[:2] for answer in failed}) == 1
+            if not alike or failed[0][0] in ("EOFError", "TimeoutError"):
+                self.close()  # else all ranks refused alike, and none waits for another
             said = next((answer for answer in failed if answer[0] not in ("RankError", "TimeoutError", "EOFError")), failed[0])
             raise WorkError(": ".join(said[:2]), said[2])
         return [value for _, value, _ in answers]

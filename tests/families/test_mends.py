@@ -86,7 +86,8 @@ def test_a_placed_model_is_saved_as_the_checkpoint_that_it_came_from(family, poo
     ids = torch.tensor([REQUESTS[1].prompt])
     ours, theirs = (transformers.AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "saved", folder))
     with torch.no_grad():
-        assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+        # Not to the bit: BLAS looks at where in memory a weight begins, and files differ in that.
+        torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5, rtol=0)
     with pytest.raises(WorkError, match="has a checkpoint already; give a new folder"):
         pool.do(save, str(folder), str(tmp_path / "plan.json"), str(tmp_path / "saved"))
 
