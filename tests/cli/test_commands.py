@@ -393,7 +393,7 @@ FAILURES = [
         "plan TRACE --topology 2x2 --method linear -o missing/p.json",
         "missing/p.json: can't be written: No such file or directory; check",
     ),
-    (2, "run model --placement plan.json", "--prompt, --text: give one of the two"),
+    (2, "run model --placement plan.json", "--prompt, --prompts, --text: give one of the three"),
 ]
 
 

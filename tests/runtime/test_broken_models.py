@@ -38,6 +38,12 @@ def alone(device):
     dist.destroy_process_group()
 
 
+def test_groups_are_built_once(alone):
+    again = make_groups(Topology.parse("1x1"), timedelta(seconds=60))
+    assert (again.node, again.rail) == (alone.node, alone.rail)
+    assert make_groups(Topology.parse("1x1"), timedelta(seconds=61)).node != alone.node
+
+
 @pytest.fixture
 def folder(tiny_model, tmp_path):
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))

@@ -9,17 +9,18 @@ from rich.console import Console
 
 from grace_moe.cli.options import json_option
 from grace_moe.cli.output import say, show_json
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_bar
 from grace_moe.cost.calibrate import calibrate
 from grace_moe.cost.profile import Profile, read_profile
 from grace_moe.cost.tables import Table, is_table, read_table
-from grace_moe.files import check_output
 from grace_moe.report import fits_table
 from grace_moe.topology import Topology
 
 
 @click.command(
     "calibrate",
+    cls=FileCommand,
     epilog="""\b
 Examples:
   grace-moe calibrate -o h100.json deepep-normal.csv deepep-low-latency.csv --topology 4x8:h100-400g
@@ -29,7 +30,7 @@ docs/cost.md has the columns of tables.
 """,
 )
 @click.argument("sources", metavar="PROFILE|TABLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Topology file to write.")
+@click.option("-o", "--output", required=True, type=OutputPath(), help="Topology file to write.")
 @click.option("--topology", "base", default="2x8", show_default=True, metavar="BASE", help="NxG, NxG:preset, or a file: nodes and links.")
 @click.option("--machine", metavar="NAME", help="Store what was fitted to this machine only.  [default: the only one, else the base's]")
 @json_option
@@ -38,7 +39,6 @@ def calibrate_command(sources: tuple[Path, ...], output: Path, base: str, machin
 
     Each machine, version and kernel is fitted by itself. Errors are relative to what was measured."""
     topology = Topology.parse(base)
-    check_output(output)
     tables = [_read(path) for path in sources]
     with progress_bar("fitting", total=len(tables)) as advance:
         found = calibrate(tables, on_fit=lambda _: advance(1))

@@ -48,7 +48,7 @@ class CompletionPrinter:
             from grace_moe.runtime.job.text_stream import TextStream
 
             self._streamer = TextStream(self._tokenizer, lambda text: click.echo(click.style(printable(text), bold=True), nl=False))
-            click.echo(self._prompt(request), nl=False)
+            click.echo(printable(self._prompt(request)), nl=False)
         waiting = self._waiting[request.request_id]
         while waiting:
             said = waiting.pop(0)
@@ -60,7 +60,7 @@ class CompletionPrinter:
                 return
 
     def _prompt(self, request: Request) -> str:
-        text = printable(self._tokenizer.decode(request.prompt))
+        text: str = self._tokenizer.decode(request.prompt)
         if self._from_text:
             return f"[{request.request_id}] ... {' '.join(text.split())[-_SHOWN_OF_TEXT:]}"
         return text

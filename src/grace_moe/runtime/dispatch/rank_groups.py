@@ -47,7 +47,9 @@ def rank_device() -> torch.device:
 
 
 def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:
-    """Build the process groups; every rank calls it once, after `init_process_group`.
+    """The process groups of a topology; every rank calls it, after `init_process_group`.
+
+    They are built once for each shape of topology: a job that loads one model after another would pile groups up, each with threads.
 
     Raises:
         MismatchError: the topology has more or fewer devices than there are ranks.
@@ -57,12 +59,26 @@ def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:
         raise MismatchError(
             f"{topology.source}: nodes: {topology.num_devices} devices for {world_size} ranks; start {topology.num_devices} ranks"
         )
+    assert dist.group.WORLD is not None
+    key = (dist.group.WORLD, tuple(len(node.devices) for node in topology.nodes), timeout)
+    if key not in _BUILT:
+        for other in [other for other in _BUILT if other[0] is not dist.group.WORLD]:
+            del _BUILT[other]  # of a world that is gone
+        _BUILT[key] = _build(topology, rank, timeout)
+    node, rail = _BUILT[key]
+    return RankGroups(topology=topology, rank=rank, world=dist.group.WORLD, node=node, rail=rail)
+
+
+_BUILT: dict[tuple[dist.ProcessGroup, tuple[int, ...], timedelta], tuple[dist.ProcessGroup, dist.ProcessGroup]] = {}
+"""World, devices of each node, timeout -> the groups of this rank's node and rail."""
+
+
+def _build(topology: Topology, rank: int, timeout: timedelta) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     node = _group_of([topology.devices_of_node(n) for n in range(topology.num_nodes)], rank, timeout)
     per_node = topology.devices_per_node
     rail = _group_of([_rail(topology, r) for r in range(per_node)], rank, timeout) if per_node else dist.group.WORLD
-    assert dist.group.WORLD is not None
     assert rail is not None
-    return RankGroups(topology=topology, rank=rank, world=dist.group.WORLD, node=node, rail=rail)
+    return node, rail
 
 
 def _rail(topology: Topology, rank: int) -> range:
