@@ -209,7 +209,7 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
     requests = _requests(options, tokenizer)
     warning = too_long(requests, options.new_tokens, config)
     if warn and warning is not None:
-        click.echo(f"warning: {options.model}: {warning}", err=True)
+        click.echo(printable(f"warning: {options.model}: {warning}"), err=True)
     if warn:
         _tell_other_backends(options, placement)
     job = Job(
@@ -236,7 +236,7 @@ def _tell_other_backends(options: RunOptions, placement: Placement) -> None:
     """Note where the plan was made for what another dispatch sends; vanilla does not use it, and auto takes either way."""
     for dispatch in options.dispatches:
         if dispatch in ("flat", "hierarchical") and (note := other_backend(placement, dispatch)) is not None:
-            click.echo(f"note: {options.placement_path}: {note}", err=True)
+            click.echo(printable(f"note: {options.placement_path}: {note}"), err=True)
 
 
 def _requests(options: RunOptions, tokenizer: Any) -> tuple[Request, ...]:
