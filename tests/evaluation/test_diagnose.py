@@ -37,7 +37,7 @@ def test_a_hot_expert_in_prefill_is_worth_a_replica():
     assert found.gain > 0.2
     assert found.saved[0] > 0
     assert found.memory_bytes == pytest.approx(4 * MODEL.expert_bytes)  # 1.25 slots an expert
-    assert found.next_command.startswith("grace-moe plan t.safetensors")
+    assert found.next_command.startswith("grace-moe plan t.safetensors --topology ")
     value = found.to_dict()
     assert {"verdict", "reason", "milliseconds_per_layer", "memory_gb"} <= set(value)
     assert value["milliseconds_per_layer"]["now"] > value["milliseconds_per_layer"]["planned"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class Topology:
         """
         match = re.fullmatch(r"(\d{1,6})x(\d{1,6})(?::([\w-]+))?", text)
         if match:
-            return cls.regular(int(match[1]), int(match[2]), match[3] or DEFAULT_PRESET)
+            return replace(cls.regular(int(match[1]), int(match[2]), match[3] or DEFAULT_PRESET), source=text)
         if not text.endswith(".json"):
             raise TopologyError(text, "topology", "neither NxG nor a .json file", "write 2x4 for 2 nodes of 4 devices, or name a file")
         return cls.from_dict(read_file(Path(text)), source=text)
