@@ -255,5 +255,6 @@ def _next(verdict: str, planned: Placement, trace: RoutingTrace, setting: Settin
         options = "" if method == "grace" else f" --method {method} --redundancy 1"
         return f"grace-moe plan {trace.source} --topology {planned.topology.source}{options} -o plan.json"
     if verdict == NOT_WORTH_IT:
-        return f"grace-moe size {trace.source} --topology {planned.topology.source} --phase {setting.phase}   # from which batch or cluster on it is"
+        where = f"{trace.source} --topology {planned.topology.source} --phase {setting.phase}"
+        return f"grace-moe size {where}   # from which batch or cluster on it is"
     return "grace-moe record MODEL --text FILE... -o TRACE   # more requests, or longer ones"
