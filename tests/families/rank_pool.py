@@ -14,6 +14,8 @@ import torch.multiprocessing as mp
 
 RANKS = 4
 _LONGEST_SECONDS = 600
+_MOST_PIECES = 10
+"""Of work for ranks before others take their place: each model leaves the process groups of Transformers' meshes, with threads that spin."""
 _LAST_WORDS_SECONDS = 15
 _PATIENCE = timedelta(minutes=3)
 """Of a rank with another, on a machine that has more to do."""
@@ -24,15 +26,19 @@ class WorkError(Exception):
 
 
 class RankPool:
-    """Ranks are started with the first piece of work, and again after one that some refused: others may still wait in a collective."""
+    """Ranks are started with the first piece of work, again after some pieces, and after one that only some refused: others may still wait."""
 
     def __init__(self) -> None:
         self.ranks: list[tuple[Any, Connection]] = []
+        self.pieces = 0
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`work(*arguments, member)` on every rank: what each returned. Raises WorkError of the first rank that raised."""
+        if self.pieces >= _MOST_PIECES:
+            self.close()
         if not self.ranks:
             self._start()
+        self.pieces += 1
         for _, pipe in self.ranks:
             with suppress(OSError):  # a rank that ended: its answer tells
                 pipe.send((work, arguments))
@@ -54,7 +60,7 @@ class RankPool:
         return [value for _, value, _ in answers]
 
     def _start(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder, self.pieces = tempfile.TemporaryDirectory(), 0
         context = mp.get_context("spawn")
         for rank in range(RANKS):
             ours, theirs = context.Pipe()
