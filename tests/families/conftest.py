@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 from tests.families.rank_pool import RankPool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pool():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
