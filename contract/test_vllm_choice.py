@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is imported: it is Python then
-
 import numpy as np
 import pytest
 import torch
