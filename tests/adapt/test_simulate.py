@@ -11,7 +11,7 @@ from grace_moe.adapt.simulate.day import renamed
 from grace_moe.adapt.simulate.policies import counts_trace
 from grace_moe.adapt.simulate.scenarios import scenario_weights
 from grace_moe.adapt.simulate.stream import Pool, stream
-from grace_moe.cli.simulate import simulate_command
+from grace_moe.cli import grace_moe
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
@@ -85,12 +85,25 @@ def test_counts_keep_their_proportions():
 def test_the_command(tmp_path):
     path = tmp_path / "trace.safetensors"
     TRACE.save(path)
-    base = [str(path), "--topology", "2x2", "--steps", "20", "--effort", "0.1", "--policies", "static,grace", "--scenario", "drift"]
-    found = json.loads(CliRunner().invoke(simulate_command, [*base, "--json", "--seeds", "2"], catch_exceptions=False).stdout)
+    base = [
+        "simulate",
+        str(path),
+        "--topology",
+        "2x2",
+        "--steps",
+        "20",
+        "--effort",
+        "0.1",
+        "--policies",
+        "static,grace",
+        "--scenario",
+        "drift",
+    ]
+    found = json.loads(CliRunner().invoke(grace_moe, [*base, "--json", "--seeds", "2"], catch_exceptions=False).stdout)
     assert found["scenario"] == "drift"
     assert [row["policy"] for row in found["rows"]] == ["static", "grace"]
     assert all(set(METRICS) <= set(row) and row["total_cost_range"][0] <= row["total_cost"] for row in found["rows"])
-    table = CliRunner().invoke(simulate_command, base, catch_exceptions=False).stdout
+    table = CliRunner().invoke(grace_moe, base, catch_exceptions=False).stdout
     assert "drift" in table
     assert "static" in table
 
@@ -103,4 +116,4 @@ def test_what_can_not_be_simulated_is_refused(tmp_path):
     with pytest.raises(MismatchError, match="another model"):
         run_day([TRACE, synthetic_trace(tokens=50, experts=8)], TOPOLOGY, "shift", ["static"], DAY)
     with pytest.raises(UsageError, match="named twice"):
-        CliRunner().invoke(simulate_command, ["a", "a", "--topology", "2x2"], catch_exceptions=False)
+        CliRunner().invoke(grace_moe, ["simulate", "a", "a", "--topology", "2x2"], catch_exceptions=False)
