@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grace_moe.adapt import DecisionOptions, Monitor, Prices, decide
+from grace_moe.adapt import DecisionOptions, Prices, decide
 from grace_moe.adapt.judge import cost_per_token, gain_of
 from grace_moe.adapt.request_costs import RequestCosts, request_costs
 from grace_moe.adapt.simulate.day import renamed
-from grace_moe.errors import UsageError
+from grace_moe.errors import TraceError, UsageError
 from grace_moe.placement import LayerPlacement, difference
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
@@ -17,13 +17,6 @@ TOPOLOGY = Topology.parse("2x2")
 TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=40, clusters=4, affinity=0.9, seed=1)
 PLAN = plan(TRACE, TOPOLOGY, slots_per_device=5, effort=0.1)
 CHEAP = DecisionOptions(prices=Prices(move=1.0, local_move=0.1), effort=0.2, budget=1.0)
-
-
-def traffic(trace):
-    monitor = Monitor(trace.layer_ids, trace.num_experts, trace.top_k)
-    for part in np.array_split(np.arange(trace.num_tokens), 8):
-        monitor.observe(trace.topk_ids[part], trace.requests[part])
-    return monitor.traffic()
 
 
 def test_costs_of_requests_by_hand():
@@ -50,12 +43,12 @@ def test_a_gain_that_depends_on_one_request_is_not_sure():
 
 
 def test_traffic_as_planned_moves_nothing_that_costs():
-    decision = decide(PLAN, traffic(TRACE), DecisionOptions(effort=0.2))
+    decision = decide(PLAN, TRACE, DecisionOptions(effort=0.2))
     assert decision.moved == 0
 
 
 def test_other_traffic_moves_what_pays():
-    other = traffic(renamed(TRACE))
+    other = renamed(TRACE)
     decision = decide(PLAN, other, CHEAP)
     assert decision.placement is not None
     assert decision.gain.mean >= decision.gain.low > decision.cost
@@ -68,13 +61,13 @@ def test_other_traffic_moves_what_pays():
 
 @pytest.mark.parametrize("budget", [0.0, 0.05, 0.3])
 def test_the_budget_holds(budget):
-    decision = decide(PLAN, traffic(renamed(TRACE)), replace(CHEAP, budget=budget))
+    decision = decide(PLAN, renamed(TRACE), replace(CHEAP, budget=budget))
     assert decision.moved <= budget * int(PLAN.slots_per_device().sum())
 
 
 def test_what_can_not_be_decided_is_refused():
-    with pytest.raises(UsageError, match="fewer than two requests"):
-        decide(PLAN, traffic(TRACE.select(TRACE.requests == 3)), CHEAP)
+    with pytest.raises(TraceError, match="one request"):
+        decide(PLAN, TRACE.select(TRACE.requests == 3), CHEAP)
     with pytest.raises(UsageError, match="horizon"):
         DecisionOptions(horizon=0.0)
     with pytest.raises(UsageError, match="prices"):

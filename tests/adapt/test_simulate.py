@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from grace_moe.adapt.simulate import METRICS, SCENARIOS, DayOptions, StreamOptions, run_day
 from grace_moe.adapt.simulate.day import renamed
-from grace_moe.adapt.simulate.policies import counts_trace
 from grace_moe.adapt.simulate.scenarios import scenario_weights
 from grace_moe.adapt.simulate.stream import Pool, stream
 from grace_moe.cli import grace_moe
@@ -71,15 +70,6 @@ def test_a_timer_moves_whatever_it_costs_and_stops_serving():
     assert timer["moved_copies"] > 0 < timer["stall_seconds"]
     assert loads["stall_seconds"] == 0
     assert loads["moved_copies"] <= timer["moved_copies"]
-
-
-def test_counts_keep_their_proportions():
-    loads = np.array([[40, 0, 1], [10, 20, 11]])
-    trace = counts_trace(loads, synthetic_trace(tokens=10, layers=2, experts=3, top_k=2))
-    assert [np.bincount(trace.topk_ids[:, n, 0][trace.topk_ids[:, n, 0] >= 0], minlength=3).tolist() for n in range(2)] == loads.tolist()
-    big = counts_trace(loads * 10_000, trace)
-    assert big.num_tokens < 10_010
-    assert 2 in big.topk_ids[:, 0]
 
 
 def test_the_command(tmp_path):

@@ -158,9 +158,10 @@ def topics():
 
 def test_requests_of_one_topic_stay_on_their_node(topics):
     planned_on, measured_on = topics
-    placement = plan(planned_on, TWO, "grace", request_placement=True, effort=0.3)
+    # Whole topics on a node are a little less even than EPLB: within the default tolerance it depends on the sample whether they are taken.
+    placement = plan(planned_on, TWO, "grace", request_placement=True, effort=0.3, tolerance=1.05)
     dealt, placed = evaluate(placement, measured_on), evaluate(placement, measured_on, serving=Serving(first_tokens=8))
-    assert placed.cross_node_copies < 0.85 * dealt.cross_node_copies  # less would come of ranks less even: the budget is small here
+    assert placed.cross_node_copies < 0.3 * dealt.cross_node_copies
     assert placed.load_max_over_mean < 1.25
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
-from tests.cli.test_commands import call, fails, folder  # noqa: F401 - fixtures
+from tests.cli.failing import fails
 
 TABLE = """system,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us,combine_avg_t_us
 """ + "\n".join(f"h200_sxm,1,7168,{tokens},8,256,{10 + tokens / 5},{12 + tokens / 3}" for tokens in range(1, 40, 3))
@@ -25,14 +25,14 @@ CONFIG = {
 
 
 @pytest.fixture
-def trace(folder) -> Path:  # noqa: F811
+def trace(folder) -> Path:
     path = folder / "t.safetensors"
     synthetic_trace(tokens=800, layers=2, experts=16, top_k=4, requests=40).save(path)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return path
 
 
-def test_calibrate_stores_what_it_prints(folder, call):  # noqa: F811
+def test_calibrate_stores_what_it_prints(folder, call):
     (folder / "low.csv").write_text(TABLE)
     code, out, _ = call("calibrate", "-o", "t.json", "low.csv", "--topology", "1x8", "--json")
     assert code == 0
@@ -50,7 +50,7 @@ def test_calibrate_stores_what_it_prints(folder, call):  # noqa: F811
     )
 
 
-def test_diagnose_says_its_verdict_first(trace, call):  # noqa: F811
+def test_diagnose_says_its_verdict_first(trace, call):
     arguments = ("diagnose", trace, "--topology", "2x2", "--model", "config.json")
     code, out, err = call(*arguments)
     assert code == 0, err
@@ -63,7 +63,7 @@ def test_diagnose_says_its_verdict_first(trace, call):  # noqa: F811
     assert "has 8 experts, but" in fails(call, 4, *arguments)
 
 
-def test_size_sweeps_and_exports_the_factor(trace, call):  # noqa: F811
+def test_size_sweeps_and_exports_the_factor(trace, call):
     arguments = ("--nodes", "1,2", "--redundancies", "1,1.5", "--batches", "64,4096", "--factor", "f.json", "--json")
     code, out, err = call("size", trace, "--topology", "1x2:h100-400g", "--model", "config.json", *arguments)
     assert code == 0, err
@@ -77,7 +77,7 @@ def test_size_sweeps_and_exports_the_factor(trace, call):  # noqa: F811
     assert "Modelled, not measured" in " ".join(out.split())
 
 
-def test_compare_takes_the_models_sizes(trace, call):  # noqa: F811
+def test_compare_takes_the_models_sizes(trace, call):
     arguments = ("compare", trace, "--topology", "2x2", "--methods", "linear")
     small = json.loads(call(*arguments, "--model", "config.json", "--json")[1])
     plain = json.loads(call(*arguments, "--json")[1])

@@ -13,12 +13,13 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.counts import COUNT_ROWS, trace_of_counts
+from grace_moe.engines.counts import trace_of_counts
 from grace_moe.errors import MismatchError, TraceError, UsageError
 from grace_moe.evaluation import evaluate
 from grace_moe.planning import METHODS
 from grace_moe.topology import Topology
 from grace_moe.trace import RecordingSizes, RoutingTrace, expert_loads
+from grace_moe.trace.counts import COUNT_ROWS
 from tests.engines.samples import chosen
 
 EXPERTS, K = 6, 2

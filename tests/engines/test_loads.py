@@ -11,10 +11,11 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import EXPORTERS, TRACE_IMPORTERS, Hints, SlotMap, equalise
-from grace_moe.engines.counts import COUNT_ROWS, trace_of_counts
+from grace_moe.engines.counts import trace_of_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.topology import Topology
 from grace_moe.trace import expert_loads
+from grace_moe.trace.counts import COUNT_ROWS
 
 LOADS = [[4, 0, 1, 3], [2, 2, 5, 1]]
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.detect import Change, change_between
-from grace_moe.adapt.monitor import Monitor, MonitorOptions, Traffic
+from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
 from grace_moe.trace import RoutingTrace
@@ -81,7 +79,7 @@ class Adapter:
         self._seed = seed
         shape = (planned_on.layer_ids, planned_on.num_experts, planned_on.top_k)
         self.monitor = Monitor(*shape, options=self.options.monitor, seed=seed)
-        self._before = _as_traffic(planned_on)
+        self._before = planned_on
         self._episode: _Episode | None = None
         self._last_ended: int | None = None
 
@@ -92,13 +90,12 @@ class Adapter:
             return None
         if self._episode is not None and step < self._episode.next_look:
             return None
-        traffic = self.monitor.traffic()
-        change = change_between(self._before, traffic.since(step - self.options.recent_steps), seed=self._seed + step)
+        change = change_between(self._before, self.monitor.sample(step - self.options.recent_steps), seed=self._seed + step)
         if self._episode is None:
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
             self._episode = self._begin(step)
-        since = traffic.since(self._episode.first_step)
+        since = self.monitor.sample(self._episode.first_step, self.serving.model)
         decision = decide(self.serving, since, self._decision_options(step))
         self.looks.append(Look(step=step, change=change, decision=decision))
         self._before = since
@@ -122,17 +119,3 @@ class Adapter:
         seen = self.monitor.tokens_per_step * (step - self._episode.began)
         own = self.options.decision
         return replace(own, horizon=min(own.horizon, self.options.persistence * seen), seed=self._seed)
-
-
-def _as_traffic(trace: RoutingTrace) -> Traffic:
-    """The trace as if it had been served before the first step."""
-    tokens = trace.num_tokens
-    return Traffic(
-        layer_ids=trace.layer_ids,
-        loads=np.zeros((2, trace.num_layers, trace.num_experts)),
-        tokens=float(tokens),
-        topk_ids=trace.topk_ids.astype(np.int16),
-        requests=-1 - trace.requests,
-        phase=np.zeros(tokens, np.uint8) if trace.phase is None else trace.phase,
-        step=np.full(tokens, -1),
-    )

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from grace_moe.adapt.judge import Gain, gain_of
-from grace_moe.adapt.monitor import Traffic
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import request_costs
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, difference
 from grace_moe.planning import plan
+from grace_moe.trace import RoutingTrace, order_of_requests
 
 DEARER = (1.0, 4.0, 16.0)
 """Multiples of a move's price to plan at, the next where the moves are over the budget. Not tuned."""
@@ -76,15 +76,13 @@ class _Choice:
     """Copies saved over the horizon, surely, less those that the moves are worth."""
 
 
-def decide(serving: Placement, recent: Traffic, options: DecisionOptions) -> Decision:
+def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions) -> Decision:
     """Decide by a sample of recent tokens. The same arguments give the same decision.
 
     Raises:
-        UsageError: the sample has fewer than two requests.
+        TraceError: the sample has fewer than two requests.
     """
-    if len(np.unique(recent.requests)) < 2:
-        raise UsageError("the sample of recent traffic has fewer than two requests; wait for more")
-    planned_on, judged_on = recent.of_half(0), recent.of_half(1)
+    planned_on, judged_on = recent.split_requests()
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
     rows: list[list[_Choice]] = [[] for _ in serving.layers]
     base = options.prices.move / options.horizon
@@ -96,10 +94,10 @@ def decide(serving: Placement, recent: Traffic, options: DecisionOptions) -> Dec
     return _decision(serving, _within(rows, budget), options)
 
 
-def _planned(serving: Placement, traffic: Traffic, move_price: float, options: DecisionOptions) -> Placement:
+def _planned(serving: Placement, recent: RoutingTrace, move_price: float, options: DecisionOptions) -> Placement:
     """From what serves, balance priced and not bounded: a bound would move experts whatever it costs."""
     return plan(
-        traffic.trace(serving.model),
+        recent,
         serving.topology,
         start=serving,
         slots_per_device=int(serving.slots_per_device().max()),
@@ -112,10 +110,10 @@ def _planned(serving: Placement, traffic: Traffic, move_price: float, options: D
 
 
 def _add_choices(
-    rows: Sequence[list[_Choice]], planned: Placement, serving: Placement, judged_on: Traffic, options: DecisionOptions
+    rows: Sequence[list[_Choice]], planned: Placement, serving: Placement, judged_on: RoutingTrace, options: DecisionOptions
 ) -> None:
     moves = difference(planned, serving)
-    _, requests = np.unique(judged_on.requests, return_inverse=True)
+    requests, _ = order_of_requests(judged_on)
     for index, (new, old) in enumerate(zip(planned.layers, serving.layers, strict=True)):
         ids = judged_on.topk_ids[:, index].astype(np.int64)
         costs = [

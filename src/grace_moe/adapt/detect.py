@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import gamma
 
-from grace_moe.adapt.monitor import Traffic
+from grace_moe.trace import RoutingTrace, order_of_requests
 
 PERMUTATIONS = 199
 """Not tuned: the variance of the distances is known within a tenth, one standard error."""
@@ -42,8 +42,8 @@ class Change:
     """Before and recently."""
 
 
-def change_between(before: Traffic, recent: Traffic, *, seed: int = 0) -> Change:
-    """Compare the sampled tokens of two stretches of traffic. The same seed gives the same answer."""
+def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0) -> Change:
+    """Compare sampled tokens of two stretches of traffic. The same seed gives the same answer."""
     random = np.random.default_rng(seed)
     old, new = _loads_of_requests(before, random), _loads_of_requests(recent, random)
     sizes = (len(old), len(new))
@@ -52,7 +52,7 @@ def change_between(before: Traffic, recent: Traffic, *, seed: int = 0) -> Change
     loads = np.concatenate([old, new])
     is_new = np.arange(len(loads)) >= sizes[0]
     orders = np.stack([is_new, *(random.permutation(is_new) for _ in range(PERMUTATIONS))])
-    distances = _distances(loads, orders, len(before.layer_ids))
+    distances = _distances(loads, orders, before.num_layers)
     drawn = distances[1:]
     mean = drawn.mean()
     # Two standard errors above the estimate, as a rare chance is read far out in the tail.
@@ -61,22 +61,18 @@ def change_between(before: Traffic, recent: Traffic, *, seed: int = 0) -> Change
     return Change(distance=float(distances[0]), expected=float(mean), chance=chance, requests=sizes)
 
 
-def _loads_of_requests(traffic: Traffic, random: np.random.Generator) -> Floats:
+def _loads_of_requests(trace: RoutingTrace, random: np.random.Generator) -> Floats:
     """`[requests, L * E]` pairs of a few tokens of each request."""
-    order = random.permutation(len(traffic.requests))
-    _, request = np.unique(traffic.requests[order], return_inverse=True)
-    by_request = np.argsort(request, kind="stable")
-    sizes = np.bincount(request)
-    place = np.empty(len(request), np.int64)
-    place[by_request] = np.arange(len(request)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    chosen = np.sort(random.permutation(len(sizes))[:MOST_REQUESTS])
-    kept = (place < TOKENS_PER_REQUEST) & np.isin(request, chosen)
-    _, row = np.unique(request[kept], return_inverse=True)
-    ids = traffic.topk_ids[order[kept]].astype(np.int64)
-    layers, experts = len(traffic.layer_ids), traffic.num_experts
-    cells = row[:, None, None] * (layers * experts) + np.arange(layers)[:, None] * experts + ids
-    counts = np.bincount(cells[ids >= 0], minlength=len(chosen) * layers * experts)
-    return counts.reshape(len(chosen), layers * experts).astype(float)
+    mixed = trace.select(random.permutation(trace.num_tokens))
+    request, position = order_of_requests(mixed)
+    request = random.permutation(int(request.max(initial=-1)) + 1)[request]
+    count = min(MOST_REQUESTS, int(request.max(initial=-1)) + 1)
+    kept = (position < TOKENS_PER_REQUEST) & (request < count)
+    ids = mixed.topk_ids[kept].astype(np.int64)
+    layers, experts = mixed.num_layers, mixed.num_experts
+    cells = request[kept][:, None, None] * (layers * experts) + np.arange(layers)[:, None] * experts + ids
+    counts = np.bincount(cells[ids >= 0], minlength=count * layers * experts)
+    return counts.reshape(count, layers * experts).astype(float)
 
 
 def _distances(loads: Floats, orders: npt.NDArray[np.bool_], layers: int) -> Floats:

@@ -13,12 +13,8 @@ from grace_moe.engines.layers import choose_layers, numbers_of_rows
 from grace_moe.engines.signs import even_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, bounded_counts
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import RoutingTrace, choices_of_loads
 
-COUNT_ROWS = 65_536
-"""Rows of a trace made of counts: enough to keep loads to a part in thousands, few enough to plan on at once."""
-MAX_CELLS = 2**23
-"""Rows times layers: of models with over 128 layers rows are fewer."""
 COUNTS_NOTE = "counts only: they tell how often each expert fires, not which fire together, so plans on them are by load alone"
 
 Counts = npt.NDArray[Any]
@@ -30,8 +26,7 @@ def trace_of_counts(
 ) -> Imported:
     """A trace of `[layers, experts]` counts or mean loads: each row one expert a layer, as often as it was counted.
 
-    Whole numbers of up to `COUNT_ROWS` a layer stay exactly as they are; others are scaled to that, each layer by itself, to the nearest,
-    and no expert that fired is lost. Layers without any count, or that `hints.layer_ids` leaves out, are left out.
+    Counts become rows as `trace.choices_of_loads` says. Layers without any count, or that `hints.layer_ids` leaves out, are left out.
 
     Args:
         field: what the counts are called in the file.
@@ -48,9 +43,9 @@ def trace_of_counts(
         raise TraceError(source, field, f"{loads.shape[1]} counts a layer for {hints.num_experts} experts", "check the number of experts")
     numbers = numbers_of_rows(len(loads), hints, source, layer_ids)
     rows, kept, notes = choose_layers(numbers, np.asarray(loads.any(axis=1)), hints, source, own=layer_ids is not None)
-    whole, scaled = _rows_of_experts(loads[rows])
+    ids, scaled = choices_of_loads(loads[rows])
     trace = RoutingTrace(
-        topk_ids=_ids(whole),
+        topk_ids=ids,
         num_experts=loads.shape[1],
         layer_ids=kept,
         model=hints.model,
@@ -75,36 +70,3 @@ def _checked(counts: Counts, source: str, field: str) -> npt.NDArray[np.float64]
     if not loads.any():
         raise TraceError(source, field, "none: all counts are 0", "record some requests")
     return loads
-
-
-def _rows_of_experts(loads: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], bool]:
-    """`[layers, experts]` rows that name each expert, and whether they are not the counts themselves."""
-    most = min(COUNT_ROWS, max(1, MAX_CELLS // len(loads)))
-    totals = loads.sum(axis=1)
-    exact = bool((loads == np.floor(loads)).all())
-    if exact and totals.max() <= most:
-        return loads.astype(np.int64), False
-    whole = [row if exact and total <= most else _apportioned(row, most) for row, total in zip(loads, totals, strict=True)]
-    return np.stack(whole).astype(np.int64), True
-
-
-def _apportioned(loads: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.int64]:
-    """So many rows shared by load, to the nearest; every expert with a load gets one, where there are enough."""
-    few = np.zeros(len(loads), dtype=bool)
-    while True:
-        target = np.where(few, 1.0, loads * ((rows - few.sum()) / loads[~few].sum()))
-        less = (target < 1) & (loads > 0)
-        if not less.any() or np.count_nonzero(loads) > rows:
-            break
-        few |= less
-    share = np.floor(target).astype(np.int64)
-    share[np.argsort(share - target, kind="stable")[: rows - int(share.sum())]] += 1
-    return share
-
-
-def _ids(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
-    """`[tokens, layers, 1]` experts, each as often as it has rows."""
-    ids = np.full((int(rows.sum(axis=1).max()), len(rows), 1), -1, dtype=np.int16)
-    for layer, row in enumerate(rows):
-        ids[: row.sum(), layer, 0] = np.repeat(np.arange(len(row), dtype=np.int16), row)
-    return ids

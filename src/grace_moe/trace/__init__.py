@@ -1,5 +1,6 @@
 """What a model's router chose: the trace, its file and its statistics."""
 
+from grace_moe.trace.counts import choices_of_loads
 from grace_moe.trace.joining import concatenate, mixed
 from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace
 from grace_moe.trace.prompts import RecordingSizes, prompts_from_text
@@ -14,6 +15,7 @@ __all__ = [
     "RecordingSizes",
     "RoutingTrace",
     "activations",
+    "choices_of_loads",
     "concatenate",
     "expert_loads",
     "mixed",

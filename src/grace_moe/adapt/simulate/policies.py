@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from grace_moe.adapt.adapter import Adapter, AdaptOptions
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import RoutingTrace, choices_of_loads, expert_loads
 
 Ints = npt.NDArray[np.int64]
 
@@ -86,21 +86,17 @@ class Timer:
 
     def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
         """Keeps the step's loads, as many steps as the window has."""
-        experts = self._setting.planned_on.num_experts
-        ids = topk_ids.astype(np.int64) + experts * np.arange(topk_ids.shape[1])[:, None]
-        counts = np.bincount(ids[topk_ids >= 0], minlength=topk_ids.shape[1] * experts)
-        self._loads = [*self._loads, counts.reshape(-1, experts)][-self._setting.window :]
+        step = _without_requests(self._setting.planned_on, topk_ids)
+        self._loads = [*self._loads, expert_loads(step)][-self._setting.window :]
         self._step += 1
 
     def wanted(self) -> Placement | None:
         """EPLB's placement on the window's loads, whenever the interval has passed."""
         if self._step % self._setting.interval:
             return None
-        return self._plan()
-
-    def _plan(self) -> Placement:
-        trace = counts_trace(np.sum(self._loads, axis=0), self._setting.planned_on)
-        return plan(trace, self._setting.topology, "eplb", slots_per_device=self._setting.slots)
+        setting, (ids, _) = self._setting, choices_of_loads(np.sum(self._loads, axis=0).astype(float))
+        counts = replace(_without_requests(setting.planned_on, ids), counts_only=True)
+        return plan(counts, setting.topology, "eplb", slots_per_device=setting.slots)
 
 
 class Loads(Timer):
@@ -190,13 +186,8 @@ class Oracle:
                 ids.append(trace.topk_ids[rows])
                 requests.append(np.full(len(rows), count))
                 count, tokens = count + 1, tokens + len(rows)
-        return replace(
-            self._setting.planned_on,
-            topk_ids=np.concatenate(ids),
-            request_ids=np.concatenate(requests).astype(np.int32),
-            phase=None,
-            topk_weights=None,
-        )
+        mixed = _without_requests(self._setting.planned_on, np.concatenate(ids))
+        return replace(mixed, request_ids=np.concatenate(requests).astype(np.int32))
 
 
 POLICIES: dict[str, Callable[[Setting], Policy]] = {
@@ -209,14 +200,9 @@ POLICIES: dict[str, Callable[[Setting], Policy]] = {
 """Name -> policy."""
 
 
-def counts_trace(loads: Ints, like: RoutingTrace) -> RoutingTrace:
-    """Loads `[L, E]` as a trace of counts, at most some ten thousand rows; each expert that fired has one at least."""
-    most = max(1, int(loads.sum(axis=1).max()))
-    rows = np.ceil(loads * min(1.0, 10_000 / most)).astype(np.int64)
-    ids = np.full((max(1, int(rows.sum(axis=1).max())), len(loads), 1), -1, np.int16)
-    for layer, counts in enumerate(rows):
-        ids[: counts.sum(), layer, 0] = np.repeat(np.arange(len(counts)), counts)
-    return replace(like, topk_ids=ids, request_ids=None, phase=None, topk_weights=None, counts_only=True)
+def _without_requests(like: RoutingTrace, topk_ids: npt.NDArray[Any]) -> RoutingTrace:
+    """Other choices `[T, L, k]` of the same model."""
+    return replace(like, topk_ids=topk_ids, request_ids=None, phase=None, topk_weights=None, token_ids=None)
 
 
 def _peak(placement: Placement, loads: Ints) -> float:

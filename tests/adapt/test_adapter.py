@@ -1,0 +1,52 @@
+"""When the adapter looks, and what it makes of it: decisions themselves are tested in test_decide."""
+
+import numpy as np
+import pytest
+
+from grace_moe.adapt import Adapter, AdaptOptions, DecisionOptions, Prices
+from grace_moe.adapt.simulate.day import renamed
+from grace_moe.errors import UsageError
+from grace_moe.planning import plan
+from grace_moe.topology import Topology
+from grace_moe.trace import synthetic_trace
+
+TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=200, clusters=4, affinity=0.9, seed=1)
+PLAN = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
+OPTIONS = AdaptOptions(decision=DecisionOptions(prices=Prices(move=1.0, local_move=0.1), effort=0.1))
+
+
+def serve(adapter, trace, steps, seed):
+    """Steps of whole requests, each a request of its own; the step of every decision."""
+    random = np.random.default_rng(seed)
+    decided = []
+    for _ in range(steps):
+        rows = [np.flatnonzero(trace.requests == request) for request in random.integers(200, size=16)]
+        numbers = np.repeat(random.integers(1 << 30, size=16), [len(row) for row in rows])
+        adapter.monitor.observe(trace.topk_ids[np.concatenate(rows)], numbers)
+        if adapter.look() is not None:
+            decided.append(adapter.monitor.step)
+    return decided
+
+
+def test_traffic_as_planned_for_is_not_decided_on():
+    adapter = Adapter(PLAN, TRACE, options=OPTIONS)
+    assert serve(adapter, TRACE, 60, 0) == []
+    assert adapter.looks == []
+
+
+def test_after_a_change_steps_between_looks_double():
+    adapter = Adapter(PLAN, TRACE, options=OPTIONS)
+    serve(adapter, TRACE, 30, 0)
+    steps = serve(adapter, renamed(TRACE), 180, 1)
+    assert 30 < steps[0] <= 40
+    assert np.diff(steps).tolist() == [10, 20, 40, 80]
+    assert [look.step for look in adapter.looks] == steps
+    first = adapter.looks[0]
+    assert first.change.chance < OPTIONS.false_alarms * OPTIONS.check_every
+    assert first.decision.placement is not None
+
+
+@pytest.mark.parametrize("wrong", [{"check_every": 0}, {"recent_steps": 0}, {"false_alarms": 1.0}, {"persistence": 0.0}])
+def test_what_is_out_of_range_is_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        AdaptOptions(**wrong)
