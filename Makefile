@@ -50,6 +50,7 @@ bench-traces: $(READY)
 	set -e; for what in again many; do $(BIN)/python benchmarks/scale.py $$what $(TRACES); done
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/scale.py mixed $(wordlist 1,2,$(TRACES)))
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/requests.py $(wordlist 1,2,$(TRACES)))
+	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/simulate.py $(wordlist 1,2,$(TRACES)))
 	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
 
 contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)

@@ -32,9 +32,10 @@ def check_experts(source: ModelSource) -> None:
         targets = 1 if of.converter is None else len(of.converter.target_patterns)
         wanted = source.shapes[of.parameter][0] * targets
         for pieces in of.pieces.values():
-            names = {int(_LAST_NUMBER.search(piece.name)[1]): piece for piece in pieces}  # type: ignore[index]
-            some = pieces[0].name
-            missing = [_LAST_NUMBER.sub(f".{e}.", some) for e in range(wanted) if e not in names]
+            numbers = {piece.name: _LAST_NUMBER.search(piece.name) for piece in pieces}
+            _refuse(source.path, (), [name for name, number in numbers.items() if number is None], {})
+            there = {int(number[1]) for number in numbers.values() if number is not None}
+            missing = [_LAST_NUMBER.sub(f".{e}.", pieces[0].name) for e in range(wanted) if e not in there]
             _refuse(source.path, missing, (), {})
             usual = pieces[0].view.get_shape()
             other = {piece.name: (piece.view.get_shape(), usual) for piece in pieces if piece.view.get_shape() != usual}
