@@ -107,9 +107,14 @@ def in_a_fresh_vllm(planned, **environment):
     return np.array(json.loads(result.stdout.splitlines()[-1]))
 
 
+@pytest.fixture(scope="module")
+def table(placement):
+    """The map that vLLM's policy makes with the plan."""
+    return in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
+
+
 @pytest.mark.shows("vllm", "place", "modules")
-def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement):
-    table = in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
+def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement, table):
     planned = SlotMap.of(Placement.load(placement)).physical_to_logical
     assert (np.sort(table.reshape(4, RANKS, -1)) == np.sort(planned.reshape(4, RANKS, -1))).all()
 
@@ -119,17 +124,16 @@ def test_without_a_plan_or_off_its_allow_list_vllm_is_as_it_was(placement):
     assert (in_a_fresh_vllm(False, GRACE_MOE_PLAN=str(placement), VLLM_PLUGINS="another") == unset).all()
 
 
-def test_an_exported_map_is_taken_as_a_plan(placement, tmp_path):
+def test_an_exported_map_is_taken_as_a_plan(placement, table, tmp_path):
     out = tmp_path / "map.json"
     command("export", placement, "--engine", "vllm", "-o", out)
-    assert (in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(out)) == in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))).all()
+    assert (in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(out)) == table).all()
 
 
-def test_where_the_plan_does_not_fit_its_own_policy_decides(placement, monkeypatch):
+def test_where_the_plan_does_not_fit_its_own_policy_decides(placement, monkeypatch, vllm_put_back):
     from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
 
     monkeypatch.setenv(PLAN, str(placement))
-    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
     vllm_plugin.register()
     arguments = (torch.randint(0, 99, (1, 64)), 80, 1, 2, 4, torch.arange(80)[None] % 64)
     assert (EPLB_POLICIES["default"].rebalance_experts(*arguments) == DefaultEplbPolicy.rebalance_experts(*arguments)).all()
@@ -173,10 +177,10 @@ def move(rank, port, old, new, failed):
 
 
 @pytest.mark.shows("vllm", "place", "modules")
-def test_its_mover_puts_every_expert_where_the_plan_says(placement):
+def test_its_mover_puts_every_expert_where_the_plan_says(table):
     """Four gloo processes, from vLLM's initial map to the plan's."""
     old = torch.arange(80).repeat(4, 1) % 64
-    new = torch.from_numpy(in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement)))
+    new = torch.from_numpy(table)
     assert (new != old).any()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,16 +18,14 @@ pytest.importorskip("vllm")
 from grace_moe import Topology
 from grace_moe.choice import choice_table
 from grace_moe.choice.hashing import layer_salt
-from grace_moe.engines.live_plan import CHOICE, PLAN
 from grace_moe.engines.replica_choice import SEED, rank_choice
-from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.engines.vllm import seams
 from grace_moe.engines.vllm.choice_kernel import DeviceTables, choose_and_record
 from grace_moe.engines.vllm.choice_tables import kernel_tables
-from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Device, Node
+from vllm_stand_ins import CONFIG, PLACEMENT, RANKS, route
 
-RANKS = 4
 SHAPES = ["1x4", "2x2", "4x2", "8x2", "12x1", "uneven"]
 
 
@@ -64,18 +61,6 @@ def slots_of(layer, topology):
     held = [[e for e, devices in enumerate(layer.devices_of_expert) if d in devices] for d in range(topology.num_devices)]
     width = max(map(len, held))
     return np.array([e for experts in held for e in (experts + experts * width + [0] * width)[:width]])
-
-
-def equal_slots(layer_id):
-    """64 experts on 2x2, 20 a rank: 16 of their own, and 4 of the next rank."""
-    devices = tuple((e // 16, (e // 16 + 3) % 4) if e % 16 < 4 else (e // 16,) for e in range(64))
-    weights = tuple((0.7, 0.3) if len(held) == 2 else (1.0,) for held in devices)
-    return LayerPlacement(layer_id=layer_id, devices_of_expert=devices, replica_weights=weights)
-
-
-PLACEMENT = Placement(
-    topology=Topology.parse("2x2"), num_experts=64, layers=tuple(equal_slots(i) for i in range(4)), replica_choice="joint"
-)
 
 
 @pytest.mark.shows("vllm", "joint", "modules")
@@ -135,96 +120,6 @@ def test_the_kernel_compiles_for_a_gpu():
     result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert all(int(size) > 1000 for size in result.stdout.split())
-
-
-def parallel(**changes):
-    """What vLLM's balancer and we ask of its parallel configuration."""
-    eplb = SimpleNamespace(use_async=False, window_size=1, step_interval=100, policy="default", communicator="torch_gloo")
-    values = {
-        "tensor_parallel_size": 1,
-        "data_parallel_size": RANKS,
-        "use_sequence_parallel_moe": False,
-        "all2all_backend": "deepep_high_throughput",
-        "enable_elastic_ep": False,
-        "num_ubatches": 1,
-        "eplb_config": eplb,
-    }
-    return SimpleNamespace(**(values | changes))
-
-
-class Model:
-    """Four MoE layers as vLLM's balancer sees them."""
-
-    num_routed_experts = num_logical_experts = 64
-    num_redundant_experts, num_physical_experts, num_local_physical_experts = 16, 80, 20
-    num_moe_layers, num_expert_groups = 4, 1
-
-    def __init__(self):
-        from vllm.distributed.eplb.eplb_state import EplbLayerState
-
-        self.moe_layers = [SimpleNamespace(eplb_state=EplbLayerState()) for _ in range(4)]
-        self.expert_weights = [[torch.zeros(20, 1)] for _ in range(4)]
-
-    def set_eplb_state(self, load, slots, counts):
-        for index, layer in enumerate(self.moe_layers):
-            layer.eplb_state.set_layer_state(index, load, slots, counts)
-
-
-@pytest.fixture
-def state(tmp_path, monkeypatch):
-    """vLLM's own balancer on rank 1 of 2x2, with the plug-in, as `state(choice, **parallel)`; all that was wrapped is put back."""
-    from vllm.distributed import parallel_state
-    from vllm.distributed.eplb import eplb_state
-    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-    from vllm.model_executor.layers.fused_moe.router import base_router
-    from vllm.model_executor.models import interfaces
-    from vllm.v1.worker import gpu_model_runner
-
-    path = tmp_path / "plan.json"
-    PLACEMENT.save(path)
-    monkeypatch.setenv(PLAN, str(path))
-    group = SimpleNamespace(rank_in_group=1, world_size=RANKS)
-    for module in (eplb_state, parallel_state):
-        monkeypatch.setattr(module, "get_ep_group", lambda: group)
-        monkeypatch.setattr(module, "get_node_count", lambda: 2)
-    monkeypatch.setattr(eplb_state, "get_eplb_group", lambda: None)
-    monkeypatch.setattr(eplb_state, "create_eplb_communicator", lambda **_: None)
-    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
-    monkeypatch.setattr(seams, "_choices", {})
-    wrapped = [(eplb_state.EplbState, name) for name in ("__init__", "add_model", "update_mapping", "prepare_forward")]
-    wrapped += [(eplb_state, "_commit_eplb_maps"), (eplb_state, "_commit_eplb_maps_for_layer")]
-    wrapped += [(base_router, "eplb_map_to_physical_and_record"), (gpu_model_runner.GPUModelRunner, "execute_model")]
-    wrapped += [(interfaces, "get_mixture_of_experts_model"), (gpu_model_runner, "get_mixture_of_experts_model")]
-    wrapped += [(eplb_state, "current_platform")]
-    for owner, name in wrapped:
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-
-    def make(choice="", **changes):
-        monkeypatch.setenv(CHOICE, choice)
-        vllm_plugin.register()
-        found = eplb_state.EplbState(parallel(**changes), torch.device("cpu"))
-        found.add_model(Model(), CONFIG)
-        return found
-
-    return make
-
-
-CONFIG = SimpleNamespace(model="of-tests", compute_hash=lambda: "hash")
-
-
-def route(state, layer, ids, record=True):
-    """What vLLM's router does with the experts of a rank's tokens."""
-    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
-
-    class Router(BaseRouter):
-        def _compute_routing(self, hidden_states, router_logits, indices_type, *, input_ids=None):
-            return torch.ones(ids.shape), ids
-
-        routing_method_type = None
-
-    of_layer = state.model_states["hash"].model.moe_layers[layer].eplb_state
-    state.should_record_tensor.fill_(record)
-    return Router(top_k=8, global_num_experts=80, eplb_state=of_layer).select_experts(None, None)[1]
 
 
 @pytest.mark.shows("vllm", "joint", "modules")
