@@ -78,8 +78,8 @@ class LivePlan:
         if self.replan:
             replanned = self.replanner.next(placement, self.given, serving or Serving(loads=loads))
             placement = replanned.placement
-            if replanned.moved:
-                self.log.info("GRACE-MoE: %d slots change their expert, as the loads of two windows say", replanned.moved)
+            if replanned.reason:
+                self.log.info("GRACE-MoE: %s", replanned.reason)
         found = LiveMap(slots=SlotMap.of(placement), placement=placement)
         self.given.remember(found)
         return found
