@@ -16,8 +16,8 @@ from grace_moe.placement import LayerPlacement, Placement
 Loads: TypeAlias = npt.NDArray[np.int64]
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
 
-MOVES_A_LAYER = 2
-"""Slots a MoE layer that a re-planning changes at most, on the mean: as one swap in each does."""
+BUDGET_SHARE = 0.1
+"""Of all slots, the most that a re-planning changes: as `adapt` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Replanner:
     """One engine's re-planning. Every rank has the same loads, and comes to the same map."""
 
     most_moves: int | None = None
-    """Slots that change their expert at a re-planning, all layers together; None = `MOVES_A_LAYER` a layer."""
+    """Slots that change their expert at a re-planning, all layers together; None = `BUDGET_SHARE` of all slots."""
     _adapter: WindowAdapter | None = field(default=None, repr=False)
     _before: tuple[tuple[LayerPlacement, ...], npt.NDArray[np.float64]] | None = field(default=None, repr=False)
     """The layers of the last window, and what their replicas computed."""
@@ -71,7 +71,7 @@ class Replanner:
         return replan(Window(serving=now, loads=pairs, before=before[1] * np.array(same)[:, None, None], most_moves=most))
 
     def _most_moves(self, now: Placement) -> int:
-        return MOVES_A_LAYER * len(now.layers) if self.most_moves is None else self.most_moves
+        return int(BUDGET_SHARE * now.slots_per_device().sum()) if self.most_moves is None else self.most_moves
 
     def _by_choices(self, now: Placement, seen: SeenChoices) -> Replanned:
         """As `adapt` decides."""

@@ -72,7 +72,7 @@ class WindowAdapter:
         decision = self._adapter.look()
         if decision is None:
             return stays
-        reason = f"traffic changed; {decision.reason}"
+        reason = f"traffic has changed; {decision.reason}"
         if decision.placement is None:
             return Replanned(placement=self.serving, moved=0, reason=reason)
         slots = int(self.serving.slots_per_device().max())
