@@ -53,7 +53,7 @@ bench-traces: $(READY)
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/simulate.py $(wordlist 1,2,$(TRACES)))
 	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
 
-contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)
+contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, ten minutes)
 	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
 
 contract-ready: $(CONTRACT)/.ready ## the environment alone
