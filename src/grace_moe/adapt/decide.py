@@ -6,7 +6,8 @@ takes the candidate that is worth most, or stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,12 +18,15 @@ from grace_moe.adapt.request_costs import request_costs
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, difference
 from grace_moe.planning import plan
+from grace_moe.planning.grace.fallbacks import with_choice
 from grace_moe.trace import RoutingTrace, order_of_requests
 
 DEARER = (1.0, 4.0, 16.0)
 """Multiples of a move's price to plan at, the next where the moves are over the budget. Not tuned."""
 NO_MOVE = 1e5
 """Price at which only shares of replicas change."""
+NO_SEARCH = 1e-3
+"""Share of a search's effort at that price, where it finds nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +40,21 @@ class DecisionOptions:
     horizon: float = 1_000_000.0
     """Tokens over which moves must pay."""
     budget: float = 0.1
-    """Share of all expert copies that one decision may move."""
+    """Share of all expert copies that may move."""
+    work: int = 200_000
+    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. Bounds a decision's time: on one core, about a
+    second for OLMoE on 2x2 and under five on 8x8."""
     prices: Prices = field(default_factory=Prices)
     effort: float = 1.0
     """Of the searches, as `plan` has it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.horizon > 0 or not 0 <= self.budget <= 1:
-            raise UsageError(f"horizon {self.horizon!r}, budget {self.budget!r}: use tokens above 0, and a share from 0 to 1")
+        if not self.horizon > 0 or not 0 <= self.budget <= 1 or self.work < 1:
+            raise UsageError(
+                f"horizon {self.horizon!r}, budget {self.budget!r}, work {self.work!r}: use tokens above 0, a share from 0 to 1, and work "
+                "of 1 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,8 @@ class Decision:
     """Copies per token, mean over layers, that are expected to be saved."""
     cost: float
     """Of the moves, in copies per token of the horizon, mean over layers."""
+    considered: tuple[int, ...]
+    """Indices of the layers that were planned; the others stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +88,29 @@ class _Choice:
     """Copies saved over the horizon, surely, less those that the moves are worth."""
 
 
-def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions) -> Decision:
+def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *, order: Sequence[int] | None = None) -> Decision:
     """Decide by a sample of recent tokens. The same arguments give the same decision.
+
+    Args:
+        order: indices of the layers that may change; the first ones are planned, as many as `options.work` allows. None = all in order.
 
     Raises:
         TraceError: the sample has fewer than two requests.
     """
     planned_on, judged_on = recent.split_requests()
+    most = max(1, options.work // max(1, planned_on.num_tokens * serving.topology.num_nodes))
+    considered = tuple(range(len(serving.layers)) if order is None else order)[:most]
+    part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
+    planned_on, judged_on = planned_on.of_layers(considered), judged_on.of_layers(considered)
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
-    rows: list[list[_Choice]] = [[] for _ in serving.layers]
+    rows: list[list[_Choice]] = [[] for _ in considered]
     base = options.prices.move / options.horizon
     for price in (NO_MOVE, *(base * dearer for dearer in DEARER)):
-        _add_choices(rows, _planned(serving, planned_on, price, options), serving, judged_on, options)
+        _add_choices(rows, _planned(part, planned_on, price, options), part, judged_on, options)
         chosen = [max(row, key=lambda choice: choice.worth) for row in rows]
         if price != NO_MOVE and sum(choice.moved for choice in chosen if choice.worth > 0) <= budget:
             break
-    return _decision(serving, _within(rows, budget), options)
+    return _decision(serving, dict(zip(considered, _within(rows, budget), strict=True)), options)
 
 
 def _planned(serving: Placement, recent: RoutingTrace, move_price: float, options: DecisionOptions) -> Placement:
@@ -103,8 +122,8 @@ def _planned(serving: Placement, recent: RoutingTrace, move_price: float, option
         slots_per_device=int(serving.slots_per_device().max()),
         seed=options.seed,
         move_price=move_price,
-        tolerance=1e9,
-        effort=options.effort,
+        tolerance=math.inf,
+        effort=options.effort * (NO_SEARCH if move_price == NO_MOVE else 1),
         threads=1,
     )
 
@@ -137,21 +156,26 @@ def _within(rows: Sequence[Sequence[_Choice]], budget: int) -> list[_Choice | No
     return [None] * len(rows)
 
 
-def _decision(serving: Placement, chosen: Sequence[_Choice | None], options: DecisionOptions) -> Decision:
-    taken = [choice for choice in chosen if choice is not None]
-    moved, far = sum(choice.moved for choice in taken), sum(choice.from_other_nodes for choice in taken)
+def _decision(serving: Placement, chosen: Mapping[int, _Choice | None], options: DecisionOptions) -> Decision:
+    """From the candidate that each layer takes, by its index."""
+    taken = {index: choice for index, choice in chosen.items() if choice is not None}
+    moved, far = sum(choice.moved for choice in taken.values()), sum(choice.from_other_nodes for choice in taken.values())
     layers = len(serving.layers)
-    gain = Gain(mean=sum(choice.gain.mean for choice in taken) / layers, low=sum(choice.gain.low for choice in taken) / layers)
-    cost = options.prices.of_moves(moved, far) / options.horizon / layers
-    if not taken:
-        reason = f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
-        return Decision(placement=None, reason=reason, moved=0, from_other_nodes=0, gain=gain, cost=0.0)
-    placement = replace(
-        serving,
-        layers=tuple(old if choice is None else choice.layer for old, choice in zip(serving.layers, chosen, strict=True)),
-        replica_choice="joint",
-        source="decision",
+    gain = Gain(
+        mean=sum(choice.gain.mean for choice in taken.values()) / layers, low=sum(choice.gain.low for choice in taken.values()) / layers
     )
+    placement = None
+    if taken:
+        new = {index: with_choice(choice.layer, serving.replica_choice) for index, choice in taken.items()}
+        layers_after = tuple(new.get(index, old) for index, old in enumerate(serving.layers))
+        placement = replace(serving, layers=layers_after, source="decision")
+    cost = options.prices.of_moves(moved, far) / options.horizon / layers
     saves = f"{gain.mean:.3f} copies per token (surely {gain.low:.3f})"
-    reason = f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
-    return Decision(placement=placement, reason=reason, moved=moved, from_other_nodes=far, gain=gain, cost=cost)
+    reason = (
+        f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
+        if taken
+        else f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
+    )
+    return Decision(
+        placement=placement, reason=reason, moved=moved, from_other_nodes=far, gain=gain, cost=cost, considered=tuple(chosen)
+    )
