@@ -275,7 +275,7 @@ def _more_devices(state: DeviceState, swap: Swap) -> int:
                 old |= _which_of(swap, w)
                 new |= _which_of(swap, where_a if e == a else (where_b if e == b else w))
             if not counted:
-                more += _ones(new) - _ones(old)
+                more += (new & 1) + (new >> 1) - (old & 1) - (old >> 1)
     return more
 
 
@@ -283,12 +283,6 @@ def _more_devices(state: DeviceState, swap: Swap) -> int:
 def _which_of(swap: Swap, device: int) -> int:
     """1 for the first device of a swap, 2 for the second, 0 for any other."""
     return (device == swap.first) + 2 * (device == swap.second)
-
-
-@part
-def _ones(mask: int) -> int:
-    """Bits of a mask of two."""
-    return (mask & 1) + (mask >> 1)
 
 
 @part
