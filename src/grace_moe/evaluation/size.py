@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.flow_counter import FlowCounter
 from grace_moe.cost.flows import Flows
 from grace_moe.cost.hardware import hardware_of
 from grace_moe.cost.layer_time import LayerTime
@@ -18,7 +19,7 @@ from grace_moe.cost.links import tiers_of
 from grace_moe.cost.packing import packed, replica_counts
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation.flows import FlowCounter, tokens_of
+from grace_moe.evaluation.flows import tokens_of
 from grace_moe.topology import Device, Node, Topology
 from grace_moe.trace import RoutingTrace, expert_loads
 
