@@ -7,12 +7,12 @@ takes the candidate that is worth most, or stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grace_moe.adapt.judge import Gain, gain_of
+from grace_moe.adapt.judge import Gain, balance_of, gain_of
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import request_costs
 from grace_moe.errors import UsageError
@@ -72,6 +72,10 @@ class Decision:
     """Copies per token, mean over layers, that are expected to be saved."""
     cost: float
     """Of the moves, in copies per token of the horizon, mean over layers."""
+    balance: float
+    """Busiest device over the mean, mean over the layers that were planned, on the requests that judged: as decided."""
+    gain_left: float
+    """Copies per token, mean over layers, that the best candidates would save beyond those taken: over the budget, or not surely paying."""
     considered: tuple[int, ...]
     """Indices of the layers that were planned; the others stay as they are."""
 
@@ -84,6 +88,10 @@ class _Choice:
     gain: Gain
     moved: int
     from_other_nodes: int
+    balance: float
+    """Busiest device over the mean, on the requests that judge."""
+    served: float
+    """That of the layer as it serves."""
     worth: float
     """Copies saved over the horizon, surely, less those that the moves are worth."""
 
@@ -110,7 +118,7 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
         chosen = [max(row, key=lambda choice: choice.worth) for row in rows]
         if price != NO_MOVE and sum(choice.moved for choice in chosen if choice.worth > 0) <= budget:
             break
-    return _decision(serving, dict(zip(considered, _within(rows, budget), strict=True)), options)
+    return _decision(serving, considered, rows, _within(rows, budget), options)
 
 
 def _planned(serving: Placement, recent: RoutingTrace, move_price: float, options: DecisionOptions) -> Placement:
@@ -142,7 +150,17 @@ def _add_choices(
         gain = gain_of(costs[0], costs[1], options.prices, seed=options.seed)
         moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
         worth = gain.low * options.horizon - options.prices.of_moves(moved, far)
-        rows[index].append(_Choice(layer=new, gain=gain, moved=moved, from_other_nodes=far, worth=worth))
+        rows[index].append(
+            _Choice(
+                layer=new,
+                gain=gain,
+                moved=moved,
+                from_other_nodes=far,
+                balance=balance_of(costs[0]),
+                served=balance_of(costs[1]),
+                worth=worth,
+            )
+        )
 
 
 def _within(rows: Sequence[Sequence[_Choice]], budget: int) -> list[_Choice | None]:
@@ -156,14 +174,21 @@ def _within(rows: Sequence[Sequence[_Choice]], budget: int) -> list[_Choice | No
     return [None] * len(rows)
 
 
-def _decision(serving: Placement, chosen: Mapping[int, _Choice | None], options: DecisionOptions) -> Decision:
-    """From the candidate that each layer takes, by its index."""
-    taken = {index: choice for index, choice in chosen.items() if choice is not None}
+def _decision(
+    serving: Placement,
+    considered: Sequence[int],
+    rows: Sequence[Sequence[_Choice]],
+    chosen: Sequence[_Choice | None],
+    options: DecisionOptions,
+) -> Decision:
+    """From the candidates of each layer that was planned, and the one that it takes."""
+    taken = {index: choice for index, choice in zip(considered, chosen, strict=True) if choice is not None}
     moved, far = sum(choice.moved for choice in taken.values()), sum(choice.from_other_nodes for choice in taken.values())
     layers = len(serving.layers)
     gain = Gain(
         mean=sum(choice.gain.mean for choice in taken.values()) / layers, low=sum(choice.gain.low for choice in taken.values()) / layers
     )
+    best = sum(max(0.0, *(choice.gain.mean for choice in row)) for row in rows) / layers
     placement = None
     if taken:
         new = {index: with_choice(choice.layer, serving.replica_choice) for index, choice in taken.items()}
@@ -171,11 +196,18 @@ def _decision(serving: Placement, chosen: Mapping[int, _Choice | None], options:
         placement = replace(serving, layers=layers_after, source="decision")
     cost = options.prices.of_moves(moved, far) / options.horizon / layers
     saves = f"{gain.mean:.3f} copies per token (surely {gain.low:.3f})"
-    reason = (
-        f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
-        if taken
-        else f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
-    )
     return Decision(
-        placement=placement, reason=reason, moved=moved, from_other_nodes=far, gain=gain, cost=cost, considered=tuple(chosen)
+        placement=placement,
+        reason=(
+            f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
+            if taken
+            else f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
+        ),
+        moved=moved,
+        from_other_nodes=far,
+        gain=gain,
+        cost=cost,
+        balance=float(np.mean([row[0].served if choice is None else choice.balance for row, choice in zip(rows, chosen, strict=True)])),
+        gain_left=max(0.0, best - gain.mean),
+        considered=tuple(considered),
     )

@@ -113,7 +113,9 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     )
 
 
-def _placed(problems: Sequence[LayerProblem], options: GraceOptions, on_layer: Callable[[], None]) -> tuple[list[LayerPlacement], list[int]]:
+def _placed(
+    problems: Sequence[LayerProblem], options: GraceOptions, on_layer: Callable[[], None]
+) -> tuple[list[LayerPlacement], list[int]]:
     """Layers, and the numbers of those that are placed by load."""
     if math.isinf(options.tolerance) and problems[0].sends in ("nodes", "pairs"):
         return plan_layers_once(problems, options.threads, on_layer), []  # there is one candidate a layer
