@@ -117,6 +117,7 @@ def test_the_command_writes_a_page_and_a_log(tmp_path):
     found = CliRunner().invoke(grace_moe, [*command, "--report", str(page), "--log", str(log), "--metrics-port", "0"])
     assert found.exit_code == 0, found.output
     assert "metrics: http://localhost:" in found.stderr
+    assert "grace, last day: step 50: " in found.stderr
     text = page.read_text()
     assert "following traffic cost" in text
     assert all(f'id="{name}"' in text for name in ("spread", "steps", "moves"))

@@ -104,6 +104,8 @@ class Adapter:
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
             self._episode = self._begin(step)
+        if not self._episode.waiting:
+            self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
         since = self.monitor.sample(self._episode.first_step, self.serving.model)
         waiting = self._episode.waiting or tuple(np.argsort(change.by_layer or np.zeros(since.num_layers), kind="stable")[::-1].tolist())
         decision = decide(self.serving, since, self._decision_options(self._episode, step), order=waiting)
@@ -127,7 +129,6 @@ class Adapter:
     def _begin(self, step: int) -> _Episode:
         recent = self.options.recent_steps
         often = self._last_ended is not None and step - self._last_ended < recent << LOOKS
-        self._target = self.serving
         return _Episode(first_step=0 if often else step - recent, began=step - recent, served=self.serving, next_look=step)
 
     def _next(self, episode: _Episode, step: int, waiting: tuple[int, ...]) -> _Episode | None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from grace_moe.adapt import AdaptStatus
 from grace_moe.adapt.simulate import POLICIES, SCENARIOS, DayOptions, Ours, Policy, StreamOptions, run_day
-from grace_moe.adapt.telemetry import Follower, MetricsServer, TrafficView
+from grace_moe.adapt.telemetry import Follower, MetricsServer, TrafficView, status_line
 from grace_moe.cli.options import command_line, json_option, redundancy_option, shared, topology_option, traces_argument
 from grace_moe.cli.output import show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
@@ -107,6 +107,9 @@ def simulate_command(
             operator.step(policy)
 
         day = run_day(traces, Topology.parse(topology_text), scenario, chosen, options, on_step=on_step)
+    status = operator.status()
+    if status is not None and (log_path is not None or metrics_port is not None):
+        click.echo(f"grace, last day: {status_line(status)}", err=True)
     if log_path is not None:
         write_atomically(log_path, "".join(f"{line}\n" for line in operator.lines).encode())
     if report_path is not None:
@@ -147,14 +150,15 @@ class _Operator:
             yield
             return
         self._views = 10
-        server = MetricsServer(self._status, self._view, copy_bytes=self._options.copy_bytes, port=port)
+        server = MetricsServer(self.status, self._view, copy_bytes=self._options.copy_bytes, port=port)
         click.echo(f"metrics: http://localhost:{server.port}/metrics", err=True)
         try:
             yield
         finally:
             server.close()
 
-    def _status(self) -> AdaptStatus | None:
+    def status(self) -> AdaptStatus | None:
+        """Of the day that runs, or the last; None before the first."""
         return None if self._follower is None else self._follower.status()
 
     def _view(self) -> TrafficView | None:
