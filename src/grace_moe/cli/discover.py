@@ -75,8 +75,8 @@ def _start_local(ranks: int, options: list[str]) -> NoReturn:
 
 def _as_a_rank(output: Path, declared: Sequence[str], timeout: float, as_json: bool) -> NoReturn:
     """Take part as one of torchrun's ranks; the process ends here. Rank 0 alone reads what is declared, and shows what was found."""
+    from grace_moe.runtime.job.probe import discover_together
     from grace_moe.runtime.job.ranks import first_to_say, joined, leave
-    from grace_moe.runtime.probe import discover_together
 
     member = None
     try:

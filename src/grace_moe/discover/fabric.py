@@ -36,12 +36,11 @@ class Fabric:
         found = []
         if all(host in self.domains for host in hosts):
             found.append(("accelerator domains", grouped([self.domains[host] for host in hosts])))
-        for layer in range(min(map(len, under))):
-            found.append((f"switches, layer {layer + 1}", grouped([switches[layer] for switches in under])))
+        found += [(f"switches, layer {n + 1}", grouped([switches[n] for switches in under])) for n in range(min(map(len, under)))]
         seen: set[object] = set()
         kept = []
         for what, groups in found:
-            if 1 < len(groups) and groups not in seen:
+            if len(groups) > 1 and groups not in seen:
                 seen.add(groups)
                 kept.append(Declaration(source=f"{self.source} ({what})", groups=groups, nodes=False))
         return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ def discover(measured: Measured, declarations: Sequence[Declaration], notes: Seq
     told = []
     ranks = len(order)
     if measured.num_measured < ranks * (ranks - 1) // 2:
-        told.append(f"{measured.num_measured:,} of {ranks * (ranks - 1) // 2:,} pairs measured: all inside machines, one of every two machines")
+        told.append(
+            f"{measured.num_measured:,} of {ranks * (ranks - 1) // 2:,} pairs measured: all inside machines, one of every two machines"
+        )
     if len(tiers) == 1:
         told.append("all links are alike: one node")
     return Discovery(
@@ -81,7 +84,11 @@ def topology_of(found: Discovery, measured: Measured, ranks: Sequence[RankFacts]
         shared: by tier, bytes per second that all devices of a node send over it together, where that is less than each alone.
     """
     links = [
-        Link(bandwidth_bytes_per_s=_rounded(tier.bandwidth), latency_s=_rounded(latency), shared_bytes_per_s=shared.get(number))
+        Link(
+            bandwidth_bytes_per_s=_rounded(tier.bandwidth),
+            latency_s=_rounded(latency),
+            shared_bytes_per_s=_rounded(shared[number]) if number in shared else None,
+        )
         for number, (tier, latency) in enumerate(zip(found.tiers, found.latency_s, strict=True))
     ]
     device_of = {rank: device for device, rank in enumerate(found.order)}
@@ -135,7 +142,7 @@ def _node_tier(tiers: tuple[FoundTier, ...], declarations: Sequence[Declaration]
     for number, tier in enumerate(tiers):
         if tier.groups in declared:
             return number
-    falls = [narrow.bandwidth / wide.bandwidth for narrow, wide in zip(tiers, tiers[1:], strict=False)]
+    falls = [narrow.bandwidth / wide.bandwidth for narrow, wide in pairwise(tiers)]
     return int(np.argmax(falls)) if falls else 0
 
 

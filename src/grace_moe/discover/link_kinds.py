@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from grace_moe.discover.declared import Declaration, grouped
@@ -40,11 +41,14 @@ class LinkKinds:
         for rank in ranks:
             local = next((rank.variables[n] for n in rank.variables if n in ("LOCAL_RANK", "SLURM_LOCALID")), "")
             if not re.fullmatch(r"\d{1,4}", local) or int(local) >= len(self.kinds):
-                raise TopologyError(self.source, "GPU", f"no accelerator of local rank {local or '(unknown)'}", "give the table of these hosts")
+                raise TopologyError(
+                    self.source, "GPU", f"no accelerator of local rank {local or '(unknown)'}", "give the table of these hosts"
+                )
             keys.append((rank.machine, int(local)))
         found = []
-        for what, near in (("NVLink", lambda kind: kind.startswith("NV")), ("not across sockets", lambda kind: kind != "SYS")):
-            joined = connected_components([[near(kind) for kind in row] for row in self.kinds], directed=False)[1]
+        kinds = np.array(self.kinds)
+        for what, near in (("NVLink", np.char.startswith(kinds, "NV")), ("not across sockets", kinds != "SYS")):
+            joined = connected_components(near, directed=False)[1]
             groups = grouped([(machine, int(joined[local])) for machine, local in keys])
             if any(len(group) > 1 for group in groups):
                 found.append(Declaration(source=f"{self.source} ({what})", groups=groups, nodes=False))

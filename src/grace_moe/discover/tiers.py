@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -109,11 +109,12 @@ def _chosen(cuts: list[float], merged: Floats, logs: Floats) -> list[float]:
         ranks = ((square >= first) & (square < last) & ~np.eye(len(square), dtype=bool)).any(axis=1).sum()
         if inside.any():
             parts[first, last] = _part(logs[inside], int(ranks))
-    best, found = math.inf, ()
+    best = math.inf
+    found: tuple[int, ...] = ()
     for count in range(min(_MOST_TIERS, len(cuts) + 1)):
         for borders in combinations(range(1, len(cuts) + 1), count):
             edges = [0, *borders, len(cuts) + 1]
-            tiers = [parts.get(edge) for edge in zip(edges, edges[1:], strict=False)]
+            tiers = [parts.get(edge) for edge in pairwise(edges)]
             loss = _loss(tiers)
             if loss < best - 1e-12:
                 best, found = loss, borders
@@ -142,7 +143,13 @@ def _part(logs: Floats, ranks: int) -> _Part:
     level = _median(logs)
     off = logs - level
     loss = np.where(off > 0, off**2, np.minimum(off**2, _SLOW**2)).sum()
-    return _Part(level=level, deviation=1.4826 * float(np.median(np.abs(off))), loss=float(loss), pairs=len(logs), pairs_of_rank=2 * len(logs) / ranks)
+    return _Part(
+        level=level,
+        deviation=1.4826 * float(np.median(np.abs(off))),
+        loss=float(loss),
+        pairs=len(logs),
+        pairs_of_rank=2 * len(logs) / ranks,
+    )
 
 
 def _median(logs: Floats) -> float:

@@ -31,5 +31,6 @@ __all__ = [
     "require_report",
     "sentence",
     "size_table",
+    "tiers_table",
     "write_report",
 ]

@@ -26,16 +26,20 @@ from grace_moe.topology import Topology
 
 MOST_PAIRS = 2048
 """Pairs that are measured one by one; of more, one of every two machines stands for the others."""
-_PINGS = 21
-_FIRST_BYTES, _MOST_BYTES = 128 * 2**10, 2**28
-_LONG_ENOUGH_S = 0.012
-"""A message that takes so long is large enough: twice as large ones are measured beside it."""
-_LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
-_STABLE = 0.03
-"""The two fastest of a message differ by less: it is measured."""
+_PINGS = 11
+_CHUNKS = 10
+"""Messages of a stream, sent without waiting. Between their arrivals neither latency counts, nor what a link lets through at once."""
+_FIRST_BYTES, _MOST_BYTES = 64 * 2**10, 2**26
+"""Of a message of a stream."""
+_LONG_ENOUGH_S = 0.03
+"""A stream that takes so long tells the bandwidth; of shorter ones the messages are doubled."""
+_FEWEST, _MOST = 3, 6
+"""Streams a direction."""
+_STABLE = 0.04
+"""The two fastest streams differ by less: what disturbs a stream makes it slower, so the fastest tells the link."""
 _SHARED = 0.8
 """Of what devices send alone; less together, and they share the link."""
-_SAMPLES = 3
+_SAMPLES = 2
 """Pairs of nodes on which sharing is measured."""
 
 
@@ -107,11 +111,9 @@ class Probe:
         """
         pairs = pairs_to_measure(machines, MOST_PAIRS)
         rounds = rounds_of(pairs, machines)
-        mine: list[tuple[int, int, float, float]] = []
+        mine: list[tuple[int, int, float, float]] = []  # sender, receiver, bandwidth, latency
         for number, together in enumerate(rounds):
-            for pair in together:
-                if self.rank in pair:
-                    mine.append(self._pair(pair))
+            mine += [self._pair(pair) for pair in together if self.rank in pair]
             dist.barrier()
             on_round(number + 1, len(rounds))
         everyone: list[Any] = [None] * self.world_size
@@ -142,59 +144,72 @@ class Probe:
         return found
 
     def _pair(self, pair: tuple[int, int]) -> tuple[int, int, float, float]:
-        """(this rank, the other, bandwidth from this rank to the other, latency)."""
+        """(the other, this rank, bandwidth from the other to this rank, latency)."""
         other = pair[1] if self.rank == pair[0] else pair[0]
-        first = self.rank == pair[0]
-        for sending in (first, not first):  # a connection's first message takes longer
-            self._message(other, _FIRST_BYTES, sending)
         latency = bandwidth = 0.0
-        for sending in (first, not first):
-            pings = [self._message(other, 1, sending) for _ in range(_PINGS)]
+        for sending in (self.rank == pair[0], self.rank != pair[0]):
+            pings = [self._message(other, sending) for _ in range(_PINGS + 1)][1:]  # a connection's first message takes longer
             rate = self._bandwidth(other, sending)
             if sending:
-                latency, bandwidth = float(np.median(pings)) / 2, rate
-        return self.rank, other, bandwidth, latency
+                latency = float(np.median(pings)) / 2
+            else:
+                bandwidth = rate
+        return other, self.rank, bandwidth, latency
 
     def _bandwidth(self, other: int, sending: bool) -> float:
-        """Of messages of two sizes the slope: what a message costs whatever its size falls out. The sender decides how large and how often."""
+        """Bytes per second, on the receiver's end, which decides how large messages are and how many streams there are."""
         size = _FIRST_BYTES
-        while self._agreed(other, sending, self._message(other, size, sending) < _LONG_ENOUGH_S and size < _MOST_BYTES // 2):
+        while self._agreed(other, not sending, (took := self._stream(other, size, sending)) < _LONG_ENOUGH_S and size < _MOST_BYTES):
             size *= 2
-        small: list[float] = []
-        large: list[float] = []
-        while self._agreed(other, sending, not _settled(small) or not _settled(large)):
-            small.append(self._message(other, size, sending))
-            large.append(self._message(other, 2 * size, sending))
-        longer = min(large) - min(small)
-        return size / longer if longer > 0 else 2 * size / min(large)
+        streams = [took]
+        while self._agreed(other, not sending, not _settled(streams)):
+            streams.append(self._stream(other, size, sending))
+        return (_CHUNKS - 1) * size / min(streams)
 
-    def _agreed(self, other: int, sending: bool, wish: bool) -> bool:
-        """The sender's wish, on both ends."""
+    def _agreed(self, other: int, deciding: bool, wish: bool) -> bool:
+        """The wish of the end that decides, on both ends."""
         told = torch.tensor([int(wish)], device=self.device)
-        if sending:
+        if deciding:
             dist.send(told, other)
         else:
             dist.recv(told, other)
         return bool(told.item())
 
-    def _message(self, other: int, size: int, sending: bool) -> float:
-        """Seconds from the start until the other has said that all is there."""
+    def _stream(self, other: int, size: int, sending: bool) -> float:
+        """Seconds from the first message's arrival to the last's, as the median of all slopes has it: a late one does not count."""
+        moments = []
+        for _ in range(_CHUNKS):
+            if sending:
+                dist.send(self._buffer(size), other)
+            else:
+                dist.recv(self._buffer(size), other)
+            self._finish()
+            moments.append(time.perf_counter())
+        first, last = np.triu_indices(_CHUNKS, 1)
+        slopes = np.diff(np.array(moments)[np.stack([first, last])], axis=0)[0] / (last - first)
+        return max(float(np.median(slopes)) * (_CHUNKS - 1), 1e-9)
+
+    def _message(self, other: int, sending: bool) -> float:
+        """Seconds of one byte there and one back."""
         began = time.perf_counter()
-        if sending:
-            dist.send(self._buffer(size), other)
-            dist.recv(self._buffer(1), other)
-        else:
-            dist.recv(self._buffer(size), other)
-            dist.send(self._buffer(1), other)
+        for there in (sending, not sending):
+            if there:
+                dist.send(self._buffer(1), other)
+            else:
+                dist.recv(self._buffer(1), other)
+            self._finish()
+        return time.perf_counter() - began
+
+    def _finish(self) -> None:
+        """Wait for what was asked of an accelerator."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter() - began
 
     def _together(self, links: list[tuple[int, int]], bandwidth: float) -> float:
         """Bytes per second of several links at once, all ranks of a node sending: what is under way until the last has arrived."""
-        size = int(min(_MOST_BYTES, max(_FIRST_BYTES, 2 * _LONG_ENOUGH_S * bandwidth)))
+        size = int(min(_MOST_BYTES, max(8 * _FIRST_BYTES, 2 * _LONG_ENOUGH_S * bandwidth)))  # over what a link lets through at once
         seconds = []
-        for _ in range(_LEAST_ROUNDS):
+        for _ in range(_FEWEST):
             dist.barrier()
             took = 0.0
             works = [dist.irecv(torch.empty(size, dtype=torch.uint8, device=self.device), a) for a, b in links if self.rank == b]
@@ -203,8 +218,7 @@ class Probe:
             for work in works:
                 if work is not None:
                     work.wait()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            self._finish()
             if works:
                 took = time.perf_counter() - began
             longest = torch.tensor([took], dtype=torch.float64, device=self.device)
@@ -220,17 +234,17 @@ class Probe:
         return self._buffers[largest][:size]
 
 
-def _settled(seconds: list[float]) -> bool:
+def _settled(streams: list[float]) -> bool:
     """Whether more of the same would hardly change the least."""
-    if len(seconds) < _LEAST_ROUNDS:
+    if len(streams) < _FEWEST:
         return False
-    least, second = sorted(seconds)[:2]
-    return len(seconds) >= _MOST_ROUNDS or second - least <= _STABLE * second
+    least, second = sorted(streams)[:2]
+    return len(streams) >= _MOST or second - least <= _STABLE * second
 
 
 def _own_facts(device: torch.device) -> RankFacts:
     if device.type != "cuda":
         return facts_of_this_rank()
-    found = torch.cuda.get_device_properties(device)
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack its PCI address
     address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
     return facts_of_this_rank(pci_address=address, accelerator=found.name, memory_bytes=found.total_memory)
