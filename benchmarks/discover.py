@@ -109,7 +109,8 @@ def show(rows: list[dict]) -> None:
     print(
         f"`python benchmarks/discover.py --clusters {len(rows)}`: {platform.machine()}, {os.cpu_count()} cores, gloo, a namespace a rank,"
     )
-    print("veth and `tc tbf`; every link carries bursts of others' traffic, and one link of each cluster is bad, where it can be told.\n")
+    print("veth and `tc tbf`; every link carries bursts of others' traffic, and one link of each cluster is bad, where it can be told.")
+    print(f"Load of the machine at the end: {os.getloadavg()[1]:.0f} (over {os.cpu_count()}, and ranks waited for cores).\n")
     print(f"- Groups right in all tiers: {sum(row['right'] for row in rows)} of {len(rows)}.")
     print(f"- Bandwidth of a tier off by (median, most): {statistics.median(errors):.1%}, {max(errors):.1%}; ", end="")
     print(f"within 15%: {sum(error <= 0.15 for error in errors)} of {len(errors)}.")

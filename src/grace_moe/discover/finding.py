@@ -83,12 +83,9 @@ def topology_of(found: Discovery, measured: Measured, ranks: Sequence[RankFacts]
         ranks: of each rank, for names and memory.
         shared: by tier, bytes per second that all devices of a node send over it together, where that is less than each alone.
     """
+    together = {tier: _rounded(rate) for tier, rate in shared.items()}
     links = [
-        Link(
-            bandwidth_bytes_per_s=_rounded(tier.bandwidth),
-            latency_s=_rounded(latency),
-            shared_bytes_per_s=_rounded(shared[number]) if number in shared else None,
-        )
+        Link(bandwidth_bytes_per_s=_rounded(tier.bandwidth), latency_s=_rounded(latency), shared_bytes_per_s=together.get(number))
         for number, (tier, latency) in enumerate(zip(found.tiers, found.latency_s, strict=True))
     ]
     device_of = {rank: device for device, rank in enumerate(found.order)}
