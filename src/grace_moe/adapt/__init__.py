@@ -9,9 +9,11 @@ from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.schedule import Move, rounds_of
+from grace_moe.adapt.status import AdaptStatus
 
 __all__ = [
     "AdaptOptions",
+    "AdaptStatus",
     "Adapter",
     "Change",
     "Decision",
