@@ -33,10 +33,7 @@ __all__ = [
     "require_report",
     "sentence",
     "size_table",
-<<<<<<< HEAD
-    "write_day_report",
-=======
     "tiers_table",
->>>>>>> main
+    "write_day_report",
     "write_report",
 ]
