@@ -42,8 +42,8 @@ class DecisionOptions:
     budget: float = 0.1
     """Share of all expert copies that may move."""
     work: int = 200_000
-    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. Bounds a decision's time. Not tuned: with a full
-    sample, all layers of OLMoE and gpt-oss on two nodes."""
+    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned:
+    with a full sample, all layers of OLMoE and gpt-oss on two nodes."""
     prices: Prices = field(default_factory=Prices)
     effort: float = 1.0
     """Of the searches, as `plan` has it."""
