@@ -89,7 +89,7 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f"--option: {pair!r} is not NAME=VALUE; write it like r=0.15")
         if name in ARGUMENTS_OF_PLAN:
-            mend = "leave it out" if name in ("trace", "progress") else f"give --{name.replace('_', '-')}"
+            mend = "leave it out" if name in ("trace", "progress", "setting") else f"give --{name.replace('_', '-')}"
             raise UsageError(f"--option: {name} is not an option of a method; {mend}")
         try:
             value = json.loads(text)
