@@ -100,6 +100,16 @@ def test_the_backend_is_in_the_provenance_and_decides_the_replica_choice():
     assert "backend" not in eplb
 
 
+@pytest.mark.parametrize(("shape", "backend"), [("1x72", "allgather"), ("1x63", None), ("1x64", "flat"), ("2x72", None)])
+def test_nodes_of_many_devices(shape, backend):
+    """A node of GB200 NVL72 has more devices than an integer has bits."""
+    trace = synthetic_trace(tokens=300, experts=160, top_k=4, layers=1)
+    placement = plan(trace, Topology.parse(shape), backend=backend, redundancy=1.0, effort=0.01)
+    by_load = plan(trace, Topology.parse(shape), "eplb", redundancy=1.0)
+    assert (placement.slots_per_device() <= by_load.slots_per_device().max()).all()
+    assert evaluate(placement, trace).load_max_over_mean <= 1.05 * evaluate(by_load, trace).load_max_over_mean
+
+
 def test_what_can_not_be_had_is_refused():
     topology = Topology.parse("2x2")
     with pytest.raises(UsageError, match="backend 'pplx' is unknown"):
