@@ -183,6 +183,8 @@ CAPACITY_POWER = 0.5
 """Power of a share's change in a round. Not tuned."""
 SURE_GAIN = 0.02
 """Share of a layer's time that a placement must save over the one for copies. Not tuned: against the winner's curse."""
+DOUBT_IN_TIME = 2.0
+"""Standard deviations between days that such a placement must save too. Not tuned."""
 MOVES = 100
 """Moves of single experts that are tried on the fastest placement of a layer. Not tuned."""
 MOVE_TOKENS = 1500

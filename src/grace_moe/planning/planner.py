@@ -75,8 +75,7 @@ def plan(
     Args:
         method: one of `METHODS`.
         seed: of whatever the method draws at random.
-        redundancy: slots in all over experts, 1 or more (1.25 = a quarter more slots than experts); or `auto`: the least that fits,
-            so many slots on every device as its experts need.
+        redundancy: slots in all over experts, 1 or more; or `auto`: the least that fits, as many on every device as its experts need.
         slots_per_device: most experts a device may hold in a layer. Give this or `redundancy`.
         expert_bytes: memory of one expert of one layer; given it, the topology's `memory_bytes` limit the slots.
         start: an existing placement to improve on (`grace` only), several times faster than planning from nothing.

@@ -18,7 +18,7 @@ from grace_moe.cost.links import Tiers, tiers_of
 from grace_moe.cost.sent import Sends, sends_of
 from grace_moe.cost.step import Setting, layer_seconds
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, TIMED_DAYS
+from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, DOUBT_IN_TIME, TIMED_DAYS
 from grace_moe.planning.grace.candidates import Candidate, Origin
 from grace_moe.planning.grace.predicted_choice import chosen_devices
 from grace_moe.planning.grace.problem import LayerProblem
@@ -98,10 +98,15 @@ def timed(clock: Clock, layer: LayerPlacement) -> Times:
     return Times(total=total, busiest=busiest, carried=_carried(flows, clock, seconds))
 
 
-def candidate(clock: Clock, layer: LayerPlacement, origin: Origin) -> Candidate:
-    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time."""
+def candidate(clock: Clock, layer: LayerPlacement, origin: Origin, other: Times | None = None) -> Candidate:
+    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time.
+
+    Args:
+        other: of a placement that is kept in doubt: what it saves over this must be had on most days.
+    """
     times = timed(clock, layer)
-    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=float(times.total.mean()))
+    doubt = 0.0 if other is None else DOUBT_IN_TIME * float((times.total - other.total).std())
+    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=float(times.total.mean()) + doubt)
 
 
 def _counted(clock: Clock, layer: LayerPlacement) -> list[Flows]:

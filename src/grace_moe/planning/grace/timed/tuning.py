@@ -1,7 +1,8 @@
 """Plans for time: each layer takes the fastest of its placements, and the fastest is improved by what its devices carry.
 
 The searches of steps 5 to 12 make the placements: for copies, at several prices of imbalance by the exchange rates, for balance alone, with
-all slots and with the fewest. All of them are timed. The floor of balance is EPLB's busiest device, in seconds.
+all slots and with the fewest. All of them are timed. The floor of balance is EPLB's busiest device
+in seconds, or that of the plan for copies, which is within the tolerance.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def plan_layers_for_time(
         for row in pool.map(partial(_candidates, setting, rates), problems, by_copies):
             rows.append(row)
             on_layer()
-    floors = np.stack([row[-1].peaks for row in rows])
+    floors = np.stack([np.maximum(row[0].peaks, row[-1].peaks) for row in rows])  # what is planned for copies is within the tolerance
     doubt = DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT
     chosen = choose_candidates(_in_shares(rows), floors, tolerance, doubt) or tuple(len(row) - 1 for row in rows)
     return [row[index] for row, index in zip(rows, chosen, strict=True)]
@@ -82,23 +83,24 @@ def _in_shares(rows: list[list[Candidate]]) -> list[list[Candidate]]:
 
 
 def _candidates(setting: Setting, rates: ExchangeRates, problem: LayerProblem, by_copies: Candidate) -> list[Candidate]:
-    """Placements of one layer with their times; the last is the floor."""
+    """Placements of one layer with their times; the first is that for copies, the last is the floor."""
     clock = clock_of(problem, setting)
-    floor = candidate(clock, floor_of(problem).layer, "eplb")
+    timed_as = partial(candidate, clock, other=timed(clock, by_copies.layer))
+    floor = timed_as(floor_of(problem).layer, "eplb")
+    found = [timed_as(by_copies.layer, by_copies.origin)]
     if not problem.searchable:
-        return [floor]
-    found = [candidate(clock, by_copies.layer, by_copies.origin)]
-    found += [candidate(clock, replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
+        return [*found, floor]
+    found += [timed_as(replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
     tries = list(_tries(problem, setting, rates))
-    of_tries = [candidate(clock, each.layer, "search") for each in tries]
+    of_tries = [timed_as(each.layer, "search") for each in tries]
     found += of_tries
     if _irregular(problem.topology):
         best = min(range(len(tries)), key=lambda index: of_tries[index].traffic)
-        found += _reshaped(clock, tries[best])
+        found += [timed_as(layer, "search") for layer in _reshaped(clock, tries[best])]
     fastest = min(found, key=lambda each: each.traffic)
     slots = [problem.slots] * problem.topology.num_devices
     moved = improved(shorter(clock, MOVE_TOKENS), fastest.layer, slots, int(MOVES * problem.effort), problem.seed)
-    return [*found, candidate(clock, moved, fastest.origin), floor]
+    return [*found, timed_as(moved, fastest.origin), floor]
 
 
 def _tries(problem: LayerProblem, setting: Setting, rates: ExchangeRates) -> Iterator[Try]:
@@ -136,7 +138,7 @@ def _irregular(topology: Topology) -> bool:
     return topology.bandwidth is not None or bool(topology.tiers) or len(set(topology.relative_speed.tolist())) > 1
 
 
-def _reshaped(clock: Clock, start: Try) -> list[Candidate]:
+def _reshaped(clock: Clock, start: Try) -> list[LayerPlacement]:
     """The placement again, with shares of the load by what the devices carried, round by round."""
     found, layer = [], start.layer
     speed, copies = start.problem.topology.relative_speed.copy(), start.copies
@@ -148,7 +150,7 @@ def _reshaped(clock: Clock, start: Try) -> list[Candidate]:
             layer, copies = place_layer(problem, 1, copies)
         else:
             layer = replace(levelled(problem) or layer, replica_choice=start.layer.replica_choice)
-        found.append(candidate(clock, layer, "search"))
+        found.append(layer)
     return found
 
 
