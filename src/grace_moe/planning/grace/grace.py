@@ -12,11 +12,11 @@ from grace_moe.planning.grace.canonical_names import canonical_names
 from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.grace.fallbacks import CHOICE_FOR, plan_by_load, with_choice
+from grace_moe.planning.grace.for_time import plan_layers_for_time
 from grace_moe.planning.grace.options import GraceOptions, check_task
 from grace_moe.planning.grace.problem import layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
 from grace_moe.planning.grace.source_costs import with_source_costs
-from grace_moe.planning.grace.timed.tuning import plan_layers_for_time
 from grace_moe.planning.grace.tuning import plan_layers
 from grace_moe.planning.notes import by_layer, whole_slots
 from grace_moe.planning.task import PlannedLayers, PlanningTask

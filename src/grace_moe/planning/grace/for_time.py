@@ -32,11 +32,11 @@ from grace_moe.planning.constants import (
 )
 from grace_moe.planning.grace.by_load import floor_of
 from grace_moe.planning.grace.candidates import Candidate, choose_candidates
+from grace_moe.planning.grace.clock import Clock, candidate, clock_of, shorter, timed
+from grace_moe.planning.grace.expert_moves import improved
 from grace_moe.planning.grace.layer_placement import place_layer
 from grace_moe.planning.grace.levelling import levelled
 from grace_moe.planning.grace.problem import LayerProblem
-from grace_moe.planning.grace.timed.clock import Clock, candidate, clock_of, shorter, timed
-from grace_moe.planning.grace.timed.moves import improved
 from grace_moe.planning.grace.tuning import plan_layers
 from grace_moe.topology import Topology
 

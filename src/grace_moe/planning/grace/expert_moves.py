@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import LayerPlacement
+from grace_moe.planning.grace.clock import Clock, timed
 from grace_moe.planning.grace.replica_shares import primary_first
-from grace_moe.planning.grace.timed.clock import Clock, timed
 
 Rows = list[dict[int, float]]
 """Per expert, the weight of each device that holds it."""
