@@ -158,7 +158,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     columns = ("trace", "regime", "cluster", "served", "copies, ms", "time, ms", "time / copies", "/ as if equal", "/ ViBE", "/ GEM")
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
-    told = f"`benchmarks/plan_for_time.py`, {date.today()}, {platform.machine()}, {options.layers} layers of each trace."
+    told = f"`benchmarks/plan_for_time.py`, {date.today()}, {platform.machine()}, {options.layers} layer(s) of each trace."
     rest = (__doc__ or "").split("page.md]")[1].strip()
     options.out.write_text("\n".join([f"# Plans for time\n\n{told} {rest}\n", head, *rows]) + "\n")
 
