@@ -70,8 +70,10 @@ def test_completions_are_printed_in_order_as_they_come(tokenizer, capsys):
     printer.add([Said(0, token, False) for token in tokens[0][:-1]])
     begun = capsys.readouterr().out
     assert begun.startswith("So: The ")
+    assert printer.in_a_line
     printer.add([Said(0, tokens[0][-1], True)])
     assert begun + capsys.readouterr().out == "So: The experts are here\n\nSo: Once upon a time\n\n"
+    assert not printer.in_a_line
 
 
 def test_a_prompt_that_was_cut_from_text_shows_its_end(tokenizer, capsys):
@@ -93,6 +95,11 @@ def test_long_work_tells_how_far_it_is(monkeypatch):
         now[0] += 1
         count.add(10)
     assert told == ["flat: 100 of at most 1,100 tokens, 10.0 a second", "flat: 200 of at most 1,100 tokens, 10.0 a second"]
+    now[0] += 10
+    count.add(10, quiet=True)
+    assert len(told) == 2
+    count.add(10)
+    assert told[2].startswith("flat: 270 of")
 
 
 @pytest.mark.parametrize(

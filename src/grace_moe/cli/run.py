@@ -276,9 +276,9 @@ def _listener(job: Job, tell: Callable[[str], None], printer: CompletionPrinter 
         count.restart(name)
 
     def on_tokens(said: Sequence[Said]) -> None:
-        count.add(len(said))
         if printer is not None and count.runs == 1:
             printer.add(said)
+        count.add(len(said), quiet=printer is not None and printer.in_a_line and os.path.sameopenfile(1, 2))
 
     return Listener(on_run=on_run, on_tokens=on_tokens)
 
