@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from grace_moe.cli.options import MAX_TEXT_BYTES, read_text
 from grace_moe.errors import ModelError, UsageError
@@ -28,7 +27,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 def _standard_input() -> str:
     """As `read_text` reads a file."""
-    data = click.get_binary_stream("stdin").read(MAX_TEXT_BYTES + 1)
+    data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise UsageError(f"--prompts: standard input: over {MAX_TEXT_BYTES:,} bytes; give fewer prompts at a time")
     return data.decode(errors="replace")
