@@ -141,6 +141,24 @@ def test_compare_shows_what_a_backend_sends():
     assert "backend_copies" not in compare(TRACE, Topology.parse("2x2"), methods=("linear",)).to_dict()["rows"][0]
 
 
+def test_compares_times_follow_the_backend():
+    """Pairs take longer to send than copies to nodes, and gathering takes as long whatever the placement is."""
+    topology, methods = Topology.parse("2x2"), ("linear", "eplb")
+
+    def rows(backend):
+        return compare(TRACE, topology, methods=methods, backend=backend).to_dict()["rows"]
+
+    by_nodes, by_pairs, gathered = rows("hierarchical"), rows("vanilla"), rows("allgather")
+    for one, other in zip(by_nodes, by_pairs, strict=True):
+        assert other["modelled_dispatch_time"] > one["modelled_dispatch_time"]
+        assert other["modelled_compute_time"] == one["modelled_compute_time"]
+    assert gathered[0]["modelled_dispatch_time"] == gathered[1]["modelled_dispatch_time"]
+    for name, like in (("nixl_ep", "deepep_low_latency"), ("allgather_reducescatter", "allgather")):
+        assert [row["modelled_layer_time"] for row in rows(name)] == [row["modelled_layer_time"] for row in rows(like)]
+    plain = compare(TRACE, topology, methods=("linear",)).to_dict()["rows"][0]
+    assert by_nodes[0]["modelled_combine_time"] == pytest.approx(plain["modelled_combine_time"])
+
+
 def test_compare_says_where_a_plan_was_made_for_another_backend():
     topology = Topology.parse("2x2")
     made = plan(TRACE.split_requests()[0], topology, backend="flat", effort=0.01)
