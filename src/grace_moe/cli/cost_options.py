@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from grace_moe.cli.options import FiniteRange
 from grace_moe.cost.backends import BACKENDS
 from grace_moe.cost.hardware import PHASES
 from grace_moe.cost.sizes import OLMOE, ModelSizes
@@ -32,7 +33,7 @@ backend_option = click.option(
 )
 overlap_option = click.option(
     "--overlap",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.0,
     metavar="X",
     help="Share of sending that goes on while experts compute: 0 in turn, 1 all that fits.",

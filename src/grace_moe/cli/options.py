@@ -24,6 +24,17 @@ MAX_TEXT_BYTES = 2**30
 """Of a file of text to run a model on."""
 
 
+class FiniteRange(click.FloatRange):
+    """Of numbers; click's own takes `nan`, which is in every range, and `inf`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click's, and finite."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number that is finite.", param, ctx)
+        return number
+
+
 def _redundancy(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
     if text is None or text == "auto":
         return text
