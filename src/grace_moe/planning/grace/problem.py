@@ -17,6 +17,7 @@ from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.search.node_copies import copies_on_nodes
 from grace_moe.planning.task import PlanningTask
 from grace_moe.topology import Topology
+from grace_moe.trace import tokens_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
         names: of each layer.
     """
     trace, topology, slots = task.trace, by_speed(task.topology), task.equal_slots
+    if task.setting is not None:
+        trace = trace.select(np.flatnonzero(tokens_of(trace, task.setting.phase)))
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
     units = request_of_token if options.request_placement else independent_units(trace.topk_ids, request_of_token)
     unknown = units is not request_of_token
