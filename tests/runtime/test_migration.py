@@ -8,7 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from .conftest import requests_of

@@ -14,7 +14,6 @@ from grace_moe.adapt import AdaptOptions, AdaptStatus
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import Placement
 from grace_moe.runtime.dispatch.rank_groups import rank_device
-from grace_moe.runtime.job import TIMEOUT_SECONDS
 from grace_moe.runtime.migration.ballot import Ballot, Told, Vote
 from grace_moe.runtime.migration.decider import Answer, Decides, DecidingProcess
 from grace_moe.runtime.migration.link import Link
@@ -46,7 +45,7 @@ class AdaptingOptions:
     """That a rank sends of experts a step, at most; None = a tenth of what dispatch sends."""
     patience_seconds: float = 10.0
     """After which a part of an expert that was to come in some step is late, and the migration is rolled back."""
-    timeout_seconds: float = TIMEOUT_SECONDS
+    timeout_seconds: float = 45.0
     """How long a rank waits for another where ranks agree."""
 
     def __post_init__(self) -> None:

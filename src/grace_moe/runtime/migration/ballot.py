@@ -76,7 +76,7 @@ class Ballot:
         failures = [failure for _, failure in found if failure is not None]
         return Told(
             votes=tuple(vote for vote, _ in found),
-            failure=min(failures, key=lambda failure: failure.chunk, default=None),
+            failure=min(failures, key=lambda failure: failure.order, default=None),
             samples=tuple(self._samples),
         )
 
@@ -91,14 +91,14 @@ class Ballot:
 
 
 def _packed(vote: Vote, failure: Failure | None) -> torch.Tensor:
-    numbers = [*astuple(vote), *((failure.chunk, failure.rank) if failure is not None else (-1, -1))]
+    numbers = [*astuple(vote), *((failure.order, failure.rank) if failure is not None else (-1, -1))]
     words = failure.words.encode()[:_WORDS_BYTES] if failure is not None else b""
     head = torch.tensor(numbers, dtype=torch.int64).view(torch.uint8)
     return torch.cat([head, torch.tensor(list(words.ljust(_WORDS_BYTES, b"\0")), dtype=torch.uint8)])
 
 
 def _unpacked(row: torch.Tensor) -> tuple[Vote, Failure | None]:
-    *numbers, chunk, rank = row[:-_WORDS_BYTES].view(torch.int64).tolist()
+    *numbers, order, rank = row[:-_WORDS_BYTES].view(torch.int64).tolist()
     vote = Vote(**{field.name: number for field, number in zip(fields(Vote), numbers, strict=True)})
     words = row[-_WORDS_BYTES:].numpy().tobytes().rstrip(b"\0").decode(errors="replace")
-    return vote, Failure(chunk=chunk, rank=rank, words=words) if chunk >= 0 else None
+    return vote, Failure(order=order, rank=rank, words=words) if order >= 0 else None

@@ -37,15 +37,16 @@ def wait_until(work: dist.Work, deadline: float) -> None:
     """Wait for a transfer, until `time.monotonic()` reads the deadline at most.
 
     Raises:
-        RankError: it did not end in time, or the connection broke.
+        RankError: it did not end in time.
+        RuntimeError: the connection broke.
     """
     seconds = max(0.001, deadline - time.monotonic())
     try:
         work.wait(timedelta(seconds=seconds))
     except RuntimeError as error:
-        if not is_communication_error(error):
-            raise
-        raise RankError("nothing came in time" if time.monotonic() >= deadline else "the connection broke") from error
+        if is_communication_error(error) and time.monotonic() >= deadline:
+            raise RankError("nothing came in time") from error
+        raise
 
 
 def _new_group(timeout: timedelta) -> dist.ProcessGroup:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Thread
+from typing import Any
 
 import torch
 
 from grace_moe.adapt import Move
 from grace_moe.errors import GraceError, RankError, VerificationError
+from grace_moe.runtime.dispatch.collectives import is_communication_error
 from grace_moe.runtime.migration.link import Link, wait_until
 from grace_moe.runtime.migration.plan import MigrationPlan, Stage
 from grace_moe.runtime.migration.slots import SlotWeights
@@ -29,8 +32,9 @@ _POLL_SECONDS = 0.5
 class Failure:
     """Why a rank's mover gave up."""
 
-    chunk: int
-    """Of the stage: the earliest over all ranks tells the cause."""
+    order: int
+    """The least over all ranks tells the cause: of the earliest chunk, who received nothing before whose connection broke, and both
+    before who could not send."""
     rank: int
     """At fault."""
     words: str
@@ -125,15 +129,27 @@ class Mover:
         works = []
         for move, part in parts:
             receives = move.target == self._rank
-            works.append((move, self._link.receive(part, move.source) if receives else self._link.send(part, move.target)))
-        for move, work in works:
-            other = move.source if move.target == self._rank else move.target
-            try:
+            other = move.source if receives else move.target
+            begin = self._link.receive if receives else self._link.send
+            with self._failing(number, move, other):
+                works.append((move, other, begin(part, other)))
+        for move, other, work in works:
+            with self._failing(number, move, other):
                 wait_until(work, deadline)
-            except RankError as error:
-                self._fail(number, other, move, str(error))
         if time.monotonic() > deadline:
-            self._fail(number, self._rank, parts[0][0], "too slow")
+            self._fail(4 * number + 3, self._rank, parts[0][0], "too slow")
+
+    @contextmanager
+    def _failing(self, number: int, move: Move, other: int) -> Iterator[None]:
+        """Give up where a transfer with another rank fails. One that times out closes its connections to all ranks: theirs break after."""
+        try:
+            yield
+        except RankError as error:
+            self._fail(4 * number + 2 * (other == move.target), other, move, str(error))
+        except RuntimeError as error:
+            if not is_communication_error(error):
+                raise
+            self._fail(4 * number + 2 * (other == move.target) + 1, other, move, "the connection broke")
 
     def _granted(self, number: int) -> float:
         """When a chunk's step began; waits for it."""
@@ -148,14 +164,12 @@ class Mover:
         try:
             weights = checked(parcel)
         except VerificationError as error:
-            self._fail(number, move.source, move, str(error))
+            self._fail(4 * number, move.source, move, str(error))
         self.arrived[move.layer, move.expert] = weights
         self.bytes_received += len(weights)
 
-    def _fail(self, number: int, rank: int, move: Move, words: str) -> None:
-        self.failure = Failure(
-            chunk=number, rank=rank, words=f"expert {move.expert} from rank {move.source} to rank {move.target}: {words}"
-        )
+    def _fail(self, order: int, rank: int, move: Move, words: str) -> None:
+        self.failure = Failure(order=order, rank=rank, words=f"expert {move.expert} from rank {move.source} to rank {move.target}: {words}")
         raise _CancelledError
 
     def _work(self) -> None:
@@ -173,7 +187,7 @@ class Mover:
                 pass
             except Exception as error:  # whatever it is, the old plan serves on, and the error is told
                 words = str(error) if isinstance(error, GraceError) else f"{type(error).__name__}: {error}"
-                self.failure = Failure(chunk=0, rank=self._rank, words=words.splitlines()[0])
+                self.failure = Failure(order=0, rank=self._rank, words=words.splitlines()[0])
             self._task = None
 
 
@@ -183,13 +197,18 @@ class _CancelledError(Exception):
 
 def with_checksum(weights: torch.Tensor) -> torch.Tensor:
     """uint8 weights with their checksum behind them."""
-    checksum = zlib.crc32(memoryview(weights.numpy())).to_bytes(CHECKSUM_BYTES, "little")
+    checksum = _checksum(weights).to_bytes(CHECKSUM_BYTES, "little")
     return torch.cat([weights, torch.frombuffer(bytearray(checksum), dtype=torch.uint8)])
+
+
+def _checksum(weights: torch.Tensor) -> int:
+    array: Any = weights.numpy()
+    return zlib.crc32(array)
 
 
 def checked(parcel: torch.Tensor) -> torch.Tensor:
     """The weights of `with_checksum`. Raises VerificationError where they are not what was sent."""
     weights, told = parcel[:-CHECKSUM_BYTES], parcel[-CHECKSUM_BYTES:]
-    if zlib.crc32(memoryview(weights.numpy())) != int.from_bytes(told.numpy().tobytes(), "little"):
+    if _checksum(weights) != int.from_bytes(told.numpy().tobytes(), "little"):
         raise VerificationError("its checksum differs on arrival")
     return weights
