@@ -55,7 +55,7 @@ class Migration:
         self._offer = torch.empty(0, dtype=torch.uint8)
         self._plan: MigrationPlan | None = None
         self._stage = self._chunk_bytes = 0
-        self._renewing = False
+        self._renewing, self._failed_in = False, ""
         self.switched: list[int] = []
         """Indices of the layers of the last migration that have switched."""
         self._steps = 0
@@ -90,7 +90,7 @@ class Migration:
         failed = told.failure is not None and self.state in (PREPARING, MOVING)
         all_idle = all(vote.idle for vote in told.votes)
         if failed:
-            self._roll_back(told)
+            self._roll_back()
         elif self.state == WATCHING and told.votes[0].offer:
             if dist.get_rank() != 0:
                 self._offer = torch.empty(told.votes[0].offer, dtype=torch.uint8)
@@ -148,19 +148,21 @@ class Migration:
         counts.switched_step, counts.switched_at = self._steps, time.time()
         self._begin_stage(self._stage + 1)
 
-    def _roll_back(self, told: Told) -> None:
-        assert told.failure is not None
-        layer = ""
+    def _roll_back(self) -> None:
+        """Serve on as before. What was the cause is known when all movers have let go: others may have seen more of it."""
+        self._failed_in = ""
         if self.state == MOVING and self._plan is not None:
-            layer = f"layer {self._layers[self._plan.stages[self._stage].layers[0]].layer_id}, "
+            self._failed_in = f"layer {self._layers[self._plan.stages[self._stage].layers[0]].layer_id}, "
         self.counts.rolled_back += 1
-        self.counts.error = f"rank {told.failure.rank}: {layer}{told.failure.words}; rolled back, the old plan serves on"
         self._mover.cancel()
         self._plan, self.state = None, RENEWING
 
     def _renew(self, told: Told) -> None:
         """Every mover has let go: give them a new link, and watch on when all have it."""
         if not self._renewing:
+            assert told.failure is not None
+            cause = f"{self._failed_in}{told.failure.words}"
+            self.counts.error = f"rank {told.failure.rank}: {cause}; rolled back, the old plan serves on"
             self._renewing = True
             self._mover.do(self._mover.renew)
             return
