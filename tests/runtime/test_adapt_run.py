@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from grace_moe.cli import grace_moe as group
+from grace_moe.cli import main
 from grace_moe.embedded import embedded_model
 from grace_moe.trace import synthetic_trace
 
@@ -19,7 +19,7 @@ def run(capsys, tmp_path, *arguments):
     text = ("--text", str(embedded_model() / "prose.txt"), "--requests", "6", "--prompt-tokens", "20", "--new-tokens", "12", "--ignore-eos")
     words = ["run", str(embedded_model()), "--placement", str(tmp_path / "plan.json"), "--local", "1x2", *text, *arguments]
     with pytest.raises(SystemExit) as exit_:
-        group(words)
+        main(words)
     out, err = capsys.readouterr()
     return exit_.value.code or 0, out, err
 
