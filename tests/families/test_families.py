@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from grace_moe.errors import ModelError
+from grace_moe.runtime.model.opening import open_model
 from tests.families.examination import examine
 from tests.families.names import FAMILIES, LACKING
 from tests.families.tiny import build
@@ -31,3 +34,24 @@ def test_the_list_has_every_family_that_transformers_has():
     }
     assert having - set(FAMILIES) == set()
     assert set(LACKING) <= set(FAMILIES)
+
+
+REFUSED = {"diffusion_gemma": "is not generated token by token", "doge": "has no experts that"}
+
+
+@pytest.mark.parametrize("family", LACKING)
+def test_what_is_lacking_is_refused_and_said_truly(family, tmp_path):
+    folder = build(family, tmp_path / family)
+    with pytest.raises(ModelError, match=REFUSED.get(family, "is neither a causal nor an image-text model")):
+        open_model(str(folder))
+    kind = type(transformers.AutoConfig.from_pretrained(folder))
+    mapped = {kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING, kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
+    assert mapped == ({True, False} if family in REFUSED else {False})
+
+
+def test_what_doge_says_depends_on_its_neighbours_in_the_batch(tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(build("doge", tmp_path / "doge")).eval()
+    one, other = torch.arange(4, 12)[None], torch.arange(30, 38)[None]
+    with torch.no_grad():
+        alone, beside = model(input_ids=one).logits, model(input_ids=torch.cat([one, other])).logits[:1]
+    assert (alone - beside).abs().max() > 0.1

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from grace_moe.discover.reading import declarations_of, read_declared
 from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints, read_model_shape
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads, synthetic_trace
+from tests.discover.samples import NVIDIA_SMI, SLURM, TOPOGRAPH, facts
 from tests.fuzz.mutations import Parts, join, join_safetensors, rezip, rezip_stored, split_safetensors, unzip, whole
 
 HINTS = Hints(num_experts=8, top_k=2, num_hidden_layers=3)
@@ -221,6 +223,14 @@ def _statistics_files() -> list[bytes]:
     return [save(counts), save(raw)]
 
 
+def _declared_files() -> list[bytes]:
+    return [SLURM.encode(), json.dumps(TOPOGRAPH).encode(), NVIDIA_SMI.encode()]
+
+
+def _read_declared(path: Path) -> None:
+    declarations_of(read_declared(str(path)), facts(["n0", "n1", "n2", "n3"], LOCAL_RANK=[0, 1, 2, 3]))
+
+
 TARGETS = {
     "trace": Target(_trace_files, _read_trace, ".safetensors", split_safetensors, join_safetensors),
     "topology": Target(_topology_files, _read_topology, ".json"),
@@ -236,5 +246,6 @@ TARGETS = {
     "sglang-jsonl": Target(_sglang_response_files, _import("sglang"), ".jsonl"),
     "maps": Target(_map_files, _read_map, ".json"),
     "statistics": Target(_statistics_files, _read_statistics, ".safetensors", split_safetensors, join_safetensors),
+    "declared": Target(_declared_files, _read_declared, ".txt"),
     "config": Target(_config_files, read_model_shape, ".json"),
 }

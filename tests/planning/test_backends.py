@@ -100,6 +100,16 @@ def test_the_backend_is_in_the_provenance_and_decides_the_replica_choice():
     assert "backend" not in eplb
 
 
+@pytest.mark.parametrize(("shape", "backend"), [("1x72", "allgather"), ("1x63", None), ("1x64", "flat"), ("2x72", None)])
+def test_nodes_of_many_devices(shape, backend):
+    """A node of GB200 NVL72 has more devices than an integer has bits."""
+    trace = synthetic_trace(tokens=300, experts=160, top_k=4, layers=1)
+    placement = plan(trace, Topology.parse(shape), backend=backend, redundancy=1.0, effort=0.01)
+    by_load = plan(trace, Topology.parse(shape), "eplb", redundancy=1.0)
+    assert (placement.slots_per_device() <= by_load.slots_per_device().max()).all()
+    assert evaluate(placement, trace).load_max_over_mean <= 1.05 * evaluate(by_load, trace).load_max_over_mean
+
+
 def test_what_can_not_be_had_is_refused():
     topology = Topology.parse("2x2")
     with pytest.raises(UsageError, match="backend 'pplx' is unknown"):
@@ -129,6 +139,24 @@ def test_compare_shows_what_a_backend_sends():
     assert grace["backend_copies"] < linear["backend_copies"]
     assert comparison.rows[1].placement.provenance["backend"] == "deepep_low_latency"
     assert "backend_copies" not in compare(TRACE, Topology.parse("2x2"), methods=("linear",)).to_dict()["rows"][0]
+
+
+def test_compares_times_follow_the_backend():
+    """Pairs take longer to send than copies to nodes, and gathering takes as long whatever the placement is."""
+    topology, methods = Topology.parse("2x2"), ("linear", "eplb")
+
+    def rows(backend):
+        return compare(TRACE, topology, methods=methods, backend=backend).to_dict()["rows"]
+
+    by_nodes, by_pairs, gathered = rows("hierarchical"), rows("vanilla"), rows("allgather")
+    for one, other in zip(by_nodes, by_pairs, strict=True):
+        assert other["modelled_dispatch_time"] > one["modelled_dispatch_time"]
+        assert other["modelled_compute_time"] == one["modelled_compute_time"]
+    assert gathered[0]["modelled_dispatch_time"] == gathered[1]["modelled_dispatch_time"]
+    for name, like in (("nixl_ep", "deepep_low_latency"), ("allgather_reducescatter", "allgather")):
+        assert [row["modelled_layer_time"] for row in rows(name)] == [row["modelled_layer_time"] for row in rows(like)]
+    plain = compare(TRACE, topology, methods=("linear",)).to_dict()["rows"][0]
+    assert by_nodes[0]["modelled_combine_time"] == pytest.approx(plain["modelled_combine_time"])
 
 
 def test_compare_says_where_a_plan_was_made_for_another_backend():

@@ -67,3 +67,25 @@ def test_gathering(ids):
         moved[place] = held
         assert gathering.energy(gathering.gathering_state(moved, topology, ids)) == pytest.approx(found, rel=1e-9)
     assert best < start
+
+
+@pytest.mark.parametrize("number", [63, 64, 72])
+def test_devices_of_a_large_node(number):
+    """More devices than an integer has bits, such as those of a GB200 NVL72."""
+    generator = np.random.default_rng(number)
+    experts = 2 * number
+    rows = np.stack([generator.permutation(experts)[:4] for _ in range(300)])
+    rows[generator.random(rows.shape) < 0.1] = -1
+    load = np.bincount(rows[rows >= 0], minlength=experts).astype(float)
+    fair = np.full(number, load.sum() / number)
+    node = devices.NodeShare(copies=np.ones(experts, np.int64), load=load, share_here=np.ones(experts), rows=rows, fair=fair)
+    noise, options = np.zeros((experts, experts)), devices.PackingOptions(imbalance_price=0.01)
+    first = np.arange(experts).reshape(number, 2)
+    state = devices.device_state(node, first, noise, options)
+    start = devices.energy(state)
+    reached = [len(set((row[row >= 0] // 2).tolist())) for row in rows]
+    assert start == pytest.approx(np.mean(reached) + 0.01 * state.over.sum())
+    last, best = devices._search(state, start, COOLING, 1)
+    for slot, found in ((state.slot, last), (state.best.reshape(first.shape), best)):
+        assert devices.energy(devices.device_state(node, slot, noise, options)) == pytest.approx(found, rel=1e-9)
+    assert best < start

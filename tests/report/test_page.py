@@ -1,7 +1,10 @@
 """The HTML page: the comparison's numbers, nothing from outside, nothing from a file unescaped, the same bytes."""
 
+import base64
 import json
 import re
+import string
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -9,6 +12,7 @@ import pytest
 
 from grace_moe.errors import GraceError, MissingExtraError
 from grace_moe.report import html_page, report_content, require_report, sentence, write_report
+from grace_moe.report.figures import figures
 from grace_moe.report.words import LABELS, cluster, key_numbers
 
 from .pages import COMMAND, compared
@@ -49,6 +53,32 @@ def test_its_policy_lets_only_its_own_scripts_run(page):
     assert "connect-src" not in policy
     assert not re.search(r"script-src[^;]*unsafe", policy)
     assert len(re.findall(r"'sha256-[\w+/]+='", policy)) == 2
+
+
+def test_the_library_and_the_figures_are_unpacked_as_they_were(content, page):
+    from plotly.offline import get_plotlyjs
+
+    texts = {}
+    for attributes, code in scripts(page):
+        if attributes.get("type") == "text/plain":
+            data = base64.b85decode(code.replace(",", "<"))[: int(attributes["data-bytes"])]
+            texts[attributes["id"]] = zlib.decompress(data).decode()
+    assert texts["plotly"] == get_plotlyjs()
+    assert sorted(json.loads(texts["figures"])) == sorted(figures(content))
+    alphabet = re.search(r'alphabet = "(.*)";', page)[1]
+    assert alphabet == string.digits + string.ascii_uppercase + string.ascii_lowercase + "!#$%&()*+-;,=>?@^_`{|}~"
+
+
+def scripts(page):
+    """Attributes and text of each script element."""
+    parsed = Elements(page)
+    attributes = [found for tag, found in parsed.elements if tag == "script"]
+    return zip(attributes, (text for tag, text in parsed.raw if tag == "script" and text.strip()), strict=True)
+
+
+def test_a_page_of_58_layers_of_256_experts_is_at_most_2_megabytes():
+    comparison = compared("8x8", ("grace", "linear"), layers=58, experts=256, top_k=8, tokens=400)
+    assert len(html_page(report_content(comparison)).encode()) < 2_000_000
 
 
 def test_the_same_comparison_gives_the_same_bytes(comparison, content, page):

@@ -61,6 +61,7 @@ def test_the_command_measures_on_another_trace(call):
         (("--memory", "nan"), 2, "--memory: 'nan' is not a number from 1"),
         (("--methods", "best"), 2, "--methods: method 'best' is unknown; use one of grace, "),
         (("--redundancy", "9"), 2, "redundancy 9.0 is out of range"),
+        (("--phase", "decode"), 2, "--phase: of the verdict, which needs --model; name the model's folder or config.json"),
         (("--eval", "absent.safetensors"), 3, "absent.safetensors"),
         (("--memory", "1", "-o", "absent/r.html"), 1, "absent/r.html: can't be written: No such file or directory"),
     ],

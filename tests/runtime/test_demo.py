@@ -70,7 +70,11 @@ def test_topologies_that_the_demo_cannot_run():
     ("arguments", "code", "message"),
     [
         (["record", "/absent", "--text", "{text}", "-o", "{out}"], 5, "/absent: no such folder; give a model folder or hub id"),
-        (["record", "{dense}", "--text", "{text}", "-o", "{out}"], 5, "'llama' has no experts; give a Mixture-of-Experts model"),
+        (
+            ["record", "{dense}", "--text", "{text}", "-o", "{out}"],
+            5,
+            "'llama' has no experts that can be placed; give a Mixture-of-Experts model",
+        ),
         (["record", "{cut}", "--text", "{text}", "-o", "{out}"], 5, "weights: can't be read"),
         (["record", "{cut}", "--text", "/absent", "-o", "{out}"], 2, "--text: /absent: No such file or directory; check the path"),
         (

@@ -95,7 +95,7 @@ def test_a_model_without_experts(tmp_path):
     folder = tmp_path / "dense"
     config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"'llama' has no experts; give a Mixture-of-Experts model"):
+    with pytest.raises(ModelError, match=r"'llama' has no experts that can be placed; give a Mixture-of-Experts model"):
         run_local(make_job(folder, tmp_path), 2)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from grace_moe.cli.completions import CompletionPrinter
+from grace_moe.cli.options import FiniteRange
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import TokenCount, status_line, status_lines
 from grace_moe.cli.requests import STANDARD_INPUT, prompt_requests, read_prompts, text_requests, too_long
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from grace_moe.runtime.job.generation import Request
     from grace_moe.runtime.job.job import Job
     from grace_moe.runtime.job.results import RunResult
+
+
+LONGEST_WAIT_SECONDS = 7 * 86_400
+LEAST_TEMPERATURE = 1e-3
+"""Below it logits divided by the temperature overflow float32; the likeliest token is drawn long before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,10 @@ class RunOptions:
             raise UsageError("--chat: a piece of --text is no message; give --prompt or --prompts")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             raise UsageError("--top-p, --top-k: nothing is drawn at --temperature 0; give a temperature")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UsageError(f"--temperature: {self.temperature} is under {LEAST_TEMPERATURE}; give 0, which takes the likeliest")
+        if "" in self.stop:
+            raise UsageError("--stop: an empty text ends nothing; leave it out")
         if self.profile is not None and "vanilla" in self.dispatches:
             raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
         if self.predict and set(self.dispatches) == {"vanilla"}:
@@ -118,11 +128,9 @@ Examples:
     "--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each prompt, at most."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Requests in one batch on one rank.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Draw tokens; 0 = take the likeliest.")
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0, show_default=True, help="Draw tokens; 0 = take the likeliest.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, help="Draw from the likeliest so many; 0 = all.  [default: 0]")
-@click.option(
-    "--top-p", type=click.FloatRange(min=0, max=1), default=1.0, help="Draw from the likeliest of this probability.  [default: 1]"
-)
+@click.option("--top-p", type=FiniteRange(min=0, max=1), default=1.0, help="Draw from the likeliest of this probability.  [default: 1]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End a completion after this text; repeat for several.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end-of-sequence token (for benchmarks).")
 @click.option(
@@ -151,7 +159,11 @@ Examples:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice and of the tokens drawn.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=1), default=TIMEOUT_SECONDS, show_default=True, help="Seconds that a rank waits for another."
+    "--timeout",
+    type=FiniteRange(min=1, max=LONGEST_WAIT_SECONDS),
+    default=TIMEOUT_SECONDS,
+    show_default=True,
+    help="Seconds that a rank waits for another.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def run(**values: Any) -> None:
@@ -286,9 +298,9 @@ def _listener(job: Job, tell: Callable[[str], None], printer: CompletionPrinter 
         count.restart(name)
 
     def on_tokens(said: Sequence[Said]) -> None:
-        count.add(len(said))
         if printer is not None and count.runs == 1:
             printer.add(said)
+        count.add(len(said), quiet=printer is not None and printer.in_a_line and os.path.sameopenfile(1, 2))
 
     return Listener(on_run=on_run, on_tokens=on_tokens)
 

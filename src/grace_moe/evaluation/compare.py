@@ -5,21 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypeAlias, TypedDict, Unpack
 
-from grace_moe.cost.hardware import expert_kernel, hardware_of
-from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
+from grace_moe.cost.flows import Flows
+from grace_moe.cost.hardware import hardware_of
 from grace_moe.cost.sent import other_backend, sends_of
 from grace_moe.cost.sizes import ModelSizes
 from grace_moe.errors import UsageError
+from grace_moe.evaluation.flows import replay_flows
 from grace_moe.evaluation.methods import is_of_batches, options_of, parse_method, serving_of
 from grace_moe.evaluation.metrics import Evaluation
 from grace_moe.evaluation.replay import evaluate
+from grace_moe.evaluation.row_time import backend_row_time, row_time
 from grace_moe.evaluation.serving import PREFILL_BATCH
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import METHODS, Redundancy, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
+
+PlannedBy: TypeAlias = dict[tuple[str, str | None], tuple[Placement, float]]
+"""(method, policy that it was planned for) -> the placement, and the seconds that it took."""
 
 
 class SlotLimits(TypedDict, total=False):
@@ -39,10 +44,15 @@ class ComparisonRow:
     plan_seconds: float
     placement: Placement
     evaluation: Evaluation
+    flows: Flows | None = None
+    """What was sent, by device; None = no backend was asked for."""
 
     def to_dict(self, topology: Topology, model: ModelSizes | None = None, backend: str | None = None) -> dict[str, Any]:
         """The row's JSON: the metrics by name, the modelled time of a layer (None = of OLMoE's sizes), and what a backend sends."""
-        modelled = modelled_layer_time(self.evaluation, topology) if model is None else _sized_time(self.evaluation, topology, model)
+        if backend is None or self.flows is None:
+            modelled = row_time(self.evaluation, topology, model)
+        else:
+            modelled = backend_row_time(self.evaluation, self.flows, topology, model, backend)
         return {
             "method": self.method,
             "plan_seconds": round(self.plan_seconds, 3),
@@ -78,14 +88,15 @@ class Comparison:
     """Whose layer is timed; None = OLMoE's, at 100 TFLOP/s."""
 
     backend: str | None = None
-    """Whose copies are shown too; None = none was asked for."""
+    """Whose copies are shown too, and over which a layer is timed; None = none was asked for."""
 
     @property
     def assumed(self) -> str:
         """What the modelled time takes for granted."""
+        over = "" if self.backend is None else f", over {self.backend}"
         if self.model is None:
-            return "OLMoE's sizes, whatever the model is (--model gives another's)"
-        return f"sizes of {self.model.source} on {hardware_of(self.topology).name.upper()}"
+            return f"OLMoE's sizes, whatever the model is (--model gives another's){over}"
+        return f"sizes of {self.model.source} on {hardware_of(self.topology).name.upper()}{over}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -128,12 +139,6 @@ class Comparison:
                 raise refusal.error
 
 
-def _sized_time(evaluation: Evaluation, topology: Topology, model: ModelSizes) -> LayerTime:
-    """A layer of the model's sizes, on the topology's devices."""
-    pair = expert_kernel(hardware_of(topology), "prefill", model).compute_s(model)
-    return modelled_layer_time(evaluation, topology, row_bytes=round(model.hidden_bytes), pairs_per_second=1 / pair)
-
-
 def _identity(trace: RoutingTrace) -> dict[str, Any]:
     return {"source": trace.source, "digest": trace.digest, "tokens": trace.num_tokens}
 
@@ -165,7 +170,7 @@ def compare(
             `grace+requests` plans for request placement, and measures with it; `grace+decode` plans with `decode="experts"`.
             Where a policy for batches or decode is among them, the balance of batches is measured for all.
         seed: of every plan, and of the replay.
-        backend: one of `cost.sent.SENDS`: `grace` plans for it, and what it sends of each method's placement is shown.
+        backend: one of `cost.sent.SENDS`: `grace` plans for it, and what it sends of each method's placement is shown and timed.
         placements: of methods that are planned already, on the same part: they are measured, and their planning took no time.
         on_method: told the name of each method when it is planned and measured.
         limits: `redundancy`, `slots_per_device`, `expert_bytes` of every plan.
@@ -180,9 +185,7 @@ def compare(
     sends_of(backend or "hierarchical")  # refused before anything is planned
     parsed = [parse_method(name) for name in methods]
     batch_tokens = PREFILL_BATCH if any(is_of_batches(policy) for _, policy in parsed) else None
-    planned: dict[tuple[str, str | None], tuple[Placement, float]] = {
-        (method, None): (placement, 0.0) for method, placement in (placements or {}).items()
-    }
+    planned: PlannedBy = {(method, None): (placement, 0.0) for method, placement in (placements or {}).items()}
     rows: list[ComparisonRow] = []
     refused: list[Refusal] = []
     for name, (method, policy) in zip(methods, parsed, strict=True):
@@ -195,8 +198,10 @@ def compare(
             refused.append(Refusal(method=name, error=error))
         else:
             placement, seconds = planned[key]
-            evaluation = evaluate(placement, measured_on, seed=seed, serving=serving_of(policy, batch_tokens))
-            rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation))
+            serving = serving_of(policy, batch_tokens)
+            evaluation = evaluate(placement, measured_on, seed=seed, serving=serving)
+            flows = replay_flows(placement, measured_on, serving=serving, seed=seed)[0] if backend else None
+            rows.append(ComparisonRow(method=name, plan_seconds=seconds, placement=placement, evaluation=evaluation, flows=flows))
         on_method(name)
     if refused and not rows:
         raise refused[0].error

@@ -14,11 +14,11 @@ from grace_moe.cost.layer_time import LayerTime
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.compare import SlotLimits
-from grace_moe.evaluation.flows import replay_flows, tokens_of
+from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, order_of_requests
+from grace_moe.trace import RoutingTrace, order_of_requests, tokens_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,6 +102,7 @@ def diagnose(
     topology: Topology,
     setting: Setting,
     *,
+    measure_on: RoutingTrace | None = None,
     now: Placement | None = None,
     candidates: Sequence[Placement] = (),
     least_gain: float = LEAST_GAIN,
@@ -114,9 +115,10 @@ def diagnose(
     (`SURE`), and not worth it where it saves less in most (`LIKELY`). In between, or with too few requests, the trace doesn't tell.
 
     Args:
+        measure_on: what is replayed, and the whole of `trace` is planned on; None = the trace's halves (`RoutingTrace.split_requests`).
         now: the placement in use; None = experts in order, without replicas.
-        candidates: plans made on the first half of the requests; none = `grace`'s, and EPLB's without replicas. The one that is
-            fastest on that half is judged.
+        candidates: plans made on what is planned on; none = `grace`'s, and EPLB's without replicas. The one that is fastest there
+            is judged.
         least_gain: share of a layer's time.
         limits: of the plan's slots.
 
@@ -133,7 +135,7 @@ def diagnose(
     told = setting.told(topology)
     if trace.counts_only:
         return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
-    planning_half, measuring_half = trace.split_requests()
+    planning_half, measuring_half = trace.split_requests() if measure_on is None else (trace, measure_on)
     requests = _requests(measuring_half, setting.phase)
     if requests < FEWEST_REQUESTS:
         few = f"{requests} request{'s' * (requests != 1)} to measure {setting.phase} on; {FEWEST_REQUESTS} are the fewest"
@@ -251,8 +253,9 @@ def _reason(verdict: str, now: LayerTime, planned: LayerTime, saved: tuple[float
 def _next(verdict: str, planned: Placement, trace: RoutingTrace, setting: Setting) -> str:
     """The command to go on with."""
     if verdict == WORTH_IT:
-        method = planned.provenance.get("method", "grace")
-        options = "" if method == "grace" else f" --method {method} --redundancy 1"
+        method, slots = planned.provenance.get("method", "grace"), int(planned.slots_per_device().max())
+        options = "" if method == "grace" else f" --method {method}"
+        options += f" --slots-per-device {slots}"
         return f"grace-moe plan {trace.source} --topology {planned.topology.source}{options} -o plan.json"
     if verdict == NOT_WORTH_IT:
         where = f"{trace.source} --topology {planned.topology.source} --phase {setting.phase}"

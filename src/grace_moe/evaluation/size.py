@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.flow_counter import FlowCounter
 from grace_moe.cost.flows import Flows
 from grace_moe.cost.hardware import hardware_of
 from grace_moe.cost.layer_time import LayerTime
@@ -18,9 +19,8 @@ from grace_moe.cost.links import tiers_of
 from grace_moe.cost.packing import packed, replica_counts
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation.flows import FlowCounter, tokens_of
 from grace_moe.topology import Device, Node, Topology
-from grace_moe.trace import RoutingTrace, expert_loads
+from grace_moe.trace import RoutingTrace, expert_loads, tokens_of
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -92,6 +92,8 @@ def size(
     setting: Setting,
     sweep: Sweep,
     on_cluster: Callable[[str], None] = lambda _: None,
+    *,
+    measure_on: RoutingTrace | None = None,
 ) -> list[SizePoint]:
     """Every combination of the sweep: packed by the loads of half of the requests, and timed on the others'.
 
@@ -100,6 +102,7 @@ def size(
     Args:
         base: links, hardware and devices a node; its number of nodes is not used.
         on_cluster: told each cluster when it is replayed.
+        measure_on: what is timed, and the whole of `trace` is packed by; None = the trace's halves (`RoutingTrace.split_requests`).
 
     Raises:
         MismatchError: a trace that doesn't tell tokens, or a base with irregular links.
@@ -111,7 +114,8 @@ def size(
         raise MismatchError(f"{base.source}: nodes of different sizes, further tiers or a matrix; give one of equal nodes, as 2x8")
     if not all(redundancy >= 1 for redundancy in sweep.redundancies):
         raise UsageError("redundancies: slots over experts are 1 or more")
-    halves = tuple(_of_phase(half, setting.phase) for half in trace.split_requests())
+    both = trace.split_requests() if measure_on is None else (trace, measure_on)
+    halves = tuple(_of_phase(half, setting.phase) for half in both)
     points = []
     for nodes, redundancy in sweep.clusters:
         topology = _grown(base, nodes)

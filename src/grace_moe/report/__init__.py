@@ -4,7 +4,7 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 """
 
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
-from grace_moe.report.cost_tables import diagnosis_table, fits_table, size_table
+from grace_moe.report.cost_tables import diagnosis_table, fits_table, size_table, tiers_table
 from grace_moe.report.day_table import day_table
 from grace_moe.report.describe import describe, describe_difference
 from grace_moe.report.page import html_page, require_report, write_report
@@ -31,5 +31,6 @@ __all__ = [
     "require_report",
     "sentence",
     "size_table",
+    "tiers_table",
     "write_report",
 ]

@@ -9,8 +9,10 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.cost.step import Setting
 from grace_moe.evaluation import Comparison, ComparisonRow
 from grace_moe.report.affinity import LayerAffinity, typical_layer
+from grace_moe.report.served import Served, served
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, expert_loads
 
@@ -34,6 +36,8 @@ class ReportContent:
     version: str
     command: str
     """What makes the page again."""
+    served: Served | None
+    """The plan's worth in milliseconds; None where no model was named."""
 
     @property
     def before(self) -> ComparisonRow:
@@ -62,13 +66,21 @@ class ReportContent:
         return next(row for row in self.comparison.rows if row.method == method)
 
 
-def report_content(comparison: Comparison, *, memory: Sequence[ComparisonRow] = (), seed: int = 0, command: str = "") -> ReportContent:
+def report_content(
+    comparison: Comparison,
+    *,
+    memory: Sequence[ComparisonRow] = (),
+    seed: int = 0,
+    command: str = "",
+    setting: Setting | None = None,
+) -> ReportContent:
     """Work out the page of a comparison that has rows of `BEFORE` and `AFTER`.
 
     Args:
         memory: rows of ours under several memory budgets (`evaluation.over_memory`).
         seed: of the plans.
         command: the command line that makes the page.
+        setting: how a model is served; None = no verdict. Ours is judged with the memory that is fastest there.
     """
     placements = {row.method: row for row in comparison.rows}
     loads = expert_loads(comparison.measured_on)
@@ -80,4 +92,5 @@ def report_content(comparison: Comparison, *, memory: Sequence[ComparisonRow] = 
         seed=seed,
         version=version("grace-moe"),
         command=command,
+        served=None if setting is None else served(comparison, placements[BEFORE], [placements[AFTER], *memory], setting, seed=seed),
     )

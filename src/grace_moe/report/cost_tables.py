@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from grace_moe.discover.declared import in_words
+from grace_moe.discover.finding import Discovery
 from grace_moe.errors import printable
 from grace_moe.evaluation import Diagnosis, SizePoint
 from grace_moe.report.tables import plain_table
@@ -42,6 +44,18 @@ def diagnosis_table(found: Diagnosis) -> Table:
     for name, time in (("now", found.now), ("planned", found.planned)):
         if time is not None:
             table.add_row(name, *(f"{1e3 * getattr(time, part):.3f} " for part in ("total", *_PARTS)))
+    return table
+
+
+def tiers_table(found: Discovery) -> Table:
+    """One row a tier of links, narrow to wide."""
+    caption = "Spread: half of the range of the middle half of its pairs. Agree: pairs that are nearer to it than to another tier."
+    table = plain_table(title="Links that were measured", caption=Text(caption))
+    for heading in ("tier ", "joins ", "pairs ", "GB/s ", "spread ", "us ", "agree "):
+        table.add_column(heading, justify="left" if heading in ("tier ", "joins ") else "right", overflow="fold")
+    for name, tier, latency in zip(found.names, found.tiers, found.latency_s, strict=True):
+        cells = (f"{int(tier.pairs.sum()) // 2:,} ", f"{tier.bandwidth / 1e9:.3g} ", f"{tier.spread:.1%} ", f"{latency * 1e6:.3g} ")
+        table.add_row(f"{name} ", f"{in_words(tier.groups)} ", *cells, f"{tier.agreement:.0%} ")
     return table
 
 

@@ -14,8 +14,10 @@ from grace_moe.errors import MissingExtraError
 from grace_moe.files import write_atomically
 from grace_moe.report.content import ReportContent
 from grace_moe.report.figures import figures
+from grace_moe.report.packed import packed
 from grace_moe.report.page_text import INTRODUCTION, cards, head, made, table
 from grace_moe.report.sections import sections
+from grace_moe.report.served import served_sections
 
 
 def require_report() -> None:
@@ -40,12 +42,12 @@ def html_page(content: ReportContent) -> str:
     from plotly.io import to_json
     from plotly.offline import get_plotlyjs
 
-    # JSON inside a script element: plotly writes <, > and / as escapes, so that no text can end it.
     data = ",".join(f"{json.dumps(name)}:{to_json(figure, engine='json')}" for name, figure in sorted(figures(content).items()))
-    scripts = [get_plotlyjs(), _resource("page.js")]
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {' '.join(map(_hash, scripts))}"
+    plotly, script = get_plotlyjs(), _resource("page.js")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {_hash(plotly)} {_hash(script)}"
     title = f"GRACE-MoE: {content.trace.model or 'a model'} on {content.topology.shape}"
-    body = "\n".join([head(content), cards(content), INTRODUCTION, table(content), *sections(content), made(content)])
+    milliseconds = [] if content.served is None else served_sections(content.served)
+    body = "\n".join([head(content), cards(content), INTRODUCTION, table(content), *milliseconds, *sections(content), made(content)])
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -61,9 +63,9 @@ def html_page(content: ReportContent) -> str:
 {body}
 </main>
 <noscript>The figures need JavaScript; the sentence and the numbers above do not.</noscript>
-<script type="application/json" id="figures">{{{data}}}</script>
-<script>{scripts[0]}</script>
-<script>{scripts[1]}</script>
+{packed("plotly", plotly)}
+{packed("figures", f"{{{data}}}")}
+<script>{script}</script>
 </body>
 </html>
 """

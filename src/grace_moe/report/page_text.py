@@ -6,6 +6,7 @@ from html import escape
 
 from grace_moe.report import words
 from grace_moe.report.content import AFTER, BEFORE, ReportContent
+from grace_moe.report.served import verdict
 from grace_moe.report.tables import COLUMNS, cell_text, table_rows
 
 INTRODUCTION = """<p class="how">A router sends each token to a few experts, which live on different devices. A token is copied to every
@@ -14,12 +15,13 @@ experts out in the order of their numbers; GRACE places and replicates them by w
 
 
 def head(content: ReportContent) -> str:
-    """What was measured, and the gain in a sentence."""
+    """What was measured, the verdict where there is one, and the gain in a sentence."""
     trace = content.trace
     experts = f"{trace.num_layers} MoE layers of {trace.num_experts} experts, top-{trace.top_k}"
     about = " · ".join([trace.model or "model not recorded", trace.dataset or "dataset not recorded", experts])
     headline = "".join(f"<b>{escape(text)}</b>" if strong else escape(text) for text, strong in words.sentence_parts(content))
-    return f"""<p class="about">{escape(about)}</p>
+    first = "" if content.served is None else f"\n{verdict(content.served)}"
+    return f"""<p class="about">{escape(about)}</p>{first}
 <h1>{headline}</h1>"""
 
 
@@ -45,7 +47,9 @@ def _bar(name: str, text: str, share: float, kind: str) -> str:
 def table(content: ReportContent) -> str:
     """Every method's numbers."""
     rows = table_rows(content.comparison)
-    columns = COLUMNS[:-1]
+    # Where a model was named, milliseconds are the verdict's, of its sizes and setting.
+    columns = [column for column in COLUMNS[:-1] if content.served is None or column[0] != "modelled_layer_time"]
+    time = "" if content.served is not None else ";\ntime by a model of the links, not measured"
     heads = "".join(f"<th>{escape(heading).replace(chr(10), '<br>')}</th>" for _, heading, _, _ in columns)
     lines = []
     for row in rows:
@@ -58,8 +62,8 @@ def table(content: ReportContent) -> str:
     planned, measured = content.comparison.planned_on, content.trace
     others = "the same requests" if planned.digest == measured.digest else "other requests"
     return f"""<h2>Every method on the same requests</h2>
-<p class="how">Copies of a token between and inside nodes, per layer; load of the busiest device over the mean; slots over experts;
-time by a model of the links, not measured. Less is better everywhere; bold is best. Planned on {planned.num_tokens:,} tokens,
+<p class="how">Copies of a token between and inside nodes, per layer; load of the busiest device over the mean; slots over experts{time}.
+Less is better everywhere; bold is best. Planned on {planned.num_tokens:,} tokens,
 measured on {measured.num_tokens:,} of {others}.</p>
 <div class="scroll"><table><thead><tr><th>method</th>{heads}</tr></thead><tbody>
 {chr(10).join(lines)}

@@ -24,6 +24,7 @@ def report_numbers(content: ReportContent) -> dict[str, Any]:
         "seed": content.seed,
         "version": content.version,
         "command": content.command,
+        **({} if content.served is None else {"served": content.served.to_dict()}),
     }
 
 

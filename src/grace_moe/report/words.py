@@ -65,8 +65,10 @@ class KeyNumber:
 
 
 def key_numbers(content: ReportContent) -> tuple[KeyNumber, ...]:
-    """Traffic, balance, time and memory."""
+    """Traffic, balance, time and memory; the time is the verdict's where there is one."""
     before, after = (row.to_dict(content.topology) for row in (content.before, content.after))
+    if content.served is not None and content.served.seconds is not None:
+        before["modelled_layer_time"], after["modelled_layer_time"] = content.served.seconds
     where = "between nodes" if content.traffic == "cross_node_copies" else "between devices"
     columns = (
         (content.traffic, f"Copies {where}", "of each token, in each layer", "{:.3f}", 1.0),

@@ -41,6 +41,8 @@ class Topology:
     """What its devices are: one of the presets of docs/cost.md; None = not said."""
     calibration: dict[str, Any] | None = None
     """What `grace-moe calibrate` fitted (docs/cost.md#calibrate), as `cost.calibration` reads and writes it."""
+    discovered: dict[str, Any] | None = None
+    """What `grace-moe discover` found, with its confidence, for people to read (docs/discover.md); nothing else reads it."""
     source: str = field(default="topology", compare=False)
     """Where it came from, for messages."""
 

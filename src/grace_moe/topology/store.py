@@ -13,6 +13,8 @@ from grace_moe.topology.tiers import tiers_of, tiers_value
 from grace_moe.topology.values import MEND, link_of, link_value, mapping, name_of, number_of, sequence, whole_of
 
 LINKS = ("intra_node", "cross_node")
+_OBJECTS = ("calibration", "discovered")
+"""Parts that are kept as they are, for whoever wrote them."""
 
 
 def read_file(path: Path) -> Any:
@@ -31,16 +33,18 @@ def fields_of(value: Any, source: str) -> dict[str, Any]:
     Raises:
         TopologyError: a part is missing, or of another type.
     """
-    value = mapping(source, "topology", value, ("nodes", "links", "bandwidth", "hardware", "calibration"))
+    value = mapping(source, "topology", value, ("nodes", "links", "bandwidth", "hardware", *_OBJECTS))
     nodes = tuple(_node(source, f"nodes[{n}]", n, node) for n, node in enumerate(sequence(source, "nodes", value.get("nodes"))))
     links = mapping(source, "links", value.get("links", {}))
     intra, cross = (
         preset if links.get(name) is None else link_of(source, f"links.{name}", links[name])
         for name, preset in zip(LINKS, PRESETS[DEFAULT_PRESET], strict=True)
     )
-    hardware, calibration = value.get("hardware"), value.get("calibration")
-    if calibration is not None and not isinstance(calibration, dict):
-        raise TopologyError(source, "calibration", f"{type(calibration).__name__} is not an object", MEND)
+    hardware = value.get("hardware")
+    kept = {name: value.get(name) for name in _OBJECTS}
+    for name, part in kept.items():
+        if part is not None and not isinstance(part, dict):
+            raise TopologyError(source, name, f"{type(part).__name__} is not an object", MEND)
     return {
         "nodes": nodes,
         "intra_node": intra,
@@ -48,7 +52,7 @@ def fields_of(value: Any, source: str) -> dict[str, Any]:
         "bandwidth": _matrix(source, value.get("bandwidth")),
         "tiers": tiers_of(source, links, LINKS, sum(len(node.devices) for node in nodes)),
         "hardware": None if hardware is None else name_of(source, "hardware", hardware),
-        "calibration": calibration,
+        **kept,
     }
 
 
@@ -66,7 +70,7 @@ def value_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
     if fields["bandwidth"] is not None:
         value["bandwidth"] = [list(row) for row in fields["bandwidth"]]
-    return value | {name: fields[name] for name in ("hardware", "calibration") if fields[name] is not None}
+    return value | {name: fields[name] for name in ("hardware", *_OBJECTS) if fields[name] is not None}
 
 
 def _matrix(source: str, value: Any) -> tuple[tuple[float, ...], ...] | None:

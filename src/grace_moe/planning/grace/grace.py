@@ -12,6 +12,7 @@ from grace_moe.planning.grace.canonical_names import canonical_names
 from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.grace.fallbacks import CHOICE_FOR, plan_by_load, with_choice
+from grace_moe.planning.grace.for_time import plan_layers_for_time
 from grace_moe.planning.grace.options import GraceOptions, check_task
 from grace_moe.planning.grace.problem import layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
@@ -21,6 +22,7 @@ from grace_moe.planning.notes import by_layer, whole_slots
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
+AS_FAST = "no layout of our own is expected to be faster: devices as eplb fills them"
 AS_EVEN = "no layout of our own is expected to be more even: devices as eplb fills them"
 
 
@@ -88,19 +90,22 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     # Step 3: one problem a layer, in canonical names.
     names = canonical_names(task.trace.topk_ids, task.num_experts, task.topology)
     problems = layer_problems(task, options, names)
-    on_layer = _counter(task, passes=3 if options.request_placement else 1)
+    on_layer = _counter(task, passes=3 if options.request_placement else 1 if task.setting is None else 2)
     if options.request_placement:
         # Step 4: find a node for every request.
         problems = with_requests_placed(problems, options.threads, on_layer)
     # Steps 5 to 12: place every layer, at a higher price of imbalance until the expected balance is within the tolerance.
-    chosen = plan_layers(problems, options.tolerance, options.threads, on_layer)
+    if task.setting is None:
+        chosen = plan_layers(problems, options.tolerance, options.threads, on_layer)
+    else:
+        chosen = plan_layers_for_time(problems, task.setting, options.tolerance, options.threads, on_layer)
     # Step 13: what an expert's tokens cost from each node, for a front-end.
     layers = [candidate.layer for candidate in chosen]
     if task.sends != "everything":
         layers = [with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)]
     # Step 14: back to the names of the trace.
     choice = CHOICE_FOR[task.sends]
-    note = AS_EVEN if task.sends == "everything" else BY_LOAD
+    note = AS_FAST if task.setting is not None else AS_EVEN if task.sends == "everything" else BY_LOAD
     return PlannedLayers(
         layers=tuple(with_choice(own.original(layer), choice) for own, layer in zip(names, layers, strict=True)),
         replica_choice=choice,

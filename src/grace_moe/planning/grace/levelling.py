@@ -20,15 +20,10 @@ from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.split import even_out
 from grace_moe.planning.grace.uncertainty import load_shares
 
-MAX_DEVICES = 62
-"""That the search packs at once: bits of an int64 above 0."""
 
-
-def levelled(problem: LayerProblem) -> LayerPlacement | None:
-    """The layer with its load as even as can be, replicas drawn by weight; None where there are more devices than the search takes."""
+def levelled(problem: LayerProblem) -> LayerPlacement:
+    """The layer with its load as even as can be, replicas drawn by weight."""
     devices, speed = problem.topology.num_devices, problem.topology.relative_speed
-    if devices > MAX_DEVICES:
-        return None
     share, covariance = load_shares(problem.ids, problem.unit, problem.experts, problem.node_of_request)
     pool = NodeLimits(slots=np.array([devices * min(problem.slots, problem.experts)]), devices=np.array([devices]), capacity=np.ones(1))
     held = None if problem.serving is None else held_by_devices(problem.serving, devices)

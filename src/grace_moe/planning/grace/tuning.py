@@ -86,8 +86,7 @@ def _plan_balance(problems: Sequence[LayerProblem], threads: int, on_layer: Call
     doubt = DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT
     with ThreadPoolExecutor(threads) as pool:
         for floor, layer, problem in zip(pool.map(floor_of, problems), pool.map(levelled, problems), problems, strict=True):
-            ours = [] if layer is None else [forecast(problem, layer, "search")]
-            chosen.append(evenest([*ours, floor], floor.peaks, doubt))
+            chosen.append(evenest([forecast(problem, layer, "search"), floor], floor.peaks, doubt))
             on_layer()
     return chosen
 

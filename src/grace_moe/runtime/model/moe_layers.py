@@ -80,7 +80,7 @@ def experts_by_layer(model: Any, path: str = "model") -> dict[int, ExpertsOfLaye
         layers.setdefault(experts.layer_id, experts)
     kind = model.config.model_type
     if not layers:
-        raise ModelError(f"{path}: config.json: {kind!r} has no experts; give a Mixture-of-Experts model")
+        raise ModelError(f"{path}: config.json: {kind!r} has no experts that can be placed; give a Mixture-of-Experts model")
     if len({experts.num_experts for experts in layers.values()}) > 1:
         raise ModelError(f"{path}: config.json: {kind!r}: layers of different numbers of experts are not supported")
     return layers

@@ -144,7 +144,7 @@ class DeviceState(NamedTuple):
     has: npt.NDArray[np.bool_]
     """`[G, E]`"""
     where: Ints
-    """`[E + 1]` the device that tokens of an expert go to, as a bit; that of "none" has none."""
+    """`[E + 1]` the device that tokens of an expert go to, -1 = none."""
     total: Floats
     """`[G]` load."""
     pull: Floats
@@ -169,7 +169,7 @@ def device_state(node: NodeShare, slot: Ints, noise: Floats, options: PackingOpt
     rows = padded(node.rows, experts)
     starts, members = tokens_of_experts(rows, experts)
     per_copy, part_of_copy = node.load / np.maximum(node.copies, 1), node.share_here / np.maximum(node.copies, 1)
-    where, copies = np.zeros(experts + 1, np.int64), np.zeros(experts, np.int64)
+    where, copies = np.full(experts + 1, -1), np.zeros(experts, np.int64)
     has = np.zeros((devices, experts), bool)
     total, variance, pull = np.zeros(devices), np.zeros(devices), np.zeros((devices, experts))
     for d, held in enumerate(slot):
@@ -178,8 +178,8 @@ def device_state(node: NodeShare, slot: Ints, noise: Floats, options: PackingOpt
             total[d] += per_copy[e]
             has[d, e] = True
             pull[d] += part_of_copy[e] * noise[e]
-            if where[e] == 0:
-                where[e] = 1 << d
+            if where[e] < 0:
+                where[e] = d
         for e in held[held >= 0]:
             variance[d] += part_of_copy[e] * pull[d, e]
     imbalance = total / node.fair - 1.0
@@ -211,7 +211,9 @@ def device_state(node: NodeShare, slot: Ints, noise: Floats, options: PackingOpt
 
 def energy(state: DeviceState) -> float:
     """Of the state, in copies per token."""
-    devices = np.bitwise_count(np.bitwise_or.reduce(state.where[state.rows], axis=1))
+    reached = np.zeros((len(state.rows), len(state.fair) + 1), bool)
+    np.put_along_axis(reached, state.where[state.rows], True, axis=1)  # -1 is the last column
+    devices = reached[:, :-1].sum(axis=1)
     return float(devices.mean() + state.imbalance_price * state.over.sum() - state.stay[state.has].sum())
 
 
@@ -245,8 +247,8 @@ def _change(state: DeviceState, swap: Swap, most: float) -> float:
 
 @part
 def _where_after(state: DeviceState, swap: Swap) -> tuple[int, int]:
-    """Bits of the devices that tokens of the two experts go to after the swap."""
-    a, b, first, second = swap.given, swap.taken, 1 << swap.first, 1 << swap.second
+    """Devices that tokens of the two experts go to after the swap."""
+    a, b, first, second = swap.given, swap.taken, swap.first, swap.second
     where_a = state.where[a] if state.copies[a] > 1 and state.where[a] != first else second
     where_b = state.where[b] if state.copies[b] > 1 and state.where[b] != second else first
     return where_a, where_b
@@ -254,7 +256,7 @@ def _where_after(state: DeviceState, swap: Swap) -> tuple[int, int]:
 
 @part
 def _more_devices(state: DeviceState, swap: Swap) -> int:
-    """Devices that tokens go to after the swap, less those before, summed over tokens."""
+    """Devices that tokens go to after the swap, less those before, summed over tokens; only the two that swap can come or go."""
     a, b = swap.given, swap.taken
     where_a, where_b = _where_after(state, swap)
     more = 0
@@ -270,20 +272,17 @@ def _more_devices(state: DeviceState, swap: Swap) -> int:
                     counted = True
                     break
                 w = state.where[e]
-                old |= w
-                new |= where_a if e == a else (where_b if e == b else w)
+                old |= _which_of(swap, w)
+                new |= _which_of(swap, where_a if e == a else (where_b if e == b else w))
             if not counted:
-                more += _bits(new & ~old) - _bits(old & ~new)
+                more += (new & 1) + (new >> 1) - (old & 1) - (old >> 1)
     return more
 
 
 @part
-def _bits(mask: int) -> int:
-    count = 0
-    while mask:
-        mask &= mask - 1
-        count += 1
-    return count
+def _which_of(swap: Swap, device: int) -> int:
+    """1 for the first device of a swap, 2 for the second, 0 for any other."""
+    return (device == swap.first) + 2 * (device == swap.second)
 
 
 @part

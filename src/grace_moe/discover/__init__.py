@@ -1,0 +1,1 @@
+"""What the cluster is: what is declared of it, and what was measured."""

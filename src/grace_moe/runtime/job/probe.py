@@ -1,0 +1,250 @@
+"""Bandwidth and latency between ranks, by messages of the job's own process group (docs/discover.md#how-it-measures)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from grace_moe.discover.declared import Declaration
+from grace_moe.discover.finding import Discovery, discover, topology_of
+from grace_moe.discover.launcher import declared_by_launcher, declared_by_machine, wrong_sizes
+from grace_moe.discover.link_kinds import nvml_link_kinds
+from grace_moe.discover.measured import Measured, filled, pairs_to_measure, rounds_of
+from grace_moe.discover.rank_facts import RankFacts, facts_of_this_rank
+from grace_moe.discover.reading import Declared, declarations_of
+from grace_moe.discover.tiers import FoundTier
+from grace_moe.errors import UsageError
+from grace_moe.runtime.dispatch.rank_groups import rank_device
+from grace_moe.runtime.job.ranks import Membership
+from grace_moe.topology import Topology
+
+MOST_PAIRS = 2048
+"""Pairs that are measured one by one; of more, one of every two machines stands for the others."""
+_PINGS = 11
+_CHUNKS = 10
+"""Messages of a stream, sent without waiting. Between their arrivals neither latency counts, nor what a link lets through at once."""
+_FIRST_BYTES, _MOST_BYTES = 64 * 2**10, 2**26
+"""Of a message of a stream."""
+_LONG_ENOUGH_S = 0.03
+"""A stream that takes so long tells the bandwidth; of shorter ones the messages are doubled."""
+_FEWEST, _MOST = 3, 6
+"""Streams a direction."""
+_STABLE = 0.04
+"""The two fastest streams differ by less: what disturbs a stream makes it slower, so the fastest tells the link."""
+_SHARED = 0.8
+"""Of what devices send alone; less together, and they share the link."""
+_SAMPLES = 2
+"""Pairs of nodes on which sharing is measured."""
+
+
+def discover_together(
+    member: Membership, declared: Sequence[Declared], on_round: Callable[[int, int], None] | None = None
+) -> tuple[Discovery, Topology]:
+    """Measure all links, and compare them with what is declared. Collective: every rank gets the same, but for what is declared.
+
+    Args:
+        declared: beside what launcher and machine declare; rank 0's counts.
+        on_round: told how many rounds are done, of how many.
+
+    Raises:
+        UsageError: there is one rank alone.
+        TopologyError: what is declared is of other ranks.
+    """
+    if member.world_size < 2:
+        raise UsageError("--nproc-per-node: one rank has no links; start two or more")
+    probe = Probe(rank=member.rank, world_size=member.world_size)
+    facts = probe.facts()
+    declarations = _declarations(declared, facts)
+    measured = probe.measure([fact.machine for fact in facts], on_round or _unheard)
+    found = discover(measured, declarations, wrong_sizes(facts))
+    shared = probe.shared(found.tiers, _agreed_node(found))
+    return found, topology_of(found, measured, facts, shared)
+
+
+def _agreed_node(found: Discovery) -> int:
+    """Which tier is that inside nodes, as rank 0 has it, who knows what is declared. Collective."""
+    told = torch.tensor([found.node], device=rank_device())
+    dist.broadcast(told, 0)
+    return int(told.item())
+
+
+def _declarations(declared: Sequence[Declared], facts: Sequence[RankFacts]) -> list[Declaration]:
+    """Of launcher, machine, NVML where it is there, and what was given."""
+    asked = nvml_link_kinds()
+    found = declared_by_launcher(facts) + declared_by_machine(facts)
+    for one in [*([] if asked is None else [asked]), *declared]:
+        found += declarations_of(one, facts)
+    return found
+
+
+def _unheard(done: int, total: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """This rank's end of the measurements. All ranks call the same methods in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device = field(default_factory=rank_device)
+    _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def facts(self) -> tuple[RankFacts, ...]:
+        """What every rank knows of itself. Collective."""
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, _own_facts(self.device))
+        return tuple(found)
+
+    def measure(self, machines: list[str], on_round: Callable[[int, int], None] = lambda done, total: None) -> Measured:
+        """Every pair, in rounds in which no machine has two. Collective: all ranks get all of it.
+
+        Args:
+            machines: of each rank, its machine.
+            on_round: told how many rounds are done, of how many.
+        """
+        pairs = pairs_to_measure(machines, MOST_PAIRS)
+        rounds = rounds_of(pairs, machines)
+        mine: list[tuple[int, int, float, float]] = []  # sender, receiver, bandwidth, latency
+        for number, together in enumerate(rounds):
+            mine += [self._pair(pair) for pair in together if self.rank in pair]
+            dist.barrier()
+            on_round(number + 1, len(rounds))
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, mine)
+        rows = [row for rank in everyone for row in rank]
+        bandwidth = filled({(sender, receiver): value for sender, receiver, value, _ in rows}, machines)
+        latency = filled({(sender, receiver): value for sender, receiver, _, value in rows}, machines)
+        latency = (latency + latency.T) / 2
+        np.fill_diagonal(bandwidth, np.inf)
+        np.fill_diagonal(latency, 0.0)
+        return Measured(bandwidth=bandwidth, latency_s=latency, num_measured=len(pairs))
+
+    def shared(self, tiers: Sequence[FoundTier], node: int) -> dict[int, float]:
+        """By tier, bytes per second that all ranks of a node send over it together, where that is less than each alone. Collective."""
+        nodes = tiers[node].groups
+        found = {}
+        for number in range(node + 1, len(tiers)):
+            tier = tiers[number]
+            apart = [(a, b) for a in nodes for b in nodes if len(a) > 1 and tier.pairs[a[0], b[0]]]
+            step = max(1, len(apart) // _SAMPLES)
+            together, alone = [], []
+            for a, b in apart[::step][:_SAMPLES]:
+                links = [(sender, b[at % len(b)]) for at, sender in enumerate(a)]
+                together.append(self._together(links, tier.bandwidth))
+                alone.append(len(a) * tier.bandwidth)
+            if together and np.median(together) < _SHARED * np.median(alone):
+                found[number] = float(np.median(together))
+        return found
+
+    def _pair(self, pair: tuple[int, int]) -> tuple[int, int, float, float]:
+        """(the other, this rank, bandwidth from the other to this rank, latency)."""
+        other = pair[1] if self.rank == pair[0] else pair[0]
+        latency = bandwidth = 0.0
+        for sending in (self.rank == pair[0], self.rank != pair[0]):
+            pings = [self._message(other, sending) for _ in range(_PINGS + 1)][1:]  # a connection's first message takes longer
+            rate = self._bandwidth(other, sending)
+            if sending:
+                latency = float(np.median(pings)) / 2
+            else:
+                bandwidth = rate
+        return other, self.rank, bandwidth, latency
+
+    def _bandwidth(self, other: int, sending: bool) -> float:
+        """Bytes per second, on the receiver's end, which decides how large messages are and how many streams there are."""
+        size = _FIRST_BYTES
+        while self._agreed(other, not sending, (took := self._stream(other, size, sending)) < _LONG_ENOUGH_S and size < _MOST_BYTES):
+            size *= 2
+        streams = [took]
+        while self._agreed(other, not sending, not _settled(streams)):
+            streams.append(self._stream(other, size, sending))
+        return (_CHUNKS - 1) * size / min(streams)
+
+    def _agreed(self, other: int, deciding: bool, wish: bool) -> bool:
+        """The wish of the end that decides, on both ends."""
+        told = torch.tensor([int(wish)], device=self.device)
+        if deciding:
+            dist.send(told, other)
+        else:
+            dist.recv(told, other)
+        return bool(told.item())
+
+    def _stream(self, other: int, size: int, sending: bool) -> float:
+        """Seconds from the first message's arrival to the last's, as the median of all slopes has it: a late one does not count."""
+        moments = []
+        for _ in range(_CHUNKS):
+            if sending:
+                dist.send(self._buffer(size), other)
+            else:
+                dist.recv(self._buffer(size), other)
+            self._finish()
+            moments.append(time.perf_counter())
+        first, last = np.triu_indices(_CHUNKS, 1)
+        slopes = np.diff(np.array(moments)[np.stack([first, last])], axis=0)[0] / (last - first)
+        return max(float(np.median(slopes)) * (_CHUNKS - 1), 1e-9)
+
+    def _message(self, other: int, sending: bool) -> float:
+        """Seconds of one byte there and one back."""
+        began = time.perf_counter()
+        for there in (sending, not sending):
+            if there:
+                dist.send(self._buffer(1), other)
+            else:
+                dist.recv(self._buffer(1), other)
+            self._finish()
+        return time.perf_counter() - began
+
+    def _finish(self) -> None:
+        """Wait for what was asked of an accelerator."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _together(self, links: list[tuple[int, int]], bandwidth: float) -> float:
+        """Bytes per second of several links at once, all ranks of a node sending: what is under way until the last has arrived."""
+        size = int(min(_MOST_BYTES, max(8 * _FIRST_BYTES, 2 * _LONG_ENOUGH_S * bandwidth)))  # over what a link lets through at once
+        seconds = []
+        for _ in range(_FEWEST):
+            dist.barrier()
+            took = 0.0
+            works = [dist.irecv(torch.empty(size, dtype=torch.uint8, device=self.device), a) for a, b in links if self.rank == b]
+            works += [dist.isend(self._buffer(size), b) for a, b in links if self.rank == a]
+            began = time.perf_counter()
+            for work in works:
+                if work is not None:
+                    work.wait()
+            self._finish()
+            if works:
+                took = time.perf_counter() - began
+            longest = torch.tensor([took], dtype=torch.float64, device=self.device)
+            dist.all_reduce(longest, dist.ReduceOp.MAX)
+            seconds.append(float(longest.item()))
+        return len(links) * size / min(seconds)
+
+    def _buffer(self, size: int) -> torch.Tensor:
+        largest = max(self._buffers, default=0)
+        if size > largest:
+            self._buffers = {size: torch.zeros(size, dtype=torch.uint8, device=self.device)}
+            largest = size
+        return self._buffers[largest][:size]
+
+
+def _settled(streams: list[float]) -> bool:
+    """Whether more of the same would hardly change the least."""
+    if len(streams) < _FEWEST:
+        return False
+    least, second = sorted(streams)[:2]
+    return len(streams) >= _MOST or second - least <= _STABLE * second
+
+
+def _own_facts(device: torch.device) -> RankFacts:
+    if device.type != "cuda":
+        return facts_of_this_rank()
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack its PCI address
+    address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+    return facts_of_this_rank(pci_address=address, accelerator=found.name, memory_bytes=found.total_memory)
