@@ -42,8 +42,6 @@ CAUTION = 16
 
 # Step 4: requests and nodes
 
-TRUST = 0.8
-"""Share of the tokens that count as coming from their request's node. Not tuned: a front-end decides from the first tokens and may err."""
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node. Not tuned."""
 SHARED_REQUESTS = 1024
