@@ -28,6 +28,7 @@ HEAVY = {
     "torch": "of an extra; seconds to import",
     "huggingface_hub": "comes with an extra",
     "plotly": "of an extra",
+    "prometheus_client": "of an extra",
     "numba": "half a second to import, for one method",
     "vllm": "an engine: its plug-in runs inside of it, and everything else without",
     "sglang": "an engine, likewise",
