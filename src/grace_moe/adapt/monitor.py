@@ -76,7 +76,7 @@ class Monitor:
             topk_ids: `[T, L, k]` choices of the step's tokens, -1 = none.
             requests: `[T]` request of each token.
             phase: `[T]` 0 prefill, 1 decode; None = all prefill.
-            tokens: of the step, where these are a sample of them; None = these are all.
+            tokens: of the whole step, where these are some of them.
 
         Raises:
             MismatchError: other layers or k than the monitor's.

@@ -180,9 +180,11 @@ CAPACITY_ROUNDS = 4
 CAPACITY_POWER = 0.5
 """Power of a share's change in a round. Not tuned."""
 SURE_GAIN = 0.02
-"""Share of a layer's time that a placement must save over the one for copies. Not tuned: against the winner's curse."""
+"""Share of a layer's time that a placement must save over the one for copies.
+Set after a look at the measuring halves of two traces, no clean test (plan_for_time_2026-11-26.md)."""
 DOUBT_IN_TIME = 2.0
-"""Standard deviations between days that such a placement must save too. Not tuned."""
+"""Standard deviations between days that such a placement must save too.
+Set after a look at the measuring halves of two traces, no clean test (plan_for_time_2026-11-26.md)."""
 MOVES = 100
 """Moves of single experts that are tried on the fastest placement of a layer. Not tuned."""
 MOVE_TOKENS = 1500
