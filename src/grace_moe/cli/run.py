@@ -25,6 +25,7 @@ from grace_moe.placement import Placement
 from grace_moe.runtime import require_runtime
 from grace_moe.runtime.job import TIMEOUT_SECONDS
 from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
 
 if TYPE_CHECKING:
     from grace_moe.runtime.job.events import Listener
@@ -62,6 +63,7 @@ class RunOptions:
     dispatches: tuple[str, ...]
     profile: Path | None
     predict: bool
+    adapt: Path | None
     seed: int
     timeout: float
     as_json: bool
@@ -82,6 +84,10 @@ class RunOptions:
             raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
         if self.predict and set(self.dispatches) == {"vanilla"}:
             raise UsageError("--predict: vanilla's routing is inside Transformers; add another --dispatch, whose routing is the same")
+        if self.adapt is not None and "vanilla" in self.dispatches:
+            raise UsageError("--adapt: vanilla has no placement, so nothing of it can move; give flat, hierarchical or auto")
+        if self.adapt is not None and self.predict:
+            raise UsageError("--adapt: --predict replays one placement, and this one changes; leave one of them out")
         if self.local is None and os.environ.get("WORLD_SIZE") is None:
             raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
         if self.local is None and self.prompts_path == STANDARD_INPUT:
@@ -105,6 +111,7 @@ Examples:
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompt "The experts"
   grace-moe run ./Qwen3-30B-A3B --placement plan.json --local 2x2 --chat --temperature 0.7 --top-p 0.9 --prompts questions.txt
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --dispatch flat --dispatch auto --predict
+  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompts questions.txt --adapt trace.safetensors
   torchrun --nproc-per-node 8 -m grace_moe run ./OLMoE-1B-7B --placement plan.json --text wiki.txt
 """,
 )
@@ -144,6 +151,12 @@ Examples:
     help="Time the phases of every MoE layer; print the breakdown and write a Chrome trace here.",
 )
 @click.option("--predict", is_flag=True, help="Replay the run's own routing and print the bytes between nodes that it predicts.")
+@click.option(
+    "--adapt",
+    type=click.Path(path_type=Path),
+    metavar="TRACE",
+    help="Move experts when traffic becomes another than this trace's, which the plan was made on.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice and of the tokens drawn.")
 @click.option(
     "--timeout",
@@ -222,6 +235,8 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
     warning = too_long(requests, options.new_tokens, config)
     if warn and warning is not None:
         click.echo(printable(f"warning: {options.model}: {warning}"), err=True)
+    if options.adapt is not None:
+        _check_trace(RoutingTrace.load(options.adapt), placement, options)
     if warn:
         _tell_other_backends(options, placement)
     job = Job(
@@ -240,8 +255,15 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
         timeout_seconds=options.timeout,
         profile=options.profile is not None,
         keep_routing=options.predict,
+        adapt="" if options.adapt is None else str(options.adapt),
     )
     return _Prepared(job=job, placement=placement, config=config, tokenizer=tokenizer)
+
+
+def _check_trace(trace: RoutingTrace, placement: Placement, options: RunOptions) -> None:
+    """Before anything is loaded. Raises MismatchError where the trace is not of the plan's model."""
+    if (trace.layer_ids, trace.num_experts) != (placement.layer_ids, placement.num_experts):
+        raise MismatchError(f"--adapt: {options.adapt} has other layers or experts than {options.placement_path}; give its own trace")
 
 
 def _tell_other_backends(options: RunOptions, placement: Placement) -> None:
