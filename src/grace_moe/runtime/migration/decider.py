@@ -36,6 +36,20 @@ class Answer:
     """Proposed now (`plan.proposal`); empty = nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A message to the process: steps that were served."""
+
+    steps: tuple[SampledStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """A message to the process: the layers of its last proposal that serve now, by index."""
+
+    layers: tuple[int, ...]
+
+
 class Decides(Protocol):
     """Of rank 0: takes in what was served, and proposes."""
 
@@ -44,12 +58,12 @@ class Decides(Protocol):
         """Whether it still decides."""
         ...
 
-    def take(self, steps: Sequence[SampledStep], *, may_move: bool) -> None:
+    def take(self, steps: Sequence[SampledStep]) -> None:
         """Steps that were served; never waits."""
         ...
 
     def moved(self, layers: Sequence[int]) -> None:
-        """The indices of the layers of its last proposal that serve now."""
+        """The indices of the layers of its last proposal that serve now. Until it is told, it proposes nothing more."""
         ...
 
     def answer(self) -> Answer:
@@ -79,14 +93,14 @@ class DecidingProcess:
     def alive(self) -> bool:
         return self._thread.is_alive() and self._process.poll() is None
 
-    def take(self, steps: Sequence[SampledStep], *, may_move: bool) -> None:
+    def take(self, steps: Sequence[SampledStep]) -> None:
         """See `Decides`."""
         if self._messages.qsize() < _WAITING:
-            self._messages.put((list(steps), may_move))
+            self._messages.put(Watched(steps=tuple(steps)))
 
     def moved(self, layers: Sequence[int]) -> None:
         """See `Decides`."""
-        self._messages.put(list(layers))
+        self._messages.put(Switched(layers=tuple(layers)))
 
     def answer(self) -> Answer:
         """See `Decides`."""
