@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -85,7 +85,7 @@ class DecidingProcess:
         theirs.close()
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self._messages.put((serving, planned_on, options, seed))
-        self._answer = Answer()
+        self._answer, self._plan = Answer(), b""
         self._thread = Thread(target=self._talk, args=(ours,), name="grace-moe-decider", daemon=True)
         self._thread.start()
 
@@ -104,10 +104,8 @@ class DecidingProcess:
 
     def answer(self) -> Answer:
         """See `Decides`."""
-        answer = self._answer
-        if answer.plan:
-            self._answer = Answer(decisions=answer.decisions, skipped=answer.skipped, reason=answer.reason)
-        return answer
+        plan, self._plan = self._plan, b""
+        return replace(self._answer, plan=plan)
 
     def close(self) -> None:
         """See `Decides`."""
@@ -119,3 +117,4 @@ class DecidingProcess:
             while True:
                 process.send(self._messages.get())
                 self._answer = process.recv()
+                self._plan = self._answer.plan or self._plan  # until it is asked for: later answers have none
