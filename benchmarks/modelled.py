@@ -33,7 +33,7 @@ TIE = 0.03
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--rates", default="40mbit,80mbit,160mbit")
+    parser.add_argument("--rates", default="40mbit,80mbit,160mbit", help="of the link, as tc writes them")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each rank")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--emulate", type=float, default=200, help="microseconds a pair")
