@@ -28,6 +28,7 @@ HEAVY = {
     "torch": "of an extra; seconds to import",
     "huggingface_hub": "comes with an extra",
     "plotly": "of an extra",
+    "prometheus_client": "of an extra",
     "numba": "half a second to import, for one method",
     "vllm": "an engine: its plug-in runs inside of it, and everything else without",
     "sglang": "an engine, likewise",
@@ -39,6 +40,8 @@ INNER = {
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
     "grace_moe.engines.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
     "grace_moe.cli.front:front": "what listens comes with an extra",
+    "grace_moe.runtime.job.on_rank:_adapting": "planning takes long to import, and a run without it need not",
+    "grace_moe.runtime.job.results:_status": "likewise",
     "grace_moe.runtime.job.worker:work": "the launcher is watched before torch is imported",
     "grace_moe.runtime.job.rank_parent:_import_model": "likewise",
 }

@@ -1,11 +1,14 @@
 """When the adapter looks, and what it makes of it: decisions themselves are tested in test_decide."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from grace_moe.adapt import Adapter, AdaptOptions, DecisionOptions, Prices
 from grace_moe.adapt.simulate.day import renamed
 from grace_moe.errors import UsageError
+from grace_moe.placement import difference
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
@@ -50,3 +53,33 @@ def test_after_a_change_steps_between_looks_double():
 def test_what_is_out_of_range_is_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         AdaptOptions(**wrong)
+
+
+def test_layers_that_a_decision_has_no_room_for_come_at_the_next_checks():
+    cheap = DecisionOptions(prices=Prices(move=1.0, local_move=0.1), effort=0.1, work=1, budget=1.0)
+    adapter = Adapter(PLAN, TRACE, options=AdaptOptions(decision=cheap))
+    serve(adapter, TRACE, 30, 0)
+    steps = serve(adapter, renamed(TRACE), 40, 1)
+    assert np.diff(steps).tolist()[:3] == [5, 20 - 5, 5]  # one of two layers each: a look ends at its second decision
+    first, second = (look.decision for look in adapter.looks[:2])
+    assert {first.considered, second.considered} == {(0,), (1,)}
+    changed = adapter.looks[0].change.by_layer
+    assert changed[first.considered[0]] == max(changed)
+    assert second.placement.layers[first.considered[0]] == first.placement.layers[first.considered[0]]
+
+
+def test_the_budget_is_for_all_decisions_after_a_change():
+    options = replace(OPTIONS, decision=replace(OPTIONS.decision, budget=0.1, effort=0.2))
+    adapter = Adapter(PLAN, TRACE, options=options)
+    serve(adapter, TRACE, 30, 0)
+    random = np.random.default_rng(1)
+    other = renamed(TRACE)
+    for _ in range(100):
+        rows = [np.flatnonzero(other.requests == request) for request in random.integers(200, size=16)]
+        numbers = np.repeat(random.integers(1 << 30, size=16), [len(row) for row in rows])
+        adapter.monitor.observe(other.topk_ids[np.concatenate(rows)], numbers)
+        decision = adapter.look()
+        if decision is not None and decision.placement is not None:
+            adapter.serving = decision.placement
+    assert len(adapter.looks) >= 3
+    assert difference(adapter.serving, PLAN).moved <= 0.1 * int(PLAN.slots_per_device().sum())

@@ -107,3 +107,28 @@ def test_what_can_not_be_simulated_is_refused(tmp_path):
         run_day([TRACE, synthetic_trace(tokens=50, experts=8)], TOPOLOGY, "shift", ["static"], DAY)
     with pytest.raises(UsageError, match="named twice"):
         CliRunner().invoke(grace_moe, ["simulate", "a", "a", "--topology", "2x2"], catch_exceptions=False)
+
+
+def test_the_command_writes_a_page_and_a_log(tmp_path):
+    TRACE.save(tmp_path / "trace.safetensors")
+    page, log = tmp_path / "day.html", tmp_path / "decisions.jsonl"
+    command = ["simulate", str(tmp_path / "trace.safetensors"), "--topology", "2x2", "--steps", "50", "--requests", "32"]
+    command += ["--policies", "static,grace", "--effort", "0.1", "--seeds", "2", "--expert-bytes", "8192"]
+    found = CliRunner().invoke(grace_moe, [*command, "--report", str(page), "--log", str(log), "--metrics-port", "0"])
+    assert found.exit_code == 0, found.output
+    assert "metrics: http://localhost:" in found.stderr
+    assert "grace, last day: step 50: " in found.stderr
+    text = page.read_text()
+    assert "following traffic cost" in text
+    assert all(f'id="{name}"' in text for name in ("spread", "steps", "moves"))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) >= 2
+    assert {line["event"] for line in lines} == {"decision"}
+
+
+def test_what_shows_nothing_is_refused(tmp_path):
+    TRACE.save(tmp_path / "trace.safetensors")
+    command = ["simulate", str(tmp_path / "trace.safetensors"), "--topology", "2x2", "--policies", "static"]
+    found = CliRunner().invoke(grace_moe, [*command, "--log", str(tmp_path / "log.jsonl")])
+    assert isinstance(found.exception, UsageError) or found.exit_code != 0
+    assert "grace" in (found.output + str(found.exception))

@@ -85,3 +85,15 @@ def test_compare_takes_the_models_sizes(trace, call):
     assert "assumed" not in plain
     assert small["rows"][0]["modelled_dispatch_time"] < plain["rows"][0]["modelled_dispatch_time"]
     assert "OLMoE's sizes" in " ".join(call(*arguments)[1].split())
+
+
+def test_plan_for_time_says_what_it_is_for(trace, call):
+    arguments = ("plan", trace, "--topology", "2x2:h100-400g", "-o", "p.json", "--option", "effort=0.1")
+    code, out, err = call(*arguments, "--phase", "decode", "--batch", "64", "--model", "config.json", "--backend", "flat", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["backend"], found["served"]["phase"], found["served"]["batch"]) == ("flat", "decode", 64)
+    assert found["served"]["model"]["hidden_size"] == 512
+    assert "served" not in json.loads(call(*arguments, "--json")[1])
+    assert "backend 'nixl_ep' is unknown" in fails(call, 2, *arguments, "--phase", "decode", "--backend", "nixl_ep")
+    assert "plans the same whatever is served" in fails(call, 2, *arguments[:-2], "--batch", "64", "--method", "eplb")

@@ -25,8 +25,8 @@ def tokenizer():
 def test_prompts_are_lines_of_a_file_or_of_standard_input(tmp_path, monkeypatch):
     (tmp_path / "prompts").write_text("One\n\n  Two \n")
     assert read_prompts(tmp_path / "prompts") == ("One", "  Two ")
-    monkeypatch.setattr("sys.stdin", io.StringIO("Three\n"))
-    assert read_prompts(STANDARD_INPUT) == ("Three",)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Three \xff\n")))
+    assert read_prompts(STANDARD_INPUT) == ("Three \N{REPLACEMENT CHARACTER}",)
     with pytest.raises(UsageError, match="standard input: no prompt in it; write one a line"):
         read_prompts(STANDARD_INPUT)
     with pytest.raises(UsageError, match="--prompts: /absent: No such file"):
@@ -70,8 +70,10 @@ def test_completions_are_printed_in_order_as_they_come(tokenizer, capsys):
     printer.add([Said(0, token, False) for token in tokens[0][:-1]])
     begun = capsys.readouterr().out
     assert begun.startswith("So: The ")
+    assert printer.in_a_line
     printer.add([Said(0, tokens[0][-1], True)])
     assert begun + capsys.readouterr().out == "So: The experts are here\n\nSo: Once upon a time\n\n"
+    assert not printer.in_a_line
 
 
 def test_a_prompt_that_was_cut_from_text_shows_its_end(tokenizer, capsys):
@@ -93,3 +95,25 @@ def test_long_work_tells_how_far_it_is(monkeypatch):
         now[0] += 1
         count.add(10)
     assert told == ["flat: 100 of at most 1,100 tokens, 10.0 a second", "flat: 200 of at most 1,100 tokens, 10.0 a second"]
+    now[0] += 10
+    count.add(10, quiet=True)
+    assert len(told) == 2
+    count.add(10)
+    assert told[2].startswith("flat: 270 of")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--temperature", "nan"], "nan is not a number that is finite"),
+        (["--temperature", "inf"], "inf is not a number that is finite"),
+        (["--temperature", "1e-40"], "--temperature: 1e-40 is under 0.001; give 0, which takes the likeliest"),
+        (["--temperature", "1", "--top-p", "nan"], "nan is not a number that is finite"),
+        (["--timeout", "inf"], "inf is not in the range"),
+        (["--stop", ""], "--stop: an empty text ends nothing; leave it out"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(call, words, said):
+    code, out, err = call("run", "model", "--placement", "plan.json", "--local", "2x2", "--prompt", "x", *words)
+    assert (code, out) == (2, "")
+    assert said in err

@@ -13,8 +13,8 @@ from typing import Any
 from tests.families.examination import examine
 from tests.families.names import FAMILIES, LACKING
 from tests.families.page import page
-from tests.families.rank_pool import RankPool
 from tests.families.tiny import build
+from tests.rank_pool import RankPool
 
 
 def main() -> int:

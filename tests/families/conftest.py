@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.families.rank_pool import RankPool
+from tests.rank_pool import RankPool
 
 
 @pytest.fixture(scope="package")

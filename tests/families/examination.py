@@ -18,7 +18,7 @@ from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.recording import record_trace
 from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.runtime.model.moe_layers import ExpertsOfLayer, experts_by_layer
-from tests.families.rank_pool import RankPool
+from tests.rank_pool import RankPool
 
 CLOSE = 1e-4
 _ORACLE = "tests_families_oracle"

@@ -12,10 +12,10 @@ from grace_moe.placement import Placement
 from grace_moe.runtime.job.recording import record_trace
 from grace_moe.runtime.model.loading import load_whole_model
 from tests.families.examination import OPTIONS, REQUESTS, examine
-from tests.families.rank_pool import WorkError
 from tests.families.tiny import build
 from tests.families.variants import as_fp8, as_mxfp4, with_further_layer
 from tests.families.work import save, save_unequal
+from tests.rank_pool import WorkError
 
 pytestmark = pytest.mark.ranks
 

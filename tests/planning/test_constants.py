@@ -9,7 +9,7 @@ from grace_moe import RoutingTrace, Topology
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.grace.candidates import Candidate
 from grace_moe.planning.grace.canonical_names import canonical_names
-from grace_moe.planning.grace.layer_placement import _pins, place_layer
+from grace_moe.planning.grace.layer_placement import place_layer
 from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.problem import layer_problems
 from grace_moe.planning.grace.tuning import balance_goal
@@ -101,11 +101,3 @@ def test_days_may_differ_less_where_requests_are_unknown(requests, met):
     assert goal.met_by(0, days) is met
     assert (goal.choose([[days]]) is not None) is met
     assert not goal.met_by(0, replace(days, peaks=days.peaks + 0.006))
-
-
-def test_the_search_takes_a_fifth_of_the_tokens_from_anywhere():
-    problem, _ = problem_of([[0, 1]] * 1000, 2, [0] * 500 + [1] * 500)
-    pins = _pins(replace(problem, node_of_request=np.array([0, 1])))
-    assert np.mean(pins < 0) == pytest.approx(0.2, abs=0.04)
-    assert set(pins[:500]) == {-1, 0}
-    assert set(pins[500:]) == {-1, 1}

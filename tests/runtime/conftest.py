@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.runtime.job.generation import Request
 from grace_moe.topology import Topology
+from tests.rank_pool import RankPool
 
 MOST_RANKS = 4
 """Of a test that is marked `ranks` without a number."""
@@ -34,6 +35,22 @@ def device(request):
         if where == "cpu":
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield where
+
+
+@pytest.fixture(scope="module")
+def pool(device):
+    """Four ranks for all tests of a module: each piece of work gets what was asked, and its rank's membership."""
+    ranks = RankPool()
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(device):
+    """The same, of two."""
+    ranks = RankPool(2)
+    yield ranks
+    ranks.close()
 
 
 EXPERTS, LAYERS, TOP_K, VOCABULARY = 16, 2, 4, 96

@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 from grace_moe.placement import LayerPlacement, Placement, even_weights
 from grace_moe.runtime.job.generation import GenerationOptions, generate
 from grace_moe.runtime.job.job import Job, RunSpec
-from grace_moe.runtime.job.launch import run_local
+from grace_moe.runtime.job.on_rank import run_on_rank
 from grace_moe.runtime.job.recording import record_trace
 from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.topology import Topology
@@ -61,7 +61,7 @@ def test_recording_leaves_the_outputs_alone(folder):
 
 
 @pytest.mark.ranks(2)
-def test_lossless_on_two_ranks(folder, tmp_path):
+def test_lossless_on_two_ranks(folder, two_ranks, tmp_path):
     """Replicas and unequal groups, hierarchical dispatch, three requests of unequal length."""
     model, requests = load_whole_model(str(folder)), requests_of([4, 6, 5])
     trace, reference = record_trace(model, requests, OPTIONS, name="tiny", dataset="random")
@@ -70,7 +70,8 @@ def test_lossless_on_two_ranks(folder, tmp_path):
     placement = Placement(topology=Topology.parse("2x1"), num_experts=8, layers=layers, replica_choice="joint")
     placement.save(tmp_path / "plan.json")
     run = RunSpec(name="run", placement=str(tmp_path / "plan.json"), dispatch="hierarchical")
-    (result,) = run_local(Job(model=str(folder), requests=requests, options=OPTIONS, runs=(run,), warm_up=False), 2)
+    job = Job(model=str(folder), requests=requests, options=OPTIONS, runs=(run,), warm_up=False)
+    (result,) = two_ranks.do(run_on_rank, job)[0]
     for ours, oracle in zip(result.completions, reference.completions, strict=True):
         assert ours.tokens == oracle.tokens
         torch.testing.assert_close(ours.logits, oracle.logits, atol=1e-4, rtol=0)

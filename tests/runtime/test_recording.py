@@ -110,28 +110,34 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [("SIGKILL", -9), ("SIGINT", 130)])
-def test_a_killed_recording_is_resumed_to_the_same_bytes(tmp_path, sent, code):
-    """Killed in the third batch: after SIGKILL the first batch is there, after an interrupt both."""
+def record(output, *more, script="from grace_moe.cli import main; import sys; main(sys.argv[1:])"):
     words = [word.format(model=embedded_model(), text=embedded_model() / "prose.txt") for word in RECORD]
+    command = [sys.executable, "-c", script, *words, "-o", str(output), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
 
-    def record(*more, script="from grace_moe.cli import main; import sys; main(sys.argv[1:])"):
-        command = [sys.executable, "-c", script, *words, "-o", str(tmp_path / "trace.safetensors"), *more]
-        return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
 
-    killed = record(script=KILLED.replace("{signal}", sent))
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> bytes:
+    """The trace of the same command."""
+    output = tmp_path_factory.mktemp("whole") / "trace.safetensors"
+    assert record(output).returncode == 0
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGKILL", -9), ("SIGINT", 130)])
+def test_a_killed_recording_is_resumed_to_the_same_bytes(uninterrupted, tmp_path, sent, code):
+    """Killed in the third batch: after SIGKILL the first batch is there, after an interrupt both."""
+    output, partial = tmp_path / "trace.safetensors", tmp_path / "trace.partial.safetensors"
+    killed = record(output, script=KILLED.replace("{signal}", sent))
     assert killed.returncode == code, killed.stderr
-    partial = tmp_path / "trace.partial.safetensors"
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
     there = 2 if sent == "SIGKILL" else 4
     assert f"prose.txt (partial: {there} of 6 requests, " in RoutingTrace.load(partial).dataset
     assert ("go on with --resume" in killed.stderr) == (sent == "SIGINT")
     if sent == "SIGINT":
-        other = record("--resume", "--new-tokens", "2")
+        other = record(output, "--resume", "--new-tokens", "2")
         assert other.returncode == 4
         assert "was not recorded by this command" in other.stderr
-    assert record("--resume").returncode == 0
-    resumed = (tmp_path / "trace.safetensors").read_bytes()
+    assert record(output, "--resume").returncode == 0
     assert not partial.exists()
-    assert record().returncode == 0
-    assert (tmp_path / "trace.safetensors").read_bytes() == resumed
+    assert output.read_bytes() == uninterrupted

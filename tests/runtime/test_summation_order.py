@@ -1,18 +1,18 @@
 """Four ranks give what the reference gives, to the last bit: same experts, same order of sums, whatever the dispatch."""
 
-import os
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.multiprocessing as mp
-
 from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher, Received
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
+from grace_moe.runtime.dispatch.rank_groups import make_groups
 from grace_moe.runtime.dispatch.route import layer_routes
 from grace_moe.runtime.dispatch.rows import add_rows
+from grace_moe.runtime.job.ranks import Membership
 
 from .conftest import EXPERTS, TOP_K, placement_of, scattered_with_replicas
 from .reference import reference_placed
@@ -28,59 +28,45 @@ def expert(hidden, ids, weights):
     return hidden * (1 + ids / 7).to(hidden.dtype) * weights.to(hidden.dtype)
 
 
-def check_on_rank(rank: int, folder: str, shape: str) -> None:
-    from contextlib import nullcontext
-
-    from grace_moe.runtime.dispatch.rank_groups import make_groups
-    from grace_moe.runtime.job.ranks import joined, leave
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
+def check_on_rank(shape: str, member: Membership) -> None:
+    rank = member.rank
     placement = placement_of(shape, scattered_with_replicas(RANKS))
     topology = placement.topology
-    with joined(rendezvous_file=f"{folder}/rendezvous"):
-        groups = make_groups(topology, timedelta(seconds=60))
-        meter = TrafficMeter(topology=topology, rank=rank)
-        route = layer_routes(placement, rank, seed=5, device=torch.device("cpu"))[0]
-        of_slot = torch.tensor(route.local_experts)
+    groups = make_groups(topology, timedelta(seconds=60))
+    meter = TrafficMeter(topology=topology, rank=rank)
+    route = layer_routes(placement, rank, seed=5, device=torch.device("cpu"))[0]
+    of_slot = torch.tensor(route.local_experts)
 
-        def compute(received: Received) -> torch.Tensor:
-            row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
-            ids, weights = of_slot[received.slots_RK[row, k]], received.weights_RK[row, k]
-            return add_rows(expert(received.hidden_RH[row], ids[:, None], weights[:, None]), row, len(received.hidden_RH))
+    def compute(received: Received) -> torch.Tensor:
+        row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
+        ids, weights = of_slot[received.slots_RK[row, k]], received.weights_RK[row, k]
+        return add_rows(expert(received.hidden_RH[row], ids[:, None], weights[:, None]), row, len(received.hidden_RH))
 
-        own = int(topology.node_of_device[rank])
-        nodes = [list(topology.devices_of_node(n)) for n in (own, *(n for n in range(topology.num_nodes) if n != own))]
-        apart = [[d] for d in range(RANKS)]
-        hierarchical = HierarchicalDispatcher(groups=groups, meter=meter, overlap_pairs=float("inf"))
-        ways = {
-            "flat": (FlatDispatcher(groups=groups, meter=meter), apart),
-            "hierarchical": (hierarchical, nodes),
-            "hierarchical, in parts": (HierarchicalDispatcher(groups=groups, meter=meter, overlap_pairs=0), nodes),
-            "auto, as flat": (AutoDispatcher(groups=groups, meter=meter, flat_bytes=float("inf")), apart),
-            "auto, as hierarchical": (AutoDispatcher(groups=groups, meter=meter, flat_bytes=0), nodes if len(nodes) > 1 else apart),
-        }
-        generator = torch.Generator().manual_seed(rank)
-        for dtype in (torch.float32, torch.bfloat16):
-            hidden = torch.randn(TOKENS[rank], HIDDEN, generator=generator).to(dtype)
-            ids = torch.rand(TOKENS[rank], EXPERTS, generator=generator).argsort(dim=1)[:, :TOP_K]
-            ids = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.1, -1)
-            weights = torch.rand(ids.shape, generator=generator)
-            outgoing = route.outgoing(hidden, ids, weights, first_token=0)
-            for name, (dispatcher, order) in ways.items():
-                got = dispatcher.run(outgoing, compute, lambda _: nullcontext())
-                wanted = reference_placed(expert, hidden, ids, weights, outgoing.devices_TK, ways=order)
-                assert torch.equal(got, wanted), (name, dtype, (got - wanted).abs().max())
-    leave(0)
+    own = int(topology.node_of_device[rank])
+    nodes = [list(topology.devices_of_node(n)) for n in (own, *(n for n in range(topology.num_nodes) if n != own))]
+    apart = [[d] for d in range(RANKS)]
+    hierarchical = HierarchicalDispatcher(groups=groups, meter=meter, overlap_pairs=float("inf"))
+    ways = {
+        "flat": (FlatDispatcher(groups=groups, meter=meter), apart),
+        "hierarchical": (hierarchical, nodes),
+        "hierarchical, in parts": (HierarchicalDispatcher(groups=groups, meter=meter, overlap_pairs=0), nodes),
+        "auto, as flat": (AutoDispatcher(groups=groups, meter=meter, flat_bytes=float("inf")), apart),
+        "auto, as hierarchical": (AutoDispatcher(groups=groups, meter=meter, flat_bytes=0), nodes if len(nodes) > 1 else apart),
+    }
+    generator = torch.Generator().manual_seed(rank)
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = torch.randn(TOKENS[rank], HIDDEN, generator=generator).to(dtype)
+        ids = torch.rand(TOKENS[rank], EXPERTS, generator=generator).argsort(dim=1)[:, :TOP_K]
+        ids = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.1, -1)
+        weights = torch.rand(ids.shape, generator=generator)
+        outgoing = route.outgoing(hidden, ids, weights, first_token=0)
+        for name, (dispatcher, order) in ways.items():
+            got = dispatcher.run(outgoing, compute, lambda _: nullcontext())
+            wanted = reference_placed(expert, hidden, ids, weights, outgoing.devices_TK, ways=order)
+            assert torch.equal(got, wanted), (name, dtype, (got - wanted).abs().max())
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dispatch_and_combine_equal_the_reference_to_the_last_bit(shape, tmp_path):
-    context = mp.get_context("spawn")
-    ranks = [context.Process(target=check_on_rank, args=(r, str(tmp_path), shape)) for r in range(RANKS)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(90)
-    assert [process.exitcode for process in ranks] == [0] * RANKS
+def test_dispatch_and_combine_equal_the_reference_to_the_last_bit(shape, pool):
+    pool.do(check_on_rank, shape)

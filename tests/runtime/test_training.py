@@ -1,15 +1,18 @@
 """Training by placement follows one process: losses of 20 optimiser steps on 4 ranks, replicas equal to the last bit."""
 
-import os
+from datetime import timedelta
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from grace_moe.runtime.dispatch.rank_groups import make_groups, rank_device
+from grace_moe.runtime.job.ranks import Membership
+from grace_moe.runtime.model.gradients import finish_expert_gradients
 from grace_moe.runtime.model.loading import load_model, load_whole_model
+from grace_moe.runtime.model.placed_experts import placed_experts
 
 from .conftest import VOCABULARY, placement_of, scattered_with_replicas
 
@@ -44,55 +47,39 @@ def freeze_all_but_experts(model: torch.nn.Module) -> None:
         parameter.requires_grad_(".experts." in name)
 
 
-def train_on_rank(rank: int, folder: str, model: str, case: str) -> None:
-    from datetime import timedelta
-
-    from grace_moe.runtime.dispatch.rank_groups import make_groups, rank_device
-    from grace_moe.runtime.job.ranks import joined, leave
-    from grace_moe.runtime.model.gradients import finish_expert_gradients
-    from grace_moe.runtime.model.placed_experts import placed_experts
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
+def train_on_rank(folder: str, model: str, case: str, member: Membership) -> None:
+    rank = member.rank
     dispatch, frozen, devices_of_expert = CASES[case]
     placement = placement_of("2x2", devices_of_expert)
-    with joined(rendezvous_file=f"{folder}/rendezvous"):
-        loaded = load_model(model, placement, make_groups(placement.topology, timedelta(seconds=60)), dispatch=dispatch)
-        if frozen:
-            freeze_all_but_experts(loaded.model)
-        optimiser = torch.optim.SGD(loaded.model.parameters(), lr=RATE, foreach=False)
-        losses = []
-        for step in batches().to(rank_device()):
-            optimiser.zero_grad()
-            loss = loaded.model(input_ids=step[rank], labels=step[rank]).loss
-            loss.backward()
-            finish_expert_gradients(loaded)
-            optimiser.step()
-            mean = loss.detach().clone()
-            dist.all_reduce(mean)
-            losses.append(float(mean) / RANKS)
-        experts = [
-            {
-                (route.layer_id, e, i): whole(p)[slot].cpu().clone()
-                for slot, e in enumerate(route.local_experts)
-                for i, p in enumerate(module.parameters(recurse=False))
-            }
-            for module, route in placed_experts(loaded.model)
-        ]
-        torch.save({"losses": losses, "experts": {k: v for layer in experts for k, v in layer.items()}}, f"{folder}/rank{rank}.pt")
-    leave(0)
+    loaded = load_model(model, placement, make_groups(placement.topology, timedelta(seconds=60)), dispatch=dispatch)
+    if frozen:
+        freeze_all_but_experts(loaded.model)
+    optimiser = torch.optim.SGD(loaded.model.parameters(), lr=RATE, foreach=False)
+    losses = []
+    for step in batches().to(rank_device()):
+        optimiser.zero_grad()
+        loss = loaded.model(input_ids=step[rank], labels=step[rank]).loss
+        loss.backward()
+        finish_expert_gradients(loaded)
+        optimiser.step()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        losses.append(float(mean) / RANKS)
+    experts = [
+        {
+            (route.layer_id, e, i): whole(p)[slot].cpu().clone()
+            for slot, e in enumerate(route.local_experts)
+            for i, p in enumerate(module.parameters(recurse=False))
+        }
+        for module, route in placed_experts(loaded.model)
+    ]
+    torch.save({"losses": losses, "experts": {k: v for layer in experts for k, v in layer.items()}}, f"{folder}/rank{rank}.pt")
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("case", CASES)
-def test_twenty_steps_follow_one_process_and_replicas_stay_equal(case, tiny_model, tmp_path):
-    context = mp.get_context("spawn")
-    ranks = [context.Process(target=train_on_rank, args=(r, str(tmp_path), str(tiny_model), case)) for r in range(RANKS)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0] * RANKS
+def test_twenty_steps_follow_one_process_and_replicas_stay_equal(case, pool, tiny_model, tmp_path):
+    pool.do(train_on_rank, str(tmp_path), str(tiny_model), case)
     results = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(RANKS)]
 
     model = load_whole_model(str(tiny_model))

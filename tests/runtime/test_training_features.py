@@ -1,7 +1,7 @@
 """What trainers use beside a plain step, on two ranks against one process: AdamW, accumulation, clipping, activation checkpointing, autocast,
 and the auxiliary loss."""
 
-import os
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -9,9 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import torch.multiprocessing as mp
-
-from grace_moe.runtime.model.loading import load_whole_model
+from grace_moe.runtime.dispatch.rank_groups import make_groups, rank_device
+from grace_moe.runtime.job.ranks import Membership
+from grace_moe.runtime.model.gradients import clip_gradients, finish_expert_gradients
+from grace_moe.runtime.model.loading import load_model, load_whole_model
+from grace_moe.runtime.model.saving import save_model
 
 from .conftest import VOCABULARY, make_model, placement_of, scattered_with_replicas
 
@@ -47,34 +49,22 @@ def train(model, steps, finish, clip, autocast=False):
     return norms
 
 
-def train_on_rank(rank, folder, model):
-    from datetime import timedelta
-
-    from grace_moe.runtime.dispatch.rank_groups import make_groups, rank_device
-    from grace_moe.runtime.job.ranks import joined, leave
-    from grace_moe.runtime.model.gradients import clip_gradients, finish_expert_gradients
-    from grace_moe.runtime.model.loading import load_model
-    from grace_moe.runtime.model.saving import save_model
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
+def train_on_rank(folder, model, member: Membership):
     found = {}
-    with joined(rendezvous_file=f"{folder}/rendezvous"):
-        groups = make_groups(PLACEMENT.topology, timedelta(seconds=60))
-        mine = batches()[:, :, rank].to(rank_device())
-        for name, autocast in (("float32", False), ("autocast", True)):
-            loaded = load_model(model, PLACEMENT, groups, dispatch="hierarchical")
-            found[name] = train(
-                loaded.model, mine, partial(finish_expert_gradients, loaded), partial(clip_gradients, loaded, MAX_NORM), autocast
-            )
-        save_model(loaded, f"{folder}/saved")
-        with torch.no_grad():
-            loaded.model.eval()
-            found["logits"] = loaded.model(input_ids=mine[0, 0]).logits.cpu()
-            loaded = load_model(model, PLACEMENT, groups, dispatch="flat")
-            found["auxiliary"] = float(loaded.model(input_ids=mine[0, 0], labels=mine[0, 0], output_router_logits=True).aux_loss)
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    leave(0)
+    groups = make_groups(PLACEMENT.topology, timedelta(seconds=60))
+    mine = batches()[:, :, member.rank].to(rank_device())
+    for name, autocast in (("float32", False), ("autocast", True)):
+        loaded = load_model(model, PLACEMENT, groups, dispatch="hierarchical")
+        found[name] = train(
+            loaded.model, mine, partial(finish_expert_gradients, loaded), partial(clip_gradients, loaded, MAX_NORM), autocast
+        )
+    save_model(loaded, f"{folder}/saved")
+    with torch.no_grad():
+        loaded.model.eval()
+        found["logits"] = loaded.model(input_ids=mine[0, 0]).logits.cpu()
+        loaded = load_model(model, PLACEMENT, groups, dispatch="flat")
+        found["auxiliary"] = float(loaded.model(input_ids=mine[0, 0], labels=mine[0, 0], output_router_logits=True).aux_loss)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +73,10 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ranks(model, device, tmp_path_factory):
+def ranks(model, two_ranks, tmp_path_factory):
     """What each rank found, and the folder where they saved the model of their last training."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.get_context("spawn")
-    processes = [context.Process(target=train_on_rank, args=(r, str(folder), str(model))) for r in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-    assert [process.exitcode for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(RANKS)], folder / "saved"
+    return two_ranks.do(train_on_rank, str(folder), str(model)), folder / "saved"
 
 
 @pytest.mark.ranks(RANKS)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.errors import UsageError
-from grace_moe.placement import Placement
+from grace_moe.placement import Placement, difference
 from grace_moe.trace import RoutingTrace
 
 LOOKS = 5
@@ -59,16 +61,22 @@ class _Episode:
     first_step: int
     """Tokens of this step and later ones count."""
     began: int
+    served: Placement
+    """What served when it began: the budget counts what has moved since."""
     next_look: int
     looks: int = 0
+    waiting: tuple[int, ...] = ()
+    """Layers that this look has yet to decide on."""
 
 
 class Adapter:
     """Watches the steps of a cluster and says when to move to which placement. It moves nothing itself.
 
     After a change, only tokens since then count. A decision is made at once and again whenever the steps since the change have doubled; its
-    horizon grows with them, so that traffic which soon changes back moves little. A change soon after the last one is none: then the mix of
-    all that is remembered is what serves. What was decided on last is what later traffic is compared with.
+    horizon grows with them, so that traffic which soon changes back moves little. Where the layers are more than one decision plans, those
+    that changed most come first, and the others at the next checks. The budget is for all that moves after a change. A change soon after
+    the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later traffic is compared
+    with.
     """
 
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
@@ -82,6 +90,7 @@ class Adapter:
         self._before = planned_on
         self._episode: _Episode | None = None
         self._last_ended: int | None = None
+        self._target = serving
 
     def look(self) -> Decision | None:
         """A decision where it is time for one, else None; to be called after each step."""
@@ -95,27 +104,44 @@ class Adapter:
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
             self._episode = self._begin(step)
+        if not self._episode.waiting:
+            self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
         since = self.monitor.sample(self._episode.first_step, self.serving.model)
-        decision = decide(self.serving, since, self._decision_options(step))
+        waiting = self._episode.waiting or tuple(np.argsort(change.by_layer or np.zeros(since.num_layers), kind="stable")[::-1].tolist())
+        decision = decide(self.serving, since, self._decision_options(self._episode, step), order=waiting)
+        decision = self._with_others_under_way(decision)
         self.looks.append(Look(step=step, change=change, decision=decision))
         self._before = since
-        self._episode = self._next(self._episode, step)
+        self._episode = self._next(self._episode, step, waiting[len(decision.considered) :])
         return decision
+
+    def _with_others_under_way(self, decision: Decision) -> Decision:
+        """The decision, where layers that it did not plan go on to where an earlier one sends them."""
+        if decision.placement is None:
+            return decision
+        layers = tuple(
+            new if index in decision.considered else other
+            for index, (new, other) in enumerate(zip(decision.placement.layers, self._target.layers, strict=True))
+        )
+        self._target = replace(decision.placement, layers=layers)
+        return replace(decision, placement=self._target)
 
     def _begin(self, step: int) -> _Episode:
         recent = self.options.recent_steps
         often = self._last_ended is not None and step - self._last_ended < recent << LOOKS
-        return _Episode(first_step=0 if often else step - recent, began=step - recent, next_look=step)
+        return _Episode(first_step=0 if often else step - recent, began=step - recent, served=self.serving, next_look=step)
 
-    def _next(self, episode: _Episode, step: int) -> _Episode | None:
-        """The episode after a look; None after its last."""
+    def _next(self, episode: _Episode, step: int, waiting: tuple[int, ...]) -> _Episode | None:
+        """The episode after a decision; None after its last look."""
+        if waiting:
+            return replace(episode, waiting=waiting, next_look=step + 1)
         if episode.looks + 1 >= LOOKS:
             self._last_ended = step
             return None
-        return replace(episode, looks=episode.looks + 1, next_look=step + (step - episode.began))
+        return replace(episode, looks=episode.looks + 1, waiting=(), next_look=step + (step - episode.began))
 
-    def _decision_options(self, step: int) -> DecisionOptions:
-        assert self._episode is not None
-        seen = self.monitor.tokens_per_step * (step - self._episode.began)
-        own = self.options.decision
-        return replace(own, horizon=min(own.horizon, self.options.persistence * seen), seed=self._seed)
+    def _decision_options(self, episode: _Episode, step: int) -> DecisionOptions:
+        seen = self.monitor.tokens_per_step * (step - episode.began)
+        own, moves = self.options.decision, difference(self.serving, episode.served)
+        left = max(0.0, own.budget - moves.moved / moves.copies)
+        return replace(own, horizon=min(own.horizon, self.options.persistence * seen), budget=left, seed=self._seed)

@@ -34,6 +34,8 @@ class Change:
 
     distance: float
     """Of the experts' shares of the load, squared and summed over experts, mean over layers."""
+    by_layer: tuple[float, ...]
+    """The distance of each layer; empty where requests are too few to tell."""
     expected: float
     """Mean distance without a change."""
     chance: float
@@ -48,17 +50,24 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
     old, new = _loads_of_requests(before, random), _loads_of_requests(recent, random)
     sizes = (len(old), len(new))
     if min(sizes) < FEWEST_REQUESTS:
-        return Change(distance=0.0, expected=0.0, chance=1.0, requests=sizes)
+        return Change(distance=0.0, by_layer=(), expected=0.0, chance=1.0, requests=sizes)
     loads = np.concatenate([old, new])
     is_new = np.arange(len(loads)) >= sizes[0]
     orders = np.stack([is_new, *(random.permutation(is_new) for _ in range(PERMUTATIONS))])
-    distances = _distances(loads, orders, before.num_layers)
+    by_layer = _distances(loads, orders, before.num_layers)
+    distances = by_layer.mean(axis=1)
     drawn = distances[1:]
     mean = drawn.mean()
     # Two standard errors above the estimate, as a rare chance is read far out in the tail.
     variance = max(drawn.var(ddof=1) * (1 + 2 * math.sqrt(2 / PERMUTATIONS)), 1e-300)
     chance = float(gamma.sf(distances[0], mean * mean / variance, scale=variance / mean)) if mean > 0 else 1.0
-    return Change(distance=float(distances[0]), expected=float(mean), chance=chance, requests=sizes)
+    return Change(
+        distance=float(distances[0]),
+        by_layer=tuple(by_layer[0].tolist()),
+        expected=float(mean),
+        chance=chance,
+        requests=sizes,
+    )
 
 
 def _loads_of_requests(trace: RoutingTrace, random: np.random.Generator) -> Floats:
@@ -76,7 +85,7 @@ def _loads_of_requests(trace: RoutingTrace, random: np.random.Generator) -> Floa
 
 
 def _distances(loads: Floats, orders: npt.NDArray[np.bool_], layers: int) -> Floats:
-    """`[orders]` distance of the two groups that each order makes.
+    """`[orders, L]` distance of the two groups that each order makes, layer by layer.
 
     Args:
         loads: `[requests, L * E]`.
@@ -88,5 +97,5 @@ def _distances(loads: Floats, orders: npt.NDArray[np.bool_], layers: int) -> Flo
     for group in (recent, total - recent):
         by_layer = group.reshape(len(orders), layers, -1)
         shares.append(by_layer / np.maximum(by_layer.sum(axis=2, keepdims=True), 1))
-    distances: Floats = ((shares[0] - shares[1]) ** 2).sum(axis=2).mean(axis=1)
+    distances: Floats = ((shares[0] - shares[1]) ** 2).sum(axis=2)
     return distances

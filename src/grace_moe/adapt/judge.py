@@ -39,6 +39,12 @@ def cost_per_token(costs: RequestCosts, prices: Prices, weights: npt.NDArray[np.
     return cost
 
 
+def balance_of(costs: RequestCosts) -> float:
+    """Load of the busiest device over the mean, of all requests together."""
+    pairs = costs.pairs.sum(axis=0)
+    return float(pairs.max() / pairs.mean()) if pairs.any() else 1.0
+
+
 def gain_of(candidate: RequestCosts, serving: RequestCosts, prices: Prices, *, seed: int) -> Gain:
     """What the candidate saves, on the same requests; bootstrap samples are the same for all candidates of a seed."""
     random = np.random.default_rng(seed)

@@ -63,7 +63,12 @@ class Monitor:
         return sum(array.nbytes for array in (self._ids, self._requests, self._phase, self._step))
 
     def observe(
-        self, topk_ids: npt.NDArray[np.integer], requests: npt.NDArray[np.integer], phase: npt.NDArray[np.uint8] | None = None
+        self,
+        topk_ids: npt.NDArray[np.integer],
+        requests: npt.NDArray[np.integer],
+        phase: npt.NDArray[np.uint8] | None = None,
+        *,
+        tokens: int | None = None,
     ) -> None:
         """Take in one step.
 
@@ -71,6 +76,7 @@ class Monitor:
             topk_ids: `[T, L, k]` choices of the step's tokens, -1 = none.
             requests: `[T]` request of each token.
             phase: `[T]` 0 prefill, 1 decode; None = all prefill.
+            tokens: of the whole step, where these are some of them.
 
         Raises:
             MismatchError: other layers or k than the monitor's.
@@ -82,7 +88,7 @@ class Monitor:
         places = self._places(len(taken))
         self._ids[places], self._requests[places] = topk_ids[taken], requests[taken]
         self._phase[places], self._step[places] = 0 if phase is None else phase[taken], self.step
-        self._tokens += len(topk_ids)
+        self._tokens += len(topk_ids) if tokens is None else tokens
         self.step += 1
 
     def sample(self, since: int = 0, model: str = "") -> RoutingTrace:

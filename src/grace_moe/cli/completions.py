@@ -27,6 +27,11 @@ class CompletionPrinter:
         self._next = 0
         self._streamer: TextStream | None = None
 
+    @property
+    def in_a_line(self) -> bool:
+        """Whether a completion is being printed, and not at its end."""
+        return self._streamer is not None
+
     def add(self, said: Sequence[Said]) -> None:
         """Tokens, in whatever order of requests; prints what can be printed."""
         for one in said:

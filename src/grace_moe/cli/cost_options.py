@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from grace_moe.cli.options import FiniteRange
 from grace_moe.cost.backends import BACKENDS
 from grace_moe.cost.hardware import PHASES
 from grace_moe.cost.sizes import OLMOE, ModelSizes
+from grace_moe.cost.step import Setting
 from grace_moe.engines import read_model_sizes
 from grace_moe.errors import MismatchError
 from grace_moe.trace import RoutingTrace
@@ -18,6 +20,7 @@ served_model_option = click.option(
     "--model", "model", type=click.Path(path_type=Path), help="The model's folder or config.json: sizes are read there.  [default: OLMoE's]"
 )
 phase_option = click.option("--phase", type=click.Choice(PHASES), default="prefill", show_default=True, help="What is served.")
+served_phase_option = click.option("--phase", type=click.Choice(PHASES), help="Plan for the time of a layer that serves this.")
 batch_option = click.option(
     "--batch",
     "batch",
@@ -30,11 +33,35 @@ backend_option = click.option(
 )
 overlap_option = click.option(
     "--overlap",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.0,
     metavar="X",
     help="Share of sending that goes on while experts compute: 0 in turn, 1 all that fits.",
 )
+served_overlap_option = click.option(
+    "--overlap",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Plan for time, with this share of sending going on while experts compute.",
+)
+
+
+def served_setting(
+    trace: RoutingTrace, model: Path | None, phase: str | None, batch: int | None, backend: str | None, overlap: float | None
+) -> Setting:
+    """How a model is served, of options that may be left out.
+
+    Raises:
+        UsageError: a backend whose time is not modelled.
+        InputFileError, MismatchError: as `served_sizes`.
+    """
+    return Setting(
+        model=served_sizes(model, trace),
+        phase=phase or PHASES[0],
+        batch_tokens=batch,
+        backend=backend or "hierarchical",
+        overlap=overlap or 0.0,
+    )
 
 
 def served_sizes(model: Path | None, trace: RoutingTrace) -> ModelSizes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from grace_moe.choice import Budget
+from grace_moe.cli.options import FiniteRange
 from grace_moe.cli.output import say
 from grace_moe.cli.paths import FileCommand
 from grace_moe.frontend import require_frontend
@@ -43,14 +44,14 @@ Examples:
 @click.option("--ranks", type=click.IntRange(min=1), help="Ranks of data parallelism.  [default: the placement's devices]")
 @click.option(
     "--budget",
-    type=click.FloatRange(min=1),
+    type=FiniteRange(min=1),
     default=Budget.tokens,
     show_default=True,
     help="Most tokens that a rank may have been given above the mean when it takes another request.",
 )
 @click.option(
     "--horizon",
-    type=click.FloatRange(min=1),
+    type=FiniteRange(min=1),
     default=Budget.horizon,
     show_default=True,
     help="Tokens of all ranks after which what a rank was given counts 1/e.",

@@ -24,6 +24,17 @@ MAX_TEXT_BYTES = 2**30
 """Of a file of text to run a model on."""
 
 
+class FiniteRange(click.FloatRange):
+    """Of numbers; click's own takes `nan`, which is in every range, and `inf`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click's, and finite."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number that is finite.", param, ctx)
+        return number
+
+
 def _redundancy(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
     if text is None or text == "auto":
         return text
@@ -89,7 +100,7 @@ def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f"--option: {pair!r} is not NAME=VALUE; write it like r=0.15")
         if name in ARGUMENTS_OF_PLAN:
-            mend = "leave it out" if name in ("trace", "progress") else f"give --{name.replace('_', '-')}"
+            mend = "leave it out" if name in ("trace", "progress", "setting") else f"give --{name.replace('_', '-')}"
             raise UsageError(f"--option: {name} is not an option of a method; {mend}")
         try:
             value = json.loads(text)

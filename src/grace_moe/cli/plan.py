@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import click
 
+from grace_moe.cli.cost_options import batch_option, served_model_option, served_overlap_option, served_phase_option, served_setting
 from grace_moe.cli.options import (
     backend_option,
     expert_bytes_option,
@@ -38,6 +39,7 @@ Examples:
   grace-moe plan olmoe.safetensors --topology 2x4 --method eplb --redundancy 1.25 -o eplb.json
   grace-moe plan olmoe.safetensors --topology 2x2 --method grace_paper --option r=0.15 -o paper.json
   grace-moe plan olmoe.safetensors --topology 2x4 --backend deepep_low_latency -o plan.json
+  grace-moe plan olmoe.safetensors --topology 2x8:h100-400g --phase decode --batch 256 --model ./OLMoE-1B-7B -o plan.json
   grace-moe plan wiki.safetensors chat.safetensors --topology 2x4 -o plan.json
   grace-moe plan today.safetensors --topology 2x4 --start plan.json -o plan2.json
 """,
@@ -45,6 +47,7 @@ Examples:
 @traces_argument
 @topology_option
 @click.option("--method", help="How to plan; `grace-moe compare --help` lists the methods.  [default: the best]")
+@shared(served_model_option, served_phase_option, batch_option, served_overlap_option)
 @shared(backend_option, redundancy_option, slots_option, expert_bytes_option, seed_option)
 @click.option("--start", type=click.Path(path_type=Path), help="Placement to improve on, in a fraction of the time (method grace).")
 @click.option("--option", "pairs", multiple=True, metavar="NAME=VALUE", help="An option of the method; repeat for several.")
@@ -57,14 +60,22 @@ def plan_command(
     seed: int,
     start: Path | None,
     backend: str | None,
+    model: Path | None,
+    phase: str | None,
+    batch: int | None,
+    overlap: float | None,
     pairs: tuple[str, ...],
     output: Path,
     as_json: bool,
     **limits: Unpack[SlotLimits],
 ) -> None:
-    """Plan a placement from TRACE for a topology; several traces of one model weigh the same."""
+    """Plan a placement from TRACE for a topology; several traces of one model weigh the same.
+
+    With --phase, --batch, --model or --overlap it is for the modelled time of a layer (docs/cost.md), else for copies between nodes."""
     options = method_options(pairs)
     trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
+    timed = any(value is not None for value in (model, phase, batch, overlap))
+    setting = served_setting(trace, model, phase, batch, backend, overlap) if timed else None
     began = time.perf_counter()
     told = compilation_told() if method in (None, DEFAULT_METHOD) else nullcontext()
     with told, progress_of("planning") as reach:
@@ -74,7 +85,8 @@ def plan_command(
             method or DEFAULT_METHOD,
             seed=seed,
             start=None if start is None else Placement.load(start),
-            backend=backend,
+            backend=None if timed else backend,
+            setting=setting,
             progress=reach,
             **limits,
             **options,
@@ -96,6 +108,7 @@ def _facts(placement: Placement, output: Path, seconds: float) -> dict[str, Any]
         "plan_seconds": round(seconds, 3),
         "slots_total_over_experts": placement.slots_total_over_experts,
         "slots_max_per_device": int(placement.slots_per_device().max()),
+        **{name: placement.provenance[name] for name in ("backend", "served") if name in placement.provenance},
         "notes": placement.provenance["notes"],
     }
 

@@ -80,11 +80,11 @@ class TokenCount:
         self._name, self._tokens = name, 0
         self._began = self._told = time.monotonic()
 
-    def add(self, tokens: int) -> None:
-        """So many more."""
+    def add(self, tokens: int, *, quiet: bool = False) -> None:
+        """So many more. `quiet`: say nothing now, as a line would stand in the middle of another."""
         self._tokens += tokens
         now = time.monotonic()
-        if now - self._told >= _TOLD_EVERY_SECONDS:
+        if now - self._told >= _TOLD_EVERY_SECONDS and not quiet:
             self._told = now
             rate = self._tokens / (now - self._began)
             self._tell(f"{self._name}: {self._tokens:,} of at most {self._total:,} tokens, {rate:.1f} a second")

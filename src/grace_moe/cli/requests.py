@@ -18,11 +18,19 @@ STANDARD_INPUT = Path("-")
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """One prompt a line, from a file or from standard input; blank lines are none. Raises UsageError where there is none."""
-    text = sys.stdin.read(MAX_TEXT_BYTES) if path == STANDARD_INPUT else read_text(path, "--prompts")
+    text = _standard_input() if path == STANDARD_INPUT else read_text(path, "--prompts")
     prompts = tuple(line for line in text.splitlines() if line.strip())
     if not prompts:
         raise UsageError(f"--prompts: {'standard input' if path == STANDARD_INPUT else path}: no prompt in it; write one a line")
     return prompts
+
+
+def _standard_input() -> str:
+    """As `read_text` reads a file."""
+    data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise UsageError(f"--prompts: standard input: over {MAX_TEXT_BYTES:,} bytes; give fewer prompts at a time")
+    return data.decode(errors="replace")
 
 
 def prompt_requests(prompts: Sequence[str], tokenizer: Any, *, chat: bool) -> tuple[Request, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from grace_moe.cli.completions import CompletionPrinter
+from grace_moe.cli.options import FiniteRange
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import TokenCount, status_line, status_lines
 from grace_moe.cli.requests import STANDARD_INPUT, prompt_requests, read_prompts, text_requests, too_long
@@ -24,12 +25,18 @@ from grace_moe.placement import Placement
 from grace_moe.runtime import require_runtime
 from grace_moe.runtime.job import TIMEOUT_SECONDS
 from grace_moe.topology import Topology
+from grace_moe.trace import RoutingTrace
 
 if TYPE_CHECKING:
     from grace_moe.runtime.job.events import Listener
     from grace_moe.runtime.job.generation import Request
     from grace_moe.runtime.job.job import Job
     from grace_moe.runtime.job.results import RunResult
+
+
+LONGEST_WAIT_SECONDS = 7 * 86_400
+LEAST_TEMPERATURE = 1e-3
+"""Below it logits divided by the temperature overflow float32; the likeliest token is drawn long before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,7 @@ class RunOptions:
     dispatches: tuple[str, ...]
     profile: Path | None
     predict: bool
+    adapt: Path | None
     seed: int
     timeout: float
     as_json: bool
@@ -68,10 +76,18 @@ class RunOptions:
             raise UsageError("--chat: a piece of --text is no message; give --prompt or --prompts")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             raise UsageError("--top-p, --top-k: nothing is drawn at --temperature 0; give a temperature")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UsageError(f"--temperature: {self.temperature} is under {LEAST_TEMPERATURE}; give 0, which takes the likeliest")
+        if "" in self.stop:
+            raise UsageError("--stop: an empty text ends nothing; leave it out")
         if self.profile is not None and "vanilla" in self.dispatches:
             raise UsageError("--profile: vanilla's phases are inside Transformers; profile flat or hierarchical")
         if self.predict and set(self.dispatches) == {"vanilla"}:
             raise UsageError("--predict: vanilla's routing is inside Transformers; add another --dispatch, whose routing is the same")
+        if self.adapt is not None and "vanilla" in self.dispatches:
+            raise UsageError("--adapt: vanilla has no placement, so nothing of it can move; give flat, hierarchical or auto")
+        if self.adapt is not None and self.predict:
+            raise UsageError("--adapt: --predict replays one placement, and this one changes; leave one of them out")
         if self.local is None and os.environ.get("WORLD_SIZE") is None:
             raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
         if self.local is None and self.prompts_path == STANDARD_INPUT:
@@ -95,6 +111,7 @@ Examples:
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompt "The experts"
   grace-moe run ./Qwen3-30B-A3B --placement plan.json --local 2x2 --chat --temperature 0.7 --top-p 0.9 --prompts questions.txt
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --dispatch flat --dispatch auto --predict
+  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompts questions.txt --adapt trace.safetensors
   torchrun --nproc-per-node 8 -m grace_moe run ./OLMoE-1B-7B --placement plan.json --text wiki.txt
 """,
 )
@@ -111,11 +128,9 @@ Examples:
     "--new-tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to generate for each prompt, at most."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Requests in one batch on one rank.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Draw tokens; 0 = take the likeliest.")
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0, show_default=True, help="Draw tokens; 0 = take the likeliest.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, help="Draw from the likeliest so many; 0 = all.  [default: 0]")
-@click.option(
-    "--top-p", type=click.FloatRange(min=0, max=1), default=1.0, help="Draw from the likeliest of this probability.  [default: 1]"
-)
+@click.option("--top-p", type=FiniteRange(min=0, max=1), default=1.0, help="Draw from the likeliest of this probability.  [default: 1]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End a completion after this text; repeat for several.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end-of-sequence token (for benchmarks).")
 @click.option(
@@ -136,9 +151,19 @@ Examples:
     help="Time the phases of every MoE layer; print the breakdown and write a Chrome trace here.",
 )
 @click.option("--predict", is_flag=True, help="Replay the run's own routing and print the bytes between nodes that it predicts.")
+@click.option(
+    "--adapt",
+    type=click.Path(path_type=Path),
+    metavar="TRACE",
+    help="Move experts when traffic becomes another than this trace's, which the plan was made on.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice and of the tokens drawn.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=1), default=TIMEOUT_SECONDS, show_default=True, help="Seconds that a rank waits for another."
+    "--timeout",
+    type=FiniteRange(min=1, max=LONGEST_WAIT_SECONDS),
+    default=TIMEOUT_SECONDS,
+    show_default=True,
+    help="Seconds that a rank waits for another.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def run(**values: Any) -> None:
@@ -210,6 +235,8 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
     warning = too_long(requests, options.new_tokens, config)
     if warn and warning is not None:
         click.echo(printable(f"warning: {options.model}: {warning}"), err=True)
+    if options.adapt is not None:
+        _check_trace(RoutingTrace.load(options.adapt), placement, options)
     if warn:
         _tell_other_backends(options, placement)
     job = Job(
@@ -228,8 +255,15 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
         timeout_seconds=options.timeout,
         profile=options.profile is not None,
         keep_routing=options.predict,
+        adapt="" if options.adapt is None else str(options.adapt),
     )
     return _Prepared(job=job, placement=placement, config=config, tokenizer=tokenizer)
+
+
+def _check_trace(trace: RoutingTrace, placement: Placement, options: RunOptions) -> None:
+    """Before anything is loaded. Raises MismatchError where the trace is not of the plan's model."""
+    if (trace.layer_ids, trace.num_experts) != (placement.layer_ids, placement.num_experts):
+        raise MismatchError(f"--adapt: {options.adapt} has other layers or experts than {options.placement_path}; give its own trace")
 
 
 def _tell_other_backends(options: RunOptions, placement: Placement) -> None:
@@ -264,9 +298,9 @@ def _listener(job: Job, tell: Callable[[str], None], printer: CompletionPrinter 
         count.restart(name)
 
     def on_tokens(said: Sequence[Said]) -> None:
-        count.add(len(said))
         if printer is not None and count.runs == 1:
             printer.add(said)
+        count.add(len(said), quiet=printer is not None and printer.in_a_line and os.path.sameopenfile(1, 2))
 
     return Listener(on_run=on_run, on_tokens=on_tokens)
 

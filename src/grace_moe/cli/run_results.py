@@ -13,6 +13,7 @@ from grace_moe.files import write_atomically
 from grace_moe.placement import Placement
 
 if TYPE_CHECKING:
+    from grace_moe.adapt import AdaptStatus
     from grace_moe.runtime.job.job import Job
     from grace_moe.runtime.job.results import RunResult
 
@@ -61,8 +62,22 @@ def _show_run(result: RunResult, predicted: float | None) -> None:
         f"prefill {result.prefill_seconds:.2f} s, decode {result.decode_seconds_per_step * 1000:.0f} ms a step, "
         f"expert memory per rank {min(result.expert_bytes) / 2**20:.1f} to {max(result.expert_bytes) / 2**20:.1f} MiB"
     )
+    if result.adapt is not None:
+        say(adapted(result.adapt))
     for time in phase_times(result.spans) if result.spans else ():
         say(f"  {time.phase:<9}{time.mean_ms:8.2f} ms a layer and step ({time.share:4.0%}), slowest rank {time.slowest_rank_ms:.2f} ms")
+
+
+def adapted(status: AdaptStatus) -> str:
+    """How adaptation went, in a line."""
+    words = (
+        f"  adapt: {status.steps} steps, {status.decisions} decisions ({status.skipped} to stay), {status.migrations} migrations, "
+        f"{status.layers_switched} layers switched, {status.copies_moved} copies moved ({status.bytes_moved / 2**20:.1f} MiB), "
+        f"{status.rolled_back} rolled back"
+    )
+    for note in (status.last_reason, status.last_error):
+        words += f"\n    {note}" if note else ""
+    return words
 
 
 def _summary(result: RunResult, predicted: float | None, tokenizer: Any) -> dict[str, Any]:
@@ -77,6 +92,7 @@ def _summary(result: RunResult, predicted: float | None, tokenizer: Any) -> dict
         "prefill_seconds": result.prefill_seconds,
         "decode_seconds_per_step": result.decode_seconds_per_step,
         "expert_bytes_per_rank": list(result.expert_bytes),
+        **({} if result.adapt is None else {"adapt": asdict(result.adapt)}),
         **({"phases": [asdict(p) for p in phase_times(result.spans)]} if result.spans else {}),
         "completions": [
             {"request_id": c.request_id, "tokens": list(c.tokens), "text": tokenizer.decode(c.tokens)} for c in result.completions

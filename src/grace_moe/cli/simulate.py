@@ -1,17 +1,23 @@
 """`grace-moe simulate`: a day of shifting traffic, against policies of placement."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from grace_moe.adapt.simulate import POLICIES, SCENARIOS, DayOptions, StreamOptions, run_day
-from grace_moe.cli.options import json_option, redundancy_option, shared, topology_option, traces_argument
+from grace_moe.adapt import AdaptStatus
+from grace_moe.adapt.simulate import POLICIES, SCENARIOS, DayOptions, Ours, Policy, StreamOptions, run_day
+from grace_moe.adapt.telemetry import Follower, MetricsServer, TrafficView, status_line
+from grace_moe.cli.options import command_line, json_option, redundancy_option, shared, topology_option, traces_argument
 from grace_moe.cli.output import show_json
+from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import compilation_told, progress_bar
 from grace_moe.errors import UsageError
+from grace_moe.files import write_atomically
 from grace_moe.planning import Redundancy
-from grace_moe.report import day_table
+from grace_moe.report import day_table, require_report, write_day_report
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
@@ -20,10 +26,12 @@ _count = click.IntRange(min=1)
 
 @click.command(
     "simulate",
+    cls=FileCommand,
     epilog=f"""\b
 Examples:
   grace-moe simulate wiki.safetensors chat.safetensors --topology 2x2 --scenario shift
   grace-moe simulate wiki.safetensors --topology 4x4 --scenario bursts --interval 100 --window 50 --seeds 5
+  grace-moe simulate wiki.safetensors chat.safetensors --topology 2x2 --seeds 3 --report day.html --log decisions.jsonl
 Scenarios: {", ".join(SCENARIOS)}.
 Policies: {", ".join(POLICIES)}.
 """,
@@ -40,6 +48,9 @@ Policies: {", ".join(POLICIES)}.
 @click.option("--expert-bytes", type=_count, default=12_582_912, show_default=True, help="Of one expert of one layer (OLMoE's).")
 @click.option("--copy-bytes", type=_count, default=8192, show_default=True, help="Of a token's copy, there and back (OLMoE's).")
 @click.option("--seeds", type=_count, default=1, show_default=True, help="Days, each with other requests.")
+@click.option("--report", "report_path", type=OutputPath(), metavar="HTML", help="Write a page of figures, seeds and spread.")
+@click.option("--log", "log_path", type=OutputPath(), metavar="FILE", help="Write a JSON line for each decision of grace.")
+@click.option("--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT", help="Serve what grace does to Prometheus meanwhile.")
 @click.option("--effort", type=float, default=1.0, show_default=True, help="Of all searches, as of plan.")
 @json_option
 def simulate_command(
@@ -56,6 +67,9 @@ def simulate_command(
     expert_bytes: int,
     copy_bytes: int,
     seeds: int,
+    report_path: Path | None,
+    log_path: Path | None,
+    metrics_port: int | None,
     effort: float,
     as_json: bool,
 ) -> None:
@@ -77,9 +91,75 @@ def simulate_command(
     )
     chosen = tuple(dict.fromkeys(name.strip() for name in policies.split(",")))
     traces = [RoutingTrace.load(path) for path in trace_paths]
-    with compilation_told(), progress_bar("simulating", total=steps * seeds * len(chosen)) as advance:
-        day = run_day(traces, Topology.parse(topology_text), scenario, chosen, options, on_step=lambda: advance(1))
+    if "grace" not in chosen and (log_path is not None or metrics_port is not None):
+        raise UsageError("--log and --metrics-port show what grace does, and it is not among the policies; add it, or leave them out")
+    if report_path is not None:
+        require_report()
+    operator = _Operator(options)
+    with (
+        compilation_told(),
+        operator.metrics(metrics_port),
+        progress_bar("simulating", total=steps * seeds * len(chosen)) as advance,
+    ):
+
+        def on_step(policy: Policy) -> None:
+            advance(1)
+            operator.step(policy)
+
+        day = run_day(traces, Topology.parse(topology_text), scenario, chosen, options, on_step=on_step)
+    status = operator.status()
+    if status is not None and (log_path is not None or metrics_port is not None):
+        click.echo(f"grace, last day: {status_line(status)}", err=True)
+    if log_path is not None:
+        write_atomically(log_path, "".join(f"{line}\n" for line in operator.lines).encode())
+    if report_path is not None:
+        write_day_report(day, report_path, command_line())
     if as_json:
         show_json(day.to_dict())
     else:
         Console().print(day_table(day))
+
+
+class _Operator:
+    """Follows the policy grace, one day after another, for those who watch."""
+
+    def __init__(self, options: DayOptions) -> None:
+        self._options = options
+        self._followed: Ours | None = None
+        self._follower: Follower | None = None
+        self._views = 0
+        self.lines: list[str] = []
+        """Of the log, of all days."""
+
+    def step(self, policy: Policy) -> None:
+        """After each step of any policy."""
+        if not isinstance(policy, Ours):
+            return
+        if policy is not self._followed:
+            self._followed = policy
+            self._follower = Follower(
+                policy.adapter, expert_bytes=self._options.expert_bytes, log=self.lines.append, view_every=self._views
+            )
+        assert self._follower is not None
+        self._follower.step()
+
+    @contextmanager
+    def metrics(self, port: int | None) -> Iterator[None]:
+        """Serves them on the port meanwhile; None = not at all."""
+        if port is None:
+            yield
+            return
+        self._views = 10
+        server = MetricsServer(self.status, self._view, copy_bytes=self._options.copy_bytes, port=port)
+        click.echo(f"metrics: http://localhost:{server.port}/metrics", err=True)
+        try:
+            yield
+        finally:
+            server.close()
+
+    def status(self) -> AdaptStatus | None:
+        """Of the day that runs, or the last; None before the first."""
+        return None if self._follower is None else self._follower.status()
+
+    def _view(self) -> TrafficView | None:
+        return None if self._follower is None else self._follower.view

@@ -14,11 +14,11 @@ from grace_moe.cost.layer_time import LayerTime
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.compare import SlotLimits
-from grace_moe.evaluation.flows import replay_flows, tokens_of
+from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, order_of_requests
+from grace_moe.trace import RoutingTrace, order_of_requests, tokens_of
 
 Floats = npt.NDArray[np.float64]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from grace_moe.cost.flow_counter import FlowCounter, SlotCounter, counted_flows
 from grace_moe.cost.flows import Flows
@@ -13,7 +12,7 @@ from grace_moe.evaluation.route import route
 from grace_moe.evaluation.serving import Serving, arrivals
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.topology import Topology
-from grace_moe.trace import DECODE, RoutingTrace, order_of_requests
+from grace_moe.trace import RoutingTrace, order_of_requests, tokens_of
 
 
 def replay_flows(
@@ -56,10 +55,3 @@ def replay_flows(
             copies.add(devices[some], arrived.source[some], part[some])
         layers.append((slots, copies))
     return [counted_flows(layers, tokens[number], number) for number in range(parts)]
-
-
-def tokens_of(trace: RoutingTrace, phase: str | None) -> npt.NDArray[np.bool_]:
-    """`[tokens]` which are of a phase; all, where the trace doesn't have both."""
-    if phase is None or trace.phase is None or len(np.unique(trace.phase)) < 2:
-        return np.ones(trace.num_tokens, dtype=bool)
-    return np.asarray((trace.phase == DECODE) == (phase == "decode"))

@@ -19,9 +19,8 @@ from grace_moe.cost.links import tiers_of
 from grace_moe.cost.packing import packed, replica_counts
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
-from grace_moe.evaluation.flows import tokens_of
 from grace_moe.topology import Device, Node, Topology
-from grace_moe.trace import RoutingTrace, expert_loads
+from grace_moe.trace import RoutingTrace, expert_loads, tokens_of
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

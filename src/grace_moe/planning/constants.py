@@ -42,8 +42,6 @@ CAUTION = 16
 
 # Step 4: requests and nodes
 
-TRUST = 0.8
-"""Share of the tokens that count as coming from their request's node. Not tuned: a front-end decides from the first tokens and may err."""
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node. Not tuned."""
 SHARED_REQUESTS = 1024
@@ -164,6 +162,33 @@ GATHERING_PROPOSALS = 12_000
 """Trades of whole devices between nodes. Not tuned."""
 GATHERING_HEAT = (5e-3, 1e-5)
 """Not tuned."""
+
+# Plans for time
+
+CLOCK_TOKENS = 6000
+"""Tokens that a placement is timed on. Not tuned."""
+CLOCK_PARTS = 32
+"""Parts into which their requests are dealt, to draw days of. Not tuned."""
+TIMED_DAYS = 16
+"""Days that a placement is timed on. Not tuned."""
+TIMED_PRICES = (0.25, 1.0, 4.0)
+"""Prices of imbalance that are searched at, over the exchange rate of a unit of the busiest device's load. Not tuned."""
+TIMED_DEVICE_PRICES = (100.0, 1000.0)
+"""Prices of imbalance of a node's devices that are tried. Not tuned."""
+CAPACITY_ROUNDS = 4
+"""Times that the devices' shares of the load are set anew by what they carry. Not tuned."""
+CAPACITY_POWER = 0.5
+"""Power of a share's change in a round. Not tuned."""
+SURE_GAIN = 0.02
+"""Share of a layer's time that a placement must save over the one for copies.
+Set after a look at the measuring halves of two traces, no clean test (plan_for_time_2026-11-26.md)."""
+DOUBT_IN_TIME = 2.0
+"""Standard deviations between days that such a placement must save too.
+Set after a look at the measuring halves of two traces, no clean test (plan_for_time_2026-11-26.md)."""
+MOVES = 100
+"""Moves of single experts that are tried on the fastest placement of a layer. Not tuned."""
+MOVE_TOKENS = 1500
+"""Tokens that a move is timed on. Not tuned."""
 
 # Step 15: replicas of decode
 

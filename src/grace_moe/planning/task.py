@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.cost.sent import Sends, sends_of
+from grace_moe.cost.step import Setting
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.constants import DEFAULT_REDUNDANCY
@@ -48,6 +49,8 @@ class PlanningTask:
     """An existing placement that the method may improve on, instead of planning from nothing."""
     backend: str | None = None
     """Of `cost.sent.SENDS`: the plan spares what it sends; None = one copy a node."""
+    setting: Setting | None = None
+    """How the model is served, over `backend`: the plan is for the time of a layer; None = for copies."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:

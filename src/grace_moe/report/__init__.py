@@ -5,6 +5,7 @@ The page needs the extra `grace-moe[report]`; `require_report` says so in one li
 
 from grace_moe.report.content import AFTER, BEFORE, ReportContent, report_content
 from grace_moe.report.cost_tables import diagnosis_table, fits_table, size_table, tiers_table
+from grace_moe.report.day_page import day_page, write_day_report
 from grace_moe.report.day_table import day_table
 from grace_moe.report.describe import describe, describe_difference
 from grace_moe.report.page import html_page, require_report, write_report
@@ -18,6 +19,7 @@ __all__ = [
     "LABELS",
     "ReportContent",
     "comparison_table",
+    "day_page",
     "day_table",
     "describe",
     "describe_difference",
@@ -32,5 +34,6 @@ __all__ = [
     "sentence",
     "size_table",
     "tiers_table",
+    "write_day_report",
     "write_report",
 ]

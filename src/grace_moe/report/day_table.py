@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +33,11 @@ def day_table(day: Day) -> Table:
     for _, heading, _ in COLUMNS:
         table.add_column(heading.replace("\n", " \n") + " ", justify="right", no_wrap=True)
     for row in day.rows():
-        values = {**row, "moved_cross_node_bytes": row["moved_cross_node_bytes"] / 1e9}
-        table.add_row(row["policy"], *(form.format(values[name]) for name, _, form in COLUMNS))
+        table.add_row(row["policy"], *cell_texts(row))
     return table
+
+
+def cell_texts(row: Mapping[str, Any]) -> list[str]:
+    """The row of a policy as `Day.rows` has it, column by column."""
+    values = {**row, "moved_cross_node_bytes": row["moved_cross_node_bytes"] / 1e9}
+    return [form.format(values[name]) for name, _, form in COLUMNS]

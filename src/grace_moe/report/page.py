@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grace_moe.errors import MissingExtraError
 from grace_moe.files import write_atomically
@@ -18,6 +20,9 @@ from grace_moe.report.packed import packed
 from grace_moe.report.page_text import INTRODUCTION, cards, head, made, table
 from grace_moe.report.sections import sections
 from grace_moe.report.served import served_sections
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def require_report() -> None:
@@ -39,15 +44,20 @@ def write_report(content: ReportContent, path: str | Path) -> None:
 def html_page(content: ReportContent) -> str:
     """The page's HTML. Every text that a file may hold is escaped; a policy in its head forbids all requests."""
     require_report()
-    from plotly.io import to_json
-    from plotly.offline import get_plotlyjs
-
-    data = ",".join(f"{json.dumps(name)}:{to_json(figure, engine='json')}" for name, figure in sorted(figures(content).items()))
-    plotly, script = get_plotlyjs(), _resource("page.js")
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {_hash(plotly)} {_hash(script)}"
     title = f"GRACE-MoE: {content.trace.model or 'a model'} on {content.topology.shape}"
     milliseconds = [] if content.served is None else served_sections(content.served)
     body = "\n".join([head(content), cards(content), INTRODUCTION, table(content), *milliseconds, *sections(content), made(content)])
+    return document(title, body, figures(content))
+
+
+def document(title: str, body: str, drawn: Mapping[str, go.Figure]) -> str:
+    """A page that asks the network for nothing: `body` with the figures in the elements of their ids."""
+    from plotly.io import to_json
+    from plotly.offline import get_plotlyjs
+
+    data = ",".join(f"{json.dumps(name)}:{to_json(figure, engine='json')}" for name, figure in sorted(drawn.items()))
+    plotly, script = get_plotlyjs(), _resource("page.js")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {_hash(plotly)} {_hash(script)}"
     return f"""<!doctype html>
 <html lang="en">
 <head>

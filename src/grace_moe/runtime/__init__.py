@@ -13,16 +13,21 @@ from grace_moe.errors import MissingExtraError
 if TYPE_CHECKING:
     from grace_moe.runtime.job.placed_model import placed_model
     from grace_moe.runtime.job.ranks import leave
+    from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting
     from grace_moe.runtime.model.gradients import clip_gradients, finish_expert_gradients
+    from grace_moe.runtime.model.step import Step
 
 _HOMES = {
+    "AdaptingOptions": "migration.adaptation",
+    "Step": "model.step",
+    "adapting": "migration.adaptation",
     "clip_gradients": "model.gradients",
     "finish_expert_gradients": "model.gradients",
     "leave": "job.ranks",
     "placed_model": "job.placed_model",
 }
 
-__all__ = ["clip_gradients", "finish_expert_gradients", "leave", "placed_model", "require_runtime"]
+__all__ = ["AdaptingOptions", "Step", "adapting", "clip_gradients", "finish_expert_gradients", "leave", "placed_model", "require_runtime"]
 
 
 def require_runtime() -> None:

@@ -5,7 +5,7 @@ from grace_moe.trace.joining import concatenate, mixed
 from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace
 from grace_moe.trace.prompts import RecordingSizes, prompts_from_text
 from grace_moe.trace.recorded import without_unrecorded
-from grace_moe.trace.requests import order_of_requests, request_numbers
+from grace_moe.trace.requests import order_of_requests, request_numbers, tokens_of
 from grace_moe.trace.statistics import activations, expert_loads, skew
 from grace_moe.trace.synthetic import synthetic_trace
 
@@ -24,5 +24,6 @@ __all__ = [
     "request_numbers",
     "skew",
     "synthetic_trace",
+    "tokens_of",
     "without_unrecorded",
 ]

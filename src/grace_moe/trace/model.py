@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -176,6 +176,12 @@ class RoutingTrace:
             surrogate=self.surrogate,
             source=self.source,
         )
+
+    def of_layers(self, indices: Sequence[int]) -> RoutingTrace:
+        """The same tokens in these layers only."""
+        weights = None if self.topk_weights is None else self.topk_weights[:, list(indices)]
+        layer_ids = tuple(self.layer_ids[index] for index in indices)
+        return replace(self, topk_ids=self.topk_ids[:, list(indices)], layer_ids=layer_ids, topk_weights=weights)
 
     def split_requests(self) -> tuple[RoutingTrace, RoutingTrace]:
         """Two halves by request, every second one: plan on the first, measure on the second.

@@ -1,4 +1,4 @@
-"""Which request a token belongs to: by number, and by order of appearance."""
+"""Which request a token belongs to, by number and by order of appearance; and which phase."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.trace.model import RoutingTrace
+from grace_moe.trace.model import DECODE, RoutingTrace
 
 
 def request_numbers(names: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
@@ -31,3 +31,10 @@ def order_of_requests(trace: RoutingTrace) -> tuple[npt.NDArray[np.int64], npt.N
     position = np.empty(len(request), dtype=np.int64)
     position[by_request] = np.arange(len(request)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return request, position
+
+
+def tokens_of(trace: RoutingTrace, phase: str | None) -> npt.NDArray[np.bool_]:
+    """`[tokens]` which are of a phase; all, where the trace doesn't have both."""
+    if phase is None or trace.phase is None or len(np.unique(trace.phase)) < 2:
+        return np.ones(trace.num_tokens, dtype=bool)
+    return np.asarray((trace.phase == DECODE) == (phase == "decode"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from grace_moe.adapt.adapter import AdaptOptions
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.simulate.policies import POLICIES, Setting
+from grace_moe.adapt.simulate.policies import POLICIES, Policy, Setting
 from grace_moe.adapt.simulate.replay import Migration, Outcome, simulate
 from grace_moe.adapt.simulate.scenarios import scenario_weights
 from grace_moe.adapt.simulate.stream import Pool, StreamOptions
@@ -81,12 +81,14 @@ def run_day(
     policies: Sequence[str],
     options: DayOptions,
     *,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[Policy], None] = lambda policy: None,
 ) -> Day:
     """Serve a day of the domains that the traces are of, one policy after another.
 
     The first trace is what the plans at the start are made on. Of each trace, every second request is seen by the policies, the others are
     measured on. A single trace is joined by a second domain: the same requests, with its experts' names exchanged at random in each layer.
+
+    `on_step` is told the policy after each step.
 
     Raises:
         UsageError: an unknown scenario or policy, or a trace of one request.

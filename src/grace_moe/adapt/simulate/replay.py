@@ -88,9 +88,12 @@ def simulate(
     migration: Migration,
     *,
     seed: int = 0,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[Policy], None] = lambda policy: None,
 ) -> Outcome:
-    """One day. The policy sees requests of `seen`; steps cost what requests of `measured` cost, drawn by the same shares."""
+    """One day. The policy sees requests of `seen`; steps cost what requests of `measured` cost, drawn by the same shares.
+
+    `on_step` is told the policy after each step.
+    """
     topology = policy.serving.topology
     source = np.repeat(np.arange(len(measured.sizes)), measured.sizes) % topology.num_devices
     layers, book = _Layers(measured, topology, source), _Book(topology, migration, measured.topk_ids.shape[1])
@@ -111,7 +114,7 @@ def simulate(
             if not policy.free:
                 book.moves(now, stops=policy.stops)
             policy.serving = _switched(policy.serving, target, waiting)
-        on_step()
+        on_step(policy)
     return book.outcome()
 
 

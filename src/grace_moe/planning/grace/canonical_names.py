@@ -86,9 +86,15 @@ def device_order(topology: Topology) -> npt.NDArray[np.int64]:
 
 
 def by_speed(topology: Topology) -> Topology:
-    """The topology with each node's devices from fast to slow; links are left out of account."""
+    """The topology with each node's devices from fast to slow, and their links with them."""
+    order = device_order(topology)
+    name = np.argsort(order)
     nodes = tuple(replace(node, devices=tuple(sorted(node.devices, key=lambda d: -d.relative_speed))) for node in topology.nodes)
-    return replace(topology, nodes=nodes, bandwidth=None)
+    matrix = None if topology.bandwidth is None else np.array(topology.bandwidth)[np.ix_(order, order)]
+    tiers = tuple(
+        replace(tier, groups=tuple(tuple(sorted(int(name[d]) for d in group)) for group in tier.groups)) for tier in topology.tiers
+    )
+    return replace(topology, nodes=nodes, bandwidth=None if matrix is None else tuple(map(tuple, matrix.tolist())), tiers=tiers)
 
 
 def canonical_names(topk_ids: npt.NDArray[np.integer[Any]], experts: int, topology: Topology) -> list[CanonicalNames]:

@@ -5,22 +5,26 @@ docs/planner.md explains the objective and every step, numbered as the comments 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import DECODE_BATCH, DECODE_COPIES, DECODE_LOAD, IMBALANCE_PRICE, TOLERANCE
 from grace_moe.planning.grace.canonical_names import canonical_names
 from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.grace.fallbacks import CHOICE_FOR, plan_by_load, with_choice
+from grace_moe.planning.grace.for_time import plan_layers_for_time
 from grace_moe.planning.grace.options import GraceOptions, check_task
-from grace_moe.planning.grace.problem import layer_problems
+from grace_moe.planning.grace.problem import LayerProblem, layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
 from grace_moe.planning.grace.source_costs import with_source_costs
-from grace_moe.planning.grace.tuning import plan_layers
+from grace_moe.planning.grace.tuning import plan_layers, plan_layers_once
 from grace_moe.planning.notes import by_layer, whole_slots
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
+AS_FAST = "no layout of our own is expected to be faster: devices as eplb fills them"
 AS_EVEN = "no layout of our own is expected to be more even: devices as eplb fills them"
 
 
@@ -47,6 +51,7 @@ def grace(
             of it moves fewer experts.
         tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
             expected on other requests (bootstrap); half a standard deviation must be within it too, two where requests are unknown.
+            Infinite: balance is priced and not bounded, and need not be foreseen, which takes half the time.
         request_placement: plan for a front-end that sends requests to nodes by `choice.place_requests`.
         decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
             are active on a device. Placement and prefill are the same either way.
@@ -88,27 +93,39 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     # Step 3: one problem a layer, in canonical names.
     names = canonical_names(task.trace.topk_ids, task.num_experts, task.topology)
     problems = layer_problems(task, options, names)
-    on_layer = _counter(task, passes=3 if options.request_placement else 1)
+    on_layer = _counter(task, passes=3 if options.request_placement else 1 if task.setting is None else 2)
     if options.request_placement:
         # Step 4: find a node for every request.
         problems = with_requests_placed(problems, options.threads, on_layer)
     # Steps 5 to 12: place every layer, at a higher price of imbalance until the expected balance is within the tolerance.
-    chosen = plan_layers(problems, options.tolerance, options.threads, on_layer)
+    layers, by_load = _placed(task, problems, options, on_layer)
     # Step 13: what an expert's tokens cost from each node, for a front-end.
-    layers = [candidate.layer for candidate in chosen]
     if task.sends != "everything":
         layers = [with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)]
     # Step 14: back to the names of the trace.
     choice = CHOICE_FOR[task.sends]
-    note = AS_EVEN if task.sends == "everything" else BY_LOAD
+    note = AS_FAST if task.setting is not None else AS_EVEN if task.sends == "everything" else BY_LOAD
     return PlannedLayers(
         layers=tuple(with_choice(own.original(layer), choice) for own, layer in zip(names, layers, strict=True)),
         replica_choice=choice,
         notes=(
             *whole_slots(task),
-            *by_layer([(candidate.layer.layer_id, (note,)) for candidate in chosen if candidate.origin == "eplb"]),
+            *by_layer([(layer_id, (note,)) for layer_id in by_load]),
         ),
     )
+
+
+def _placed(
+    task: PlanningTask, problems: Sequence[LayerProblem], options: GraceOptions, on_layer: Callable[[], None]
+) -> tuple[list[LayerPlacement], list[int]]:
+    """Layers, and the numbers of those that are placed by load."""
+    if task.setting is not None:
+        chosen = plan_layers_for_time(problems, task.setting, options.tolerance, options.threads, on_layer)
+    elif math.isinf(options.tolerance) and task.sends in ("nodes", "pairs"):
+        return plan_layers_once(problems, options.threads, on_layer), []  # there is one candidate a layer
+    else:
+        chosen = plan_layers(problems, options.tolerance, options.threads, on_layer)
+    return [candidate.layer for candidate in chosen], [candidate.layer.layer_id for candidate in chosen if candidate.origin == "eplb"]
 
 
 def _counter(task: PlanningTask, *, passes: int) -> Callable[[], None]:

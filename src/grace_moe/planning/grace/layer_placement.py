@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import FLAT_DEVICE_PRICES, POLISH_TOKENS, SEARCH_TOKENS, TRUST
+from grace_moe.planning.constants import FLAT_DEVICE_PRICES, POLISH_TOKENS, SEARCH_TOKENS
 from grace_moe.planning.grace.device_packing import pack_nodes
 from grace_moe.planning.grace.node_prices import price_nodes
 from grace_moe.planning.grace.predicted_choice import pairs_apart
@@ -101,7 +101,7 @@ def _search_copies(
     if topology.num_nodes == 1:
         return copies
     search = search_nodes if topology.num_nodes <= MAX_EXACT_NODES else search_many_nodes
-    pins = _pins(problem)
+    pins = None if problem.node_of_request is None else problem.node_of_request[problem.unit]
     for count, schedule in searches:
         tokens = _sample(problem, count)
         ids = problem.ids[tokens]
@@ -155,11 +155,3 @@ def _searches(problem: LayerProblem, *, first: bool) -> list[tuple[int, SearchOp
 def _sample(problem: LayerProblem, tokens: int) -> npt.NDArray[np.int64]:
     """Tokens of the layer in random order; a smaller sample is the beginning of a larger one."""
     return np.random.default_rng(problem.seed).permutation(len(problem.ids))[:tokens]
-
-
-def _pins(problem: LayerProblem) -> npt.NDArray[np.int64] | None:
-    """`[T]` source node of each token whose front-end is trusted, -1 = any; None = there is no front-end."""
-    if problem.node_of_request is None:
-        return None
-    trusted = np.random.default_rng(problem.seed + 1).random(len(problem.ids)) < TRUST
-    return np.where(trusted, problem.node_of_request[problem.unit], -1)

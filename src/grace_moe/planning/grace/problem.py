@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE, TRUST
+from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE
 from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.search.node_copies import copies_on_nodes
 from grace_moe.planning.task import PlanningTask
 from grace_moe.topology import Topology
+from grace_moe.trace import tokens_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
         names: of each layer.
     """
     trace, topology, slots = task.trace, by_speed(task.topology), task.equal_slots
+    if task.setting is not None:
+        trace = trace.select(np.flatnonzero(tokens_of(trace, task.setting.phase)))
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
     units = request_of_token if options.request_placement else independent_units(trace.topk_ids, request_of_token)
     unknown = units is not request_of_token
@@ -105,17 +108,13 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
 def source_chances(problem: LayerProblem) -> npt.NDArray[np.float64]:
     """`[T, N]` chance that each token comes from each node.
 
-    A front-end's node gets `TRUST` of it; the rest is spread evenly. Without one, requests are dealt to the devices in turn.
+    A front-end's node gets all of it. Without one, requests are dealt to the devices in turn.
     """
+    if problem.node_of_request is not None:
+        return np.eye(problem.topology.num_nodes)[problem.node_of_request[problem.unit]]
     topology, requests = problem.topology, int(problem.unit.max(initial=0)) + 1
     dealt = topology.node_of_device[np.arange(requests) % topology.num_devices]
     if problem.requests_unknown:
         dealt = topology.node_of_device
-    if problem.node_of_request is not None:  # every node gets as many
-        dealt = np.arange(topology.num_nodes)
     shares = np.bincount(dealt, minlength=topology.num_nodes) / len(dealt)
-    chances: npt.NDArray[np.float64] = np.tile(shares, (len(problem.ids), 1))
-    if problem.node_of_request is not None:
-        chances *= 1 - TRUST
-        chances[np.arange(len(chances)), problem.node_of_request[problem.unit]] += TRUST
-    return chances
+    return np.tile(shares, (len(problem.ids), 1))

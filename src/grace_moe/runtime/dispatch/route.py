@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from grace_moe.choice import ChoiceTable, choice_tables, decode_choice_tables
-from grace_moe.placement import Placement
+from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.runtime.dispatch.dispatcher import Outgoing
 from grace_moe.trace import DECODE, PREFILL
 
@@ -23,13 +24,18 @@ class LayerRoute:
     rank: int
     seed: int
     local_experts: tuple[int, ...]
-    """Logical ids of the experts in this rank's slots, in slot order."""
+    """Logical ids of the experts in this rank's slots, in slot order; -1 = a spare slot."""
     choice: ChoiceTable
     """The replica choice, of tensors: of prefill, and of decode where that has none of its own."""
     decode_choice: ChoiceTable | None
     """The replica choice of decode steps; None = as in prefill."""
     slot_of_DE: torch.Tensor
     """int64: slot of each expert on each device, -1 = not there."""
+
+    @property
+    def num_slots(self) -> int:
+        """Of this rank. One without experts has a spare slot that no token is sent to: loaders take no empty parameters."""
+        return max(1, len(self.local_experts))
 
     @cached_property
     def slots_width(self) -> int:
@@ -63,26 +69,48 @@ class LayerRoute:
         return torch.where(devices_TK >= 0, slots, EMPTY_SLOT)
 
 
-def layer_routes(placement: Placement, rank: int, *, seed: int, device: torch.device) -> dict[int, LayerRoute]:
-    """This rank's routes, by the model's own layer number."""
+Slots = tuple[tuple[int, ...], ...]
+"""Per device, the experts in its slots, in slot order; -1 = a spare slot."""
+
+
+def layer_routes(placement: Placement, rank: int, *, seed: int, device: torch.device, equal_slots: bool = False) -> dict[int, LayerRoute]:
+    """This rank's routes, by the model's own layer number.
+
+    Args:
+        equal_slots: give every device as many slots as the fullest, in each layer, so that experts can move.
+    """
+    width = int(placement.slots_per_device().max()) if equal_slots else 0
+    routes = {}
+    for index, layer in enumerate(placement.layers):
+        slots = tuple((*experts, *[EMPTY_SLOT] * (width - len(experts))) for experts in placement.experts_of_device(index))
+        routes[layer.layer_id] = layer_route(layer, slots, placement, rank, seed=seed, device=device)
+    return routes
+
+
+def layer_route(layer: LayerPlacement, slots: Slots, placement: Placement, rank: int, *, seed: int, device: torch.device) -> LayerRoute:
+    """This rank's route in one layer of a placement, whose experts are in these slots."""
 
     def on_device(table: ChoiceTable) -> ChoiceTable:
         return table.convert(lambda array: torch.from_numpy(array).to(device))
 
-    routes = {}
-    tables = zip(placement.layers, choice_tables(placement), decode_choice_tables(placement), strict=True)
-    for index, (layer, choice, decode_choice) in enumerate(tables):
-        per_device = placement.experts_of_device(index)
-        slot_of = torch.full((placement.topology.num_devices, placement.num_experts), EMPTY_SLOT, dtype=torch.int64)
-        for d, experts in enumerate(per_device):
-            slot_of[d, list(experts)] = torch.arange(len(experts))
-        routes[layer.layer_id] = LayerRoute(
-            layer_id=layer.layer_id,
-            rank=rank,
-            seed=seed,
-            local_experts=per_device[rank],
-            choice=on_device(choice),
-            decode_choice=None if decode_choice is None else on_device(decode_choice),
-            slot_of_DE=slot_of.to(device),
-        )
-    return routes
+    alone = replace(placement, layers=(layer,))
+    (choice,), (decode_choice,) = choice_tables(alone), decode_choice_tables(alone)
+    return LayerRoute(
+        layer_id=layer.layer_id,
+        rank=rank,
+        seed=seed,
+        local_experts=slots[rank],
+        choice=on_device(choice),
+        decode_choice=None if decode_choice is None else on_device(decode_choice),
+        slot_of_DE=slot_of_experts(slots, placement.num_experts).to(device),
+    )
+
+
+def slot_of_experts(slots: Sequence[Sequence[int]], num_experts: int) -> torch.Tensor:
+    """int64 `[devices, experts]` slot of each expert on each device, -1 = not there."""
+    slot_of = torch.full((len(slots), num_experts), EMPTY_SLOT, dtype=torch.int64)
+    for device, experts in enumerate(slots):
+        for slot, expert in enumerate(experts):
+            if expert != EMPTY_SLOT:
+                slot_of[device, expert] = slot
+    return slot_of

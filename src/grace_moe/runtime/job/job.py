@@ -45,6 +45,8 @@ class Job:
     """Make one unmeasured batch first."""
     profile: bool = False
     """Time the phases of every MoE layer; not for vanilla dispatch, whose phases are Transformers' own."""
+    adapt: str = ""
+    """Path of the trace that the placement was planned on, where experts may move while it runs; not of vanilla dispatch."""
     keep_routing: bool = False
     """Keep what the router chose; not of vanilla dispatch, either."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,11 @@ from grace_moe.runtime.model.description import load_tokenizer
 from grace_moe.runtime.model.loading import LoadedModel, load_model
 from grace_moe.runtime.model.routing_log import RoutedTokens, RoutingLog, trace_of_run
 from grace_moe.runtime.profiling import Profiler, Span
+from grace_moe.trace import RoutingTrace
+
+if TYPE_CHECKING:
+    from grace_moe.adapt import AdaptStatus
+    from grace_moe.runtime.migration.adaptation import Adaptation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,7 @@ class _RankReport:
     expert_bytes: int
     spans: tuple[Span, ...]
     routed: RoutedTokens | None
+    adapt: AdaptStatus | None
 
 
 def run_on_rank(job: Job, member: Membership, listener: Listener = SILENT) -> tuple[RunResult, ...]:
@@ -55,22 +62,27 @@ def run_on_rank(job: Job, member: Membership, listener: Listener = SILENT) -> tu
         agree(member, _facts(job, spec))
         if groups is None or groups.topology != placement.topology:
             groups = make_groups(placement.topology, timedelta(seconds=job.timeout_seconds))
-        loaded = load_model(job.model, placement, groups, dispatch=spec.dispatch, dtype=getattr(torch, job.dtype), seed=job.seed)
-        generation = _generate(job, loaded, member, tokenizer, listener)
-        reports = _gather(_report(loaded, placement, generation), member)
+        dtype, may_move = getattr(torch, job.dtype), bool(job.adapt)
+        loaded = load_model(job.model, placement, groups, dispatch=spec.dispatch, dtype=dtype, seed=job.seed, equal_slots=may_move)
+        generation, adapt = _generate(job, loaded, member, tokenizer, listener)
+        reports = _gather(_report(loaded, placement, generation, adapt), member)
         if reports:
             results.append(_together(job, spec, placement, reports))
     return tuple(results)
 
 
-def _generate(job: Job, loaded: LoadedModel, member: Membership, tokenizer: Any, listener: Listener) -> GenerationResult:
-    """Generate for this rank's requests, as often as the rank with the most. Collective."""
+def _generate(
+    job: Job, loaded: LoadedModel, member: Membership, tokenizer: Any, listener: Listener
+) -> tuple[GenerationResult, AdaptStatus | None]:
+    """Generate for this rank's requests, as often as the rank with the most; how adaptation went, where experts can move. Collective."""
     mine = [r for i, r in enumerate(job.requests) if i % member.world_size == member.rank]
     share = -(-len(job.requests) // member.world_size)
     session = loaded.session
-    for_all = partial(generate, loaded.model, before_step=None if session is None else session.begin_step, anyone=_anyone)
+    for_all = partial(generate, loaded.model, anyone=_anyone)
+    before_step = None if session is None else session.begin_step
     if job.warm_up:
-        for_all(mine[:1], GenerationOptions(new_tokens=2, batch_size=1, stop_at_eos=False), num_batches=1)
+        warm_up = GenerationOptions(new_tokens=2, batch_size=1, stop_at_eos=False)
+        for_all(mine[:1], warm_up, num_batches=1, before_step=before_step)
         loaded.meter.reset()
         if session is not None:
             session.restart()
@@ -79,10 +91,21 @@ def _generate(job: Job, loaded: LoadedModel, member: Membership, tokenizer: Any,
         session.profiler = Profiler() if job.profile else None
         session.log = RoutingLog() if job.keep_routing else None
     num_batches = -(-share // job.options.batch_size)
-    return for_all(mine, job.options, num_batches=num_batches, tokenizer=tokenizer, on_tokens=listener.on_tokens)
+    for_all = partial(for_all, mine, job.options, num_batches=num_batches, tokenizer=tokenizer, on_tokens=listener.on_tokens)
+    if not job.adapt:
+        return for_all(before_step=before_step), None
+    with _adapting(job, loaded) as adaptation:
+        return for_all(before_step=adaptation.begin_step), adaptation.status
 
 
-def _report(loaded: LoadedModel, placement: Placement, generation: GenerationResult) -> _RankReport:
+def _adapting(job: Job, loaded: LoadedModel) -> AbstractContextManager[Adaptation]:
+    from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting
+
+    options = AdaptingOptions(timeout_seconds=job.timeout_seconds)
+    return adapting(loaded, RoutingTrace.load(job.adapt), options=options, seed=job.seed)
+
+
+def _report(loaded: LoadedModel, placement: Placement, generation: GenerationResult, adapt: AdaptStatus | None) -> _RankReport:
     profiler, log = (None, None) if loaded.session is None else (loaded.session.profiler, loaded.session.log)
     return _RankReport(
         generation=generation,
@@ -91,6 +114,7 @@ def _report(loaded: LoadedModel, placement: Placement, generation: GenerationRes
         expert_bytes=loaded.expert_bytes,
         spans=() if profiler is None else tuple(profiler.spans),
         routed=None if log is None else log.tokens(placement.layer_ids),
+        adapt=adapt,
     )
 
 
@@ -123,6 +147,7 @@ def _facts(job: Job, spec: RunSpec) -> dict[str, str]:
         "options": repr(job.options),
         "seed": str(job.seed),
         "--dtype": job.dtype,
+        "--adapt": f"SHA-256 {digest(Path(job.adapt).read_bytes())}" if job.adapt else "none",
     }
 
 
@@ -153,4 +178,5 @@ def _together(job: Job, spec: RunSpec, placement: Placement, reports: Sequence[_
         first_pass=tuple(starts[i // len(reports) // job.options.batch_size] for i in range(len(job.requests))),
         spans=tuple(report.spans for report in reports) if job.profile else (),
         routing=routing,
+        adapt=reports[0].adapt,
     )

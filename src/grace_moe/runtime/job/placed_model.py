@@ -25,6 +25,7 @@ def placed_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     timeout_seconds: float = TIMEOUT_SECONDS,
+    equal_slots: bool = False,
 ) -> Iterator[LoadedModel]:
     """Join the other ranks and load this one's part of the model; leave them at the end. Collective.
 
@@ -33,6 +34,7 @@ def placed_model(
         dispatch: one of `cost.transport.DISPATCHES`.
         seed: of the replica choice.
         timeout_seconds: how long a rank waits for another.
+        equal_slots: give every device as many slots as the fullest, so that experts can move (`adapting`).
 
     Raises:
         RankError: not started as a rank, a rank never joined, or one was lost inside the block; it is named.
@@ -42,7 +44,8 @@ def placed_model(
     timeout = timedelta(seconds=timeout_seconds)
     with joined(timeout=timeout) as member:
         agree(member, {"placement": _digest(placement), "dispatch": dispatch, "dtype": str(dtype), "seed": str(seed)})
-        yield load_model(path, placement, make_groups(placement.topology, timeout), dispatch=dispatch, dtype=dtype, seed=seed)
+        groups = make_groups(placement.topology, timeout)
+        yield load_model(path, placement, groups, dispatch=dispatch, dtype=dtype, seed=seed, equal_slots=equal_slots)
 
 
 def _digest(placement: Placement) -> str:

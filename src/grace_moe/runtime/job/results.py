@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save
 
@@ -13,6 +14,9 @@ from grace_moe.files import dump_json, write_atomically
 from grace_moe.runtime.job.generation import Completion
 from grace_moe.runtime.profiling import Span
 from grace_moe.trace import RoutingTrace
+
+if TYPE_CHECKING:
+    from grace_moe.adapt import AdaptStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class RunResult:
     """Number of each request's first forward pass, its prefill, in the order of the job's requests."""
     spans: tuple[tuple[Span, ...], ...] = ()
     """Per rank, what a profile timed."""
+    adapt: AdaptStatus | None = None
+    """How it went at the end, where experts could move."""
     routing: RoutingTrace | None = None
     """What the router chose, where it was kept: requests in the order of the job, so that a replay deals them to the same devices."""
 
@@ -66,6 +72,7 @@ def save_results(results: Sequence[RunResult], folder: Path) -> None:
         if result.routing is not None:
             result.routing.save(_routing_file(folder, i))
         value = {k: v for k, v in vars(result).items() if k not in ("completions", "routing")}
+        value["adapt"] = None if result.adapt is None else asdict(result.adapt)
         value["spans"] = [[vars(span) for span in spans] for spans in result.spans]
         value["completions"] = [{"request_id": c.request_id, "tokens": list(c.tokens)} for c in result.completions]
         plain.append(value)
@@ -82,10 +89,27 @@ def load_results(folder: Path) -> tuple[RunResult, ...]:
             for c in value.pop("completions")
         )
         spans = tuple(tuple(Span(**span) for span in spans) for spans in value.pop("spans"))
+        adapt = _status(value.pop("adapt"))
         tuples = {name: tuple(value[name]) for name in ("expert_bytes", "pass_rows", "first_pass")}
         routing = RoutingTrace.load(_routing_file(folder, i)) if _routing_file(folder, i).exists() else None
-        results.append(RunResult(**{**value, **tuples}, completions=completions, spans=spans, routing=routing))
+        results.append(
+            RunResult(
+                **{**value, **tuples},
+                completions=completions,
+                spans=spans,
+                routing=routing,
+                adapt=adapt,
+            )
+        )
     return tuple(results)
+
+
+def _status(value: dict[str, Any] | None) -> AdaptStatus | None:
+    if value is None:
+        return None
+    from grace_moe.adapt import AdaptStatus
+
+    return AdaptStatus(**value)
 
 
 def _routing_file(folder: Path, run: int) -> Path:

@@ -26,7 +26,7 @@ from grace_moe.runtime.dispatch.route import LayerRoute
 from grace_moe.runtime.dispatch.rows import add_rows
 from grace_moe.runtime.model.adapters import ADAPTERS
 from grace_moe.runtime.model.experts import compute_by_slot, computes_by_slot
-from grace_moe.runtime.model.placed_experts import PlacedExperts, route_of, session_of
+from grace_moe.runtime.model.placed_experts import PlacedExperts, layer_of, session_of
 from grace_moe.runtime.model.routing import chosen
 from grace_moe.runtime.model.session import ExpertParallelSession
 from grace_moe.runtime.model.vanilla import MeteredAllToAll
@@ -61,9 +61,14 @@ class PlacedLayer:
         return session_of(self.experts)
 
     @cached_property
-    def route(self) -> LayerRoute:
+    def layer_id(self) -> int:
         """Likewise."""
-        return route_of(self.experts)
+        return layer_of(self.experts)
+
+    @property
+    def route(self) -> LayerRoute:
+        """Of the coming pass: another when experts have moved."""
+        return self.session.routes[self.layer_id]
 
     def __call__(self, hidden_TH: torch.Tensor, topk_ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         """Weighted expert output of each of this rank's tokens, `[T, H]`; rows that are not real tokens give zeros."""
@@ -71,6 +76,8 @@ class PlacedLayer:
         ids = self._real_tokens(chosen(topk_ids_TK, weights_TK, route.slot_of_DE.shape[1]))
         if session.log is not None:
             session.log.seen(route.layer_id, ids)
+        if session.sampler is not None:
+            session.sampler.seen(route.layer_id, ids)
         training = torch.is_grad_enabled() and (
             hidden_TH.requires_grad or weights_TK.requires_grad or any(p.requires_grad for p in self.experts.parameters())
         )

@@ -62,7 +62,7 @@ def clip_gradients(loaded: LoadedModel, max_norm: float) -> float:
     squares = torch.zeros((), dtype=torch.float64)
     for module, route in placed_experts(loaded.model):
         first_host_E = (route.slot_of_DE >= 0).to(torch.int8).argmax(dim=0)
-        counted = [slot for slot, expert in enumerate(route.local_experts) if first_host_E[expert] == dist.get_rank()]
+        counted = [slot for slot, expert in enumerate(route.local_experts) if expert >= 0 and first_host_E[expert] == dist.get_rank()]
         for parameter in module.parameters(recurse=False):
             experts.add(parameter)
             if parameter.grad is not None:

@@ -18,7 +18,7 @@ from grace_moe.placement import Placement
 from grace_moe.runtime.dispatch import AutoDispatcher, Dispatcher, FlatDispatcher, HierarchicalDispatcher
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.rank_groups import RankGroups, rank_device
-from grace_moe.runtime.dispatch.route import layer_routes
+from grace_moe.runtime.dispatch.route import LayerRoute, layer_routes
 from grace_moe.runtime.model.accounting import check_dense_weights, check_loaded
 from grace_moe.runtime.model.description import load_generation_config
 from grace_moe.runtime.model.expert_parallel import GRACE, GRACE_BLOCK, GRACE_EXPERTS, VANILLA, WHOLE, register_names
@@ -51,6 +51,8 @@ class LoadedModel:
     """Memory of the experts on this rank."""
     source: ModelSource
     """What it was loaded from."""
+    placement: Placement
+    """What it was loaded by; vanilla expert parallelism ignores it."""
 
 
 def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: str | None = None) -> Any:
@@ -70,11 +72,21 @@ def load_whole_model(path: str, *, dtype: torch.dtype = torch.float32, experts: 
 
 
 def load_model(
-    path: str, placement: Placement, groups: RankGroups, *, dispatch: str, dtype: torch.dtype = torch.float32, seed: int = 0
+    path: str,
+    placement: Placement,
+    groups: RankGroups,
+    *,
+    dispatch: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    equal_slots: bool = False,
 ) -> LoadedModel:
     """Load `path` for expert parallelism: `dispatch` is one of `cost.transport.DISPATCHES`.
 
     Vanilla ignores the placement: Transformers cuts equal contiguous shards.
+
+    Args:
+        equal_slots: give every device as many slots as the fullest, so that experts can move (`runtime.adapting`).
 
     Raises:
         MismatchError: the placement is not of this model, or the ranks are not of its topology.
@@ -85,10 +97,10 @@ def load_model(
     _check_fits(placement, dispatch)
     meter = TrafficMeter(topology=groups.topology, rank=groups.rank)
     if dispatch == "vanilla":
-        return _load(source, groups, dtype, meter, None)
-    routes = layer_routes(placement, groups.rank, seed=seed, device=rank_device())
+        return _load(source, placement, groups, dtype, meter, None)
+    routes = layer_routes(placement, groups.rank, seed=seed, device=rank_device(), equal_slots=equal_slots)
     session = ExpertParallelSession(routes=routes, dispatcher=_DISPATCHERS[dispatch](groups=groups, meter=meter), meter=meter)
-    return _load(source, groups, dtype, meter, session)
+    return _load(source, placement, groups, dtype, meter, session)
 
 
 def _check_placement(placement: Placement, source: ModelSource) -> None:
@@ -116,14 +128,19 @@ def _check_fits(placement: Placement, dispatch: str) -> None:
 
 
 def _load(
-    source: ModelSource, groups: RankGroups, dtype: torch.dtype, meter: TrafficMeter, session: ExpertParallelSession | None
+    source: ModelSource,
+    placement: Placement,
+    groups: RankGroups,
+    dtype: torch.dtype,
+    meter: TrafficMeter,
+    session: ExpertParallelSession | None,
 ) -> LoadedModel:
     """Through Transformers: by the placement where there is a session, else by its own shards."""
     if session is None:
         name, ep_plan, weights = VANILLA, _vanilla_plan(source), weights_of(source)
     else:
         name, ep_plan = GRACE, placed_plan(source.outline, GRACE_EXPERTS, GRACE_BLOCK, WHOLE)
-        weights = weights_of(source, {layer_id: route.local_experts or (0,) for layer_id, route in session.routes.items()})
+        weights = weights_of(source, {layer_id: _experts_to_read(route) for layer_id, route in session.routes.items()})
     world = groups.topology.num_devices
     distributed = DistributedConfig(fsdp_size=world, ep_size=world, ep_implementation=name, ep_plan=ep_plan)
     register_names()
@@ -134,8 +151,18 @@ def _load(
     if session is not None:
         model.save_pretrained = _refuse_to_save
     return LoadedModel(
-        model=model, meter=meter, session=session, expert_bytes=expert_bytes(model, source.layer_of_parameter), source=source
+        model=model,
+        meter=meter,
+        session=session,
+        expert_bytes=expert_bytes(model, source.layer_of_parameter),
+        source=source,
+        placement=placement,
     )
+
+
+def _experts_to_read(route: LayerRoute) -> tuple[int, ...]:
+    """One a slot: Transformers' loader wants something in a spare one, too."""
+    return tuple(max(0, expert) for expert in route.local_experts) or (0,)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:

@@ -35,10 +35,15 @@ def session_of(experts: torch.nn.Module) -> ExpertParallelSession:
     )
 
 
+def layer_of(experts: torch.nn.Module) -> int:
+    """The layer that the module, or one inside of it, was assigned to."""
+    layer_id: int = next(getattr(module, _LAYER) for module in experts.modules() if hasattr(module, _LAYER))
+    return layer_id
+
+
 def route_of(experts: torch.nn.Module) -> LayerRoute:
-    """The route of the layer that the module, or one inside of it, was assigned to."""
-    layer_id = next(getattr(module, _LAYER) for module in experts.modules() if hasattr(module, _LAYER))
-    return session_of(experts).routes[layer_id]
+    """The route of that layer."""
+    return session_of(experts).routes[layer_of(experts)]
 
 
 def placed_experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, LayerRoute]]:
@@ -50,15 +55,14 @@ def placed_experts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, La
 
 def by_slot(parameter: torch.Tensor, route: LayerRoute) -> torch.Tensor:
     """`[slots, ...]` the same memory of a placed parameter (or its gradient), one part an expert."""
-    slots: torch.Tensor = parameter.unflatten(0, (max(1, len(route.local_experts)), -1))
+    slots: torch.Tensor = parameter.unflatten(0, (route.num_slots, -1))
     return slots
 
 
 class PlacedExperts(ExpertParallelLayer):
     """Parameter style: a rank keeps the experts of its own slots, in slot order.
 
-    A rank without experts in a layer keeps one spare slot that no token is sent to: Transformers' loader and FSDP take
-    no empty parameters.
+    A rank without experts in a layer keeps one spare slot that no token is sent to (`LayerRoute.num_slots`).
     """
 
     def validate_param(self, module: torch.nn.Module, param: str, mesh: Any, parameter_name: str | None = None) -> None:
@@ -76,7 +80,7 @@ class PlacedExperts(ExpertParallelLayer):
         full = module._parameters.get(param)
         if full is None:
             return
-        slots = max(1, len(route_of(module).local_experts))
+        slots = route_of(module).num_slots
         local = torch.empty((slots * load_under_way().rows, *full.shape[1:]), dtype=full.dtype, device=full.device)
         module._parameters[param] = torch.nn.Parameter(local, requires_grad=full.requires_grad)
         module.num_experts = slots  # type: ignore[assignment]

@@ -98,13 +98,15 @@ def _gathered(loaded: LoadedModel, names: list[str]) -> Iterator[tuple[str, torc
 def _all_experts(local: torch.Tensor, route: LayerRoute, shape: tuple[int, ...], name: str) -> torch.Tensor:
     """`shape` on rank 0: every expert's rows, once all its replicas are found equal. Rows that no expert has are zeros."""
     of_rank = _experts_of_ranks(route)
+    rows = len(local) // route.num_slots
+    taken = [slot for slot, expert in enumerate(route.local_experts) if expert >= 0]
+    own = local.unflatten(0, (route.num_slots, rows))[taken]
     if route.rank != 0:
         if of_rank[route.rank]:
-            dist.send(local.contiguous(), dst=0)
+            dist.send(own.contiguous(), dst=0)
         _agree(None)
         return local
     num_experts = route.slot_of_DE.shape[1]
-    rows = len(local) // max(1, len(route.local_experts))
     whole = local.new_zeros(shape)
     experts_ER = whole[: num_experts * rows].unflatten(0, (num_experts, rows))
     seen: set[int] = set()
@@ -112,10 +114,10 @@ def _all_experts(local: torch.Tensor, route: LayerRoute, shape: tuple[int, ...],
     for rank, experts in enumerate(of_rank):
         if not experts:
             continue
-        slots = local if rank == 0 else local.new_empty((len(experts) * rows, *local.shape[1:]))
+        slots = own if rank == 0 else own.new_empty((len(experts), *own.shape[1:]))
         if rank != 0:
             dist.recv(slots, src=rank)
-        for expert, part in zip(experts, slots.unflatten(0, (len(experts), rows)), strict=True):
+        for expert, part in zip(experts, slots, strict=True):
             if expert not in seen:
                 experts_ER[expert] = part
             elif not torch.equal(experts_ER[expert], part):

@@ -10,6 +10,7 @@ import torch
 from grace_moe.runtime.dispatch import Dispatcher
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
 from grace_moe.runtime.dispatch.route import LayerRoute
+from grace_moe.runtime.model.choice_sampler import ChoiceSampler
 from grace_moe.runtime.model.routing_log import RoutingLog
 from grace_moe.runtime.model.step import Step
 from grace_moe.runtime.profiling import Profiler
@@ -33,6 +34,8 @@ class ExpertParallelSession:
     """Times the phases of every layer, where given."""
     log: RoutingLog | None = None
     """Keeps what the router chose, where given."""
+    sampler: ChoiceSampler | None = None
+    """Takes in some of what the router chose, where experts may move."""
     experts_of_text: dict[int, int] = field(default_factory=dict)
     """Per layer, the `id` of its first module of experts: an image's tokens may have experts of their own, which text never reaches."""
     _rows_of_step: int = 0
@@ -52,6 +55,8 @@ class ExpertParallelSession:
             self.profiler.step += 1
         if self.log is not None:
             self.log.begin_step(step)
+        if self.sampler is not None:
+            self.sampler.begin_step(step)
 
     def timed(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
         """Time a phase of a layer, where there is a profiler."""

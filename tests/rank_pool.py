@@ -1,4 +1,4 @@
-"""Four ranks over gloo that take one piece of work after the other: starting them is what costs."""
+"""Ranks that take one piece of work after the other: starting them is what costs."""
 
 import os
 import tempfile
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-RANKS = 4
 _LONGEST_SECONDS = 600
 _MOST_PIECES = 10
 """Of work for ranks before others take their place: each model leaves the process groups of Transformers' meshes, with threads that spin."""
@@ -28,7 +27,8 @@ class WorkError(Exception):
 class RankPool:
     """Ranks are started with the first piece of work, again after some pieces, and after one that only some refused: others may still wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_ranks: int = 4) -> None:
+        self.num_ranks = num_ranks
         self.ranks: list[tuple[Any, Connection]] = []
         self.pieces = 0
 
@@ -62,9 +62,9 @@ class RankPool:
     def _start(self) -> None:
         self.folder, self.pieces = tempfile.TemporaryDirectory(), 0
         context = mp.get_context("spawn")
-        for rank in range(RANKS):
+        for rank in range(self.num_ranks):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, f"{self.folder.name}/rendezvous", theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self.num_ranks, f"{self.folder.name}/rendezvous", theirs), daemon=True)
             process.start()
             theirs.close()
             self.ranks.append((process, ours))
@@ -88,11 +88,11 @@ def _received(pipe: Connection) -> tuple[str, Any, str]:
         return "EOFError", "a rank ended", ""
 
 
-def _serve(rank: int, rendezvous: str, pipe: Connection) -> None:
+def _serve(rank: int, num_ranks: int, rendezvous: str, pipe: Connection) -> None:
     from grace_moe.runtime.job.local_ranks import environment_of_ranks
     from grace_moe.runtime.job.ranks import joined, leave
 
-    os.environ |= environment_of_ranks(RANKS) | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    os.environ |= environment_of_ranks(num_ranks) | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
     torch.set_num_threads(1)
     with joined(rendezvous_file=rendezvous, timeout=_PATIENCE) as member:
         while True:

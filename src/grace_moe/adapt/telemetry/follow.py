@@ -1,0 +1,90 @@
+"""Follow an adapter whose moves something else carries out: the status of it, and a log line a decision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from grace_moe.adapt.adapter import Adapter
+from grace_moe.adapt.status import AdaptStatus
+from grace_moe.adapt.telemetry.decision_log import decision_line
+from grace_moe.adapt.telemetry.traffic_view import TrafficView, traffic_view
+from grace_moe.placement import difference
+
+
+class Follower:
+    """Counts what the adapter decides and what then serves, step by step.
+
+    Moves are counted as they show: where layers of what serves have changed. One that is given up for a later decision was rolled back.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        *,
+        expert_bytes: int,
+        log: Callable[[str], None] = lambda line: None,
+        view_every: int = 10,
+    ) -> None:
+        """`expert_bytes`: of one expert of one layer. `view_every`: steps between two views of traffic; 0 = none."""
+        self._adapter, self._expert_bytes, self._log, self._view_every = adapter, expert_bytes, log, view_every
+        self._served, self._target = adapter.serving, adapter.serving
+        self._logged = self._changed_at = self._switched = self._copies = self._migrations = self._given_up = 0
+        self._since = time.time()
+        self._stopped = False
+        self.view: TrafficView | None = None
+
+    def step(self) -> None:
+        """After each step and what it moved."""
+        adapter = self._adapter
+        self._count_switched()
+        for look in adapter.looks[self._logged :]:
+            self._log(decision_line(look))
+            if look.decision.placement is not None:
+                self._given_up += self._moving
+                self._target = look.decision.placement
+        self._logged = len(adapter.looks)
+        if self._view_every and adapter.monitor.step % self._view_every == 0:
+            self.view = traffic_view(adapter)
+
+    def stop(self) -> None:
+        """Nothing decides any more."""
+        self._stopped = True
+
+    def status(self) -> AdaptStatus:
+        """As of the last step."""
+        looks, step = self._adapter.looks[: self._logged], self._adapter.monitor.step
+        moves = [look.decision for look in looks if look.decision.placement is not None]
+        return AdaptStatus(
+            state="stopped" if self._stopped else "moving" if self._moving else "watching",
+            alive=not self._stopped,
+            steps=step,
+            plan_age_steps=step - self._changed_at,
+            plan_since=self._since,
+            decisions=len(looks),
+            skipped=len(looks) - len(moves),
+            migrations=self._migrations,
+            rolled_back=self._given_up,
+            layers_switched=self._switched,
+            copies_moved=self._copies,
+            bytes_moved=self._copies * self._expert_bytes,
+            expected_gain=moves[-1].gain.mean if moves else 0.0,
+            last_reason=looks[-1].decision.reason if looks else "",
+            last_error="",
+        )
+
+    @property
+    def _moving(self) -> bool:
+        return self._served.layers != self._target.layers
+
+    def _count_switched(self) -> None:
+        serving = self._adapter.serving
+        if serving is self._served:
+            return
+        changed = sum(new != old for new, old in zip(serving.layers, self._served.layers, strict=True))
+        self._copies += difference(serving, self._served).moved
+        was_moving, self._served = self._moving, serving
+        if changed:
+            self._switched += changed
+            self._changed_at, self._since = self._adapter.monitor.step, time.time()
+        self._migrations += was_moving and not self._moving

@@ -1,0 +1,146 @@
+"""What a placement is expected to take, by `cost`, on the requests of the trace and on others like them.
+
+A sample of tokens is sent through the placement by its own replica choice, and counted. Requests are dealt into parts. A *day* draws as
+many parts as there are, with replacement: what a port sends and a device computes strays from day to day as it will on other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.cost.flow_counter import FlowCounter, SlotCounter, counted_flows
+from grace_moe.cost.flows import BETWEEN_NODES, FLAT, INSIDE_NODES, PAIRS, TAKEN, Flows
+from grace_moe.cost.links import Tiers, tiers_of
+from grace_moe.cost.sent import Sends, sends_of
+from grace_moe.cost.step import Setting, layer_seconds
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, DOUBT_IN_TIME, TIMED_DAYS
+from grace_moe.planning.grace.candidates import Candidate, Origin
+from grace_moe.planning.grace.predicted_choice import chosen_devices
+from grace_moe.planning.grace.problem import LayerProblem
+from grace_moe.topology import Topology
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_KINDS: dict[Sends, list[int]] = {"nodes": [BETWEEN_NODES, INSIDE_NODES], "devices": [FLAT], "pairs": [PAIRS], "everything": []}
+"""The kinds of copies that a device takes in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """The tokens that all placements of a layer are timed on, and how they are served. T tokens, D devices, P parts."""
+
+    ids: Ints
+    """`[T, k]` choices, -1 = none."""
+    source: Ints
+    """`[T]` device on which each token comes in: as many on each."""
+    part: Ints
+    """`[T]` the part of the requests that each token belongs to."""
+    days: Floats
+    """`[DAYS, P]` how often each part is drawn, over its expectation."""
+    topology: Topology
+    tiers: Tiers
+    setting: Setting
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Of one layer, on each day."""
+
+    total: Floats
+    """`[DAYS]` seconds of the layer."""
+    busiest: Floats
+    """`[DAYS]` seconds that the busiest device computes."""
+    carried: Floats
+    """`[D]` seconds that each device computes, and takes in through its port, mean over days: what its load costs."""
+
+
+def clock_of(problem: LayerProblem, setting: Setting) -> Clock:
+    """The clock of a layer, on the same tokens and days for all of its placements."""
+    generator = np.random.default_rng(problem.seed_of_days)
+    tokens = generator.permutation(len(problem.ids))[:CLOCK_TOKENS]
+    rounds = max(1, min(CLOCK_TOKENS // max(1, len(tokens)), problem.topology.num_devices))
+    tokens = np.tile(tokens, rounds)  # a short trace comes in on several devices: what counts is its routing
+    _, unit = np.unique(problem.unit[tokens], return_inverse=True)
+    parts = int(min(CLOCK_PARTS, unit.max(initial=0) + 1))
+    days = generator.multinomial(parts, np.full(parts, 1 / parts), size=TIMED_DAYS).astype(float)
+    return Clock(
+        ids=problem.ids[tokens],
+        source=np.arange(len(tokens)) % problem.topology.num_devices,
+        part=unit % parts,
+        days=days,
+        topology=problem.topology,
+        tiers=tiers_of(problem.topology),
+        setting=setting,
+        seed=problem.seed,
+    )
+
+
+def shorter(clock: Clock, tokens: int) -> Clock:
+    """The clock with fewer tokens, for many placements: on the trace as it is, without days."""
+    some = slice(0, tokens)
+    source = np.arange(len(clock.source[some])) % clock.topology.num_devices
+    none = np.zeros(len(source), np.int64)
+    return replace(clock, ids=clock.ids[some], source=source, part=none, days=np.ones((1, 1)))
+
+
+def timed(clock: Clock, layer: LayerPlacement) -> Times:
+    """What a placement of the layer takes."""
+    flows = _by_day(_counted(clock, layer), clock.days)
+    seconds = layer_seconds(flows, clock.topology, clock.setting)
+    busiest = seconds["compute"] + seconds["idle"]
+    total = seconds["dispatch"] + seconds["combine"] + busiest - seconds["hidden"]
+    return Times(total=total, busiest=busiest, carried=_carried(flows, clock, seconds))
+
+
+def candidate(clock: Clock, layer: LayerPlacement, origin: Origin, other: Times | None = None) -> Candidate:
+    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time.
+
+    Args:
+        other: of a placement that is kept in doubt: what it saves over this must be had on most days.
+    """
+    times = timed(clock, layer)
+    doubt = 0.0 if other is None else DOUBT_IN_TIME * float((times.total - other.total).std())
+    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=float(times.total.mean()) + doubt)
+
+
+def _counted(clock: Clock, layer: LayerPlacement) -> list[Flows]:
+    """The flows of each part."""
+    devices, parts = clock.topology.num_devices, clock.days.shape[1]
+    chosen = chosen_devices(layer, clock.topology, clock.ids, clock.source, clock.seed)
+    slots, copies = SlotCounter(layer, devices, parts), FlowCounter(clock.topology, clock.tiers, parts)
+    slots.add(clock.ids, chosen, clock.part)
+    copies.add(chosen, clock.source, clock.part)
+    tokens = np.zeros((parts, devices))
+    np.add.at(tokens, (clock.part, clock.source), 1)
+    return [counted_flows([(slots, copies)], tokens[part], part) for part in range(parts)]
+
+
+def _by_day(parts: Sequence[Flows], days: Floats) -> Flows:
+    """The flows of one layer on every day, as if days were layers; each day has as many tokens."""
+    sizes = np.array([part.num_tokens for part in parts])
+    weights = days * sizes.sum() / np.maximum(days @ sizes, 1e-12)[:, None]
+    rates = [part.per_rate[0] for part in parts if part.per_rate is not None]
+    return Flows(
+        tokens=np.sum([part.tokens for part in parts], axis=0),
+        ports=np.tensordot(weights, np.stack([part.ports[0] for part in parts]), 1),
+        per_rate=np.tensordot(weights, np.stack(rates), 1) if rates else None,
+        slot_device=np.tile(parts[0].slot_device, (len(days), 1)),
+        slot_pairs=weights @ np.stack([part.slot_pairs[0] for part in parts]),
+    )
+
+
+def _carried(flows: Flows, clock: Clock, seconds: dict[str, Floats]) -> Floats:
+    """`[D]` computing, by pairs over speed, and dispatch and combine, by what each device takes in."""
+    load = flows.pairs_of_device().mean(axis=0) / clock.topology.relative_speed
+    rates = np.array([link.bandwidth_bytes_per_s for link in clock.tiers.links])
+    ports = (flows.ports / rates).sum(axis=-1) if flows.per_rate is None else flows.per_rate
+    taken = ports[:, _KINDS[sends_of(clock.setting.backend)], TAKEN].sum(axis=1).mean(axis=0)
+    port = float((seconds["dispatch"] + seconds["combine"]).mean())
+    compute = float((seconds["compute"] + seconds["idle"]).mean())
+    return np.asarray(port * taken / max(float(taken.max()), 1e-30) + compute * load / max(float(load.max()), 1e-30))

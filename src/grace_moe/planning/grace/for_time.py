@@ -1,0 +1,163 @@
+"""Plans for time: each layer takes the fastest of its placements, and the fastest is improved by what its devices carry.
+
+The searches of steps 5 to 12 make the placements: for copies, at several prices of imbalance by the exchange rates, for balance alone, with
+all slots and with the fewest. All of them are timed. The floor of balance is EPLB's busiest device
+in seconds, or that of the plan for copies, which is within the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_moe.cost.rates import ExchangeRates, exchange_rates
+from grace_moe.cost.step import Setting
+from grace_moe.placement import LayerPlacement
+from grace_moe.planning.constants import (
+    CAPACITY_POWER,
+    CAPACITY_ROUNDS,
+    DOUBT,
+    DOUBT_UNKNOWN,
+    LEAST_LOAD,
+    MOVE_TOKENS,
+    MOVES,
+    SURE_GAIN,
+    TIMED_DEVICE_PRICES,
+    TIMED_PRICES,
+)
+from grace_moe.planning.grace.by_load import floor_of
+from grace_moe.planning.grace.candidates import Candidate, choose_candidates
+from grace_moe.planning.grace.clock import Clock, candidate, clock_of, shorter, timed
+from grace_moe.planning.grace.expert_moves import improved
+from grace_moe.planning.grace.layer_placement import place_layer
+from grace_moe.planning.grace.levelling import levelled
+from grace_moe.planning.grace.problem import LayerProblem
+from grace_moe.planning.grace.tuning import plan_layers
+from grace_moe.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """A placement, and the problem that it was found for, to go on from."""
+
+    problem: LayerProblem
+    layer: LayerPlacement
+    copies: npt.NDArray[np.int64] | None = None
+    """`[N, E]` on the nodes; None = levelled, for balance alone."""
+
+
+def plan_layers_for_time(
+    problems: Sequence[LayerProblem], setting: Setting, tolerance: float, threads: int, on_layer: Callable[[], None]
+) -> list[Candidate]:
+    """The placement of every layer.
+
+    Args:
+        tolerance: seconds that the busiest device may compute, over EPLB's, mean over layers.
+        threads: layers at once; the plan does not depend on it.
+        on_layer: called as each layer has a placement for copies, and again as it has one for time.
+    """
+    by_copies = plan_layers(problems, tolerance, threads, on_layer)
+    rates = exchange_rates(problems[0].topology, setting.model, phase=setting.phase, batch=setting.batch, backend=setting.backend)
+    rows: list[list[Candidate]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for row in pool.map(partial(_candidates, setting, rates), problems, by_copies):
+            rows.append(row)
+            on_layer()
+    floors = np.stack([np.maximum(row[0].peaks, row[-1].peaks) for row in rows])  # what is planned for copies is within the tolerance
+    doubt = DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT
+    chosen = choose_candidates(_in_shares(rows), floors, tolerance, doubt) or tuple(len(row) - 1 for row in rows)
+    return [row[index] for row, index in zip(rows, chosen, strict=True)]
+
+
+def _in_shares(rows: list[list[Candidate]]) -> list[list[Candidate]]:
+    """The candidates with times over the mean layer's, as rates are. The first, for copies, is taken where others save too little to be
+    sure of: of many candidates, one looks faster on this trace than it is."""
+    mean = float(np.mean([row[-1].traffic for row in rows]))
+    shares = [[replace(one, traffic=one.traffic / mean) for one in row] for row in rows]
+    return [[replace(row[0], traffic=row[0].traffic * (1 - SURE_GAIN)), *row[1:]] for row in shares]
+
+
+def _candidates(setting: Setting, rates: ExchangeRates, problem: LayerProblem, by_copies: Candidate) -> list[Candidate]:
+    """Placements of one layer with their times; the first is that for copies, the last is the floor."""
+    clock = clock_of(problem, setting)
+    timed_as = partial(candidate, clock, other=timed(clock, by_copies.layer))
+    floor = timed_as(floor_of(problem).layer, "eplb")
+    found = [timed_as(by_copies.layer, by_copies.origin)]
+    if not problem.searchable:
+        return [*found, floor]
+    found += [timed_as(replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
+    tries = list(_tries(problem, setting, rates))
+    of_tries = [timed_as(each.layer, "search") for each in tries]
+    found += of_tries
+    if _irregular(problem.topology):
+        best = min(range(len(tries)), key=lambda index: of_tries[index].traffic)
+        found += [timed_as(layer, "search") for layer in _reshaped(clock, tries[best])]
+    fastest = min(found, key=lambda each: each.traffic)
+    slots = [problem.slots] * problem.topology.num_devices
+    moved = improved(shorter(clock, MOVE_TOKENS), fastest.layer, slots, int(MOVES * problem.effort), problem.seed)
+    return [*found, timed_as(moved, fastest.origin), floor]
+
+
+def _tries(problem: LayerProblem, setting: Setting, rates: ExchangeRates) -> Iterator[Try]:
+    """Placements from nothing: for balance alone, and at each price of imbalance. In decode with the fewest slots: a replica is one more
+    expert to read."""
+    fewest = -(-problem.experts // problem.topology.num_devices)
+    own = replace(problem, slots=min(fewest, problem.slots)) if setting.phase == "decode" else problem
+    if (layer := levelled(own)) is not None:
+        for choice in ("wrr", "tar"):
+            yield Try(problem=own, layer=replace(layer, replica_choice=choice))
+    if own.topology.num_nodes == 1:
+        for price in TIMED_DEVICE_PRICES:
+            priced = replace(own, device_price=price)
+            layer, copies = place_layer(priced, 1, None)
+            yield Try(problem=priced, layer=layer, copies=copies)
+        return
+    found: npt.NDArray[np.int64] | None = None
+    for price in _prices(problem, rates):
+        priced = replace(own, imbalance_price=price)
+        layer, found = place_layer(priced, 1, found)
+        yield Try(problem=priced, layer=layer, copies=found)
+
+
+def _prices(problem: LayerProblem, rates: ExchangeRates) -> list[float]:
+    """Copies per token that a unit of squared imbalance is worth: by what a copy and a pair cost, and as many pairs as a token has."""
+    sent = {"nodes": rates.cross_node_copy, "devices": rates.cross_node_copy, "pairs": rates.cross_node_pair, "everything": 0.0}
+    copy = sent[problem.sends]
+    pairs = float((problem.ids >= 0).sum()) / max(1, len(problem.ids))
+    rate = pairs * (rates.pair or rates.active_expert / 100) / copy if copy else 1.0
+    return [step * rate for step in TIMED_PRICES]
+
+
+def _irregular(topology: Topology) -> bool:
+    """Whether a device's share of the load is more than a matter of its speed, or links are not all alike."""
+    return topology.bandwidth is not None or bool(topology.tiers) or len(set(topology.relative_speed.tolist())) > 1
+
+
+def _reshaped(clock: Clock, start: Try) -> list[LayerPlacement]:
+    """The placement again, with shares of the load by what the devices carried, round by round."""
+    found, layer = [], start.layer
+    speed, copies = start.problem.topology.relative_speed.copy(), start.copies
+    for _ in range(CAPACITY_ROUNDS):
+        carried = timed(clock, layer).carried
+        speed *= (carried.mean() / np.maximum(carried, LEAST_LOAD * carried.mean())) ** CAPACITY_POWER
+        problem = replace(start.problem, topology=_with_speeds(start.problem.topology, speed))
+        if copies is not None:
+            layer, copies = place_layer(problem, 1, copies)
+        else:
+            layer = replace(levelled(problem) or layer, replica_choice=start.layer.replica_choice)
+        found.append(layer)
+    return found
+
+
+def _with_speeds(topology: Topology, speed: npt.NDArray[np.float64]) -> Topology:
+    """The topology with devices of these speeds."""
+    speeds = iter((speed / speed.mean()).tolist())
+    nodes = tuple(
+        replace(node, devices=tuple(replace(device, relative_speed=next(speeds)) for device in node.devices)) for node in topology.nodes
+    )
+    return replace(topology, nodes=nodes)

@@ -1,0 +1,107 @@
+"""What decides, off the serving ranks: a process of low priority beside rank 0, which holds the very policy that `simulate` measures.
+
+A process and not a thread: planning would hold the interpreter's lock, and steps would wait.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol
+
+from grace_moe.adapt import AdaptOptions
+from grace_moe.placement import Placement
+from grace_moe.runtime.model.choice_sampler import SampledStep
+from grace_moe.trace import RoutingTrace
+
+_WAITING = 64
+"""Messages that wait for it at most; while it plans for longer, steps go unwatched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was decided so far."""
+
+    decisions: int = 0
+    skipped: int = 0
+    reason: str = ""
+    plan: bytes = b""
+    """Proposed now (`plan.proposal`); empty = nothing."""
+
+
+class Decides(Protocol):
+    """Of rank 0: takes in what was served, and proposes."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still decides."""
+        ...
+
+    def take(self, steps: Sequence[SampledStep], *, may_move: bool) -> None:
+        """Steps that were served; never waits."""
+        ...
+
+    def moved(self, layers: Sequence[int]) -> None:
+        """The indices of the layers of its last proposal that serve now."""
+        ...
+
+    def answer(self) -> Answer:
+        """What it last said; a plan is said once."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class DecidingProcess:
+    """`Decides`, by an `Adapter` in a process of its own. A thread waits for its answers."""
+
+    def __init__(self, serving: Placement, planned_on: RoutingTrace, options: AdaptOptions, seed: int) -> None:
+        ours, theirs = Pipe()
+        command = [sys.executable, "-m", "grace_moe.runtime.migration.deciding", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+        self._messages.put((serving, planned_on, options, seed))
+        self._answer = Answer()
+        self._thread = Thread(target=self._talk, args=(ours,), name="grace-moe-decider", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self._process.poll() is None
+
+    def take(self, steps: Sequence[SampledStep], *, may_move: bool) -> None:
+        """See `Decides`."""
+        if self._messages.qsize() < _WAITING:
+            self._messages.put((list(steps), may_move))
+
+    def moved(self, layers: Sequence[int]) -> None:
+        """See `Decides`."""
+        self._messages.put(list(layers))
+
+    def answer(self) -> Answer:
+        """See `Decides`."""
+        answer = self._answer
+        if answer.plan:
+            self._answer = Answer(decisions=answer.decisions, skipped=answer.skipped, reason=answer.reason)
+        return answer
+
+    def close(self) -> None:
+        """See `Decides`."""
+        self._process.kill()
+        self._process.wait()
+
+    def _talk(self, process: Connection) -> None:
+        with process, suppress(EOFError, OSError):  # it ended: `alive` says so
+            while True:
+                process.send(self._messages.get())
+                self._answer = process.recv()

@@ -1,0 +1,68 @@
+"""The process that decides: `python -m grace_moe.runtime.migration.deciding PIPE`, started by `decider.DecidingProcess`. It ends with the
+rank that started it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from grace_moe.adapt import Adapter
+from grace_moe.placement import Placement
+from grace_moe.runtime.migration.decider import Answer
+from grace_moe.runtime.migration.plan import own_choices, proposal
+from grace_moe.runtime.model.choice_sampler import SampledStep
+
+_LOWEST_PRIORITY = 19
+
+
+def main(pipe: Connection) -> None:
+    """Take messages as `DecidingProcess` sends them, and answer each."""
+    os.nice(_LOWEST_PRIORITY)
+    serving, planned_on, options, seed = pipe.recv()
+    adapter = Adapter(serving, planned_on, options=options, seed=seed)
+    answer, proposed = Answer(), serving
+    pipe.send(answer)
+    while True:
+        message = pipe.recv()
+        if isinstance(message, tuple):
+            answer, proposed = _watched(adapter, answer, proposed, *message)
+        else:
+            adapter.serving = _switched(adapter.serving, proposed, message)
+        pipe.send(answer)
+        answer = replace(answer, plan=b"")
+
+
+def _watched(
+    adapter: Adapter, answer: Answer, proposed: Placement, steps: Sequence[SampledStep], may_move: bool
+) -> tuple[Answer, Placement]:
+    for step in steps:
+        phase = np.full(len(step.request_ids), step.phase, np.uint8)
+        adapter.monitor.observe(step.topk_ids, step.request_ids, phase, tokens=step.tokens)
+        decision = adapter.look() if may_move and not answer.plan else None
+        if decision is None:
+            continue
+        decided, reason = answer.decisions + 1, f"step {adapter.monitor.step}: {decision.reason}"
+        if decision.placement is None:
+            answer = replace(answer, decisions=decided, skipped=answer.skipped + 1, reason=reason)
+        else:
+            proposed = decision.placement
+            plan = proposal(proposed, adapter.serving, reason=reason, gain=decision.gain.mean)
+            answer = replace(answer, decisions=decided, reason=reason, plan=plan)
+    return answer, proposed
+
+
+def _switched(serving: Placement, proposed: Placement, layers: Sequence[int]) -> Placement:
+    """What serves once these layers of a proposal do."""
+    old, new = own_choices(serving), own_choices(proposed)
+    return replace(serving, layers=tuple(new[index] if index in layers else layer for index, layer in enumerate(old)))
+
+
+if __name__ == "__main__":
+    with suppress(EOFError, KeyboardInterrupt):
+        main(Connection(int(sys.argv[1])))

@@ -1,0 +1,123 @@
+"""Plans for time: what the links, the phase and the devices change, on requests that were not planned on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grace_moe.cost.sizes import OLMOE
+from grace_moe.cost.step import Setting, step_time
+from grace_moe.errors import MismatchError, UsageError
+from grace_moe.evaluation.flows import replay_flows
+from grace_moe.planning import plan
+from grace_moe.planning.grace.canonical_names import by_speed
+from grace_moe.topology import Link, Tier, Topology
+from grace_moe.trace import synthetic_trace
+
+QUICK = {"effort": 0.1}
+MODEL = replace(OLMOE, num_experts=16, top_k=4)
+TRACE = synthetic_trace(tokens=1600, experts=16, top_k=4, layers=1, requests=80, skew=0.8)
+
+
+def seconds(placement, trace, topology, setting):
+    return step_time(replay_flows(placement, trace, topology)[0], topology, setting).total
+
+
+def with_speeds(topology, speeds):
+    given = iter(speeds)
+    nodes = tuple(replace(n, devices=tuple(replace(d, relative_speed=next(given)) for d in n.devices)) for n in topology.nodes)
+    return replace(topology, nodes=nodes)
+
+
+def with_matrix(topology, between):
+    node = topology.node_of_device
+    inside = topology.intra_node.bandwidth_bytes_per_s
+    rows = tuple(tuple(inside if a == b else between(int(a), int(b)) for b in node) for a in node)
+    return replace(topology, bandwidth=rows)
+
+
+def planned_both_ways(topology, setting, trace=TRACE):
+    """Seconds of the plan for copies and of the plan for time, on the half of the requests that was planned on and on the other."""
+    ours, others = trace.split_requests()
+    copies = plan(ours, topology, backend=setting.backend, **QUICK)
+    time = plan(ours, topology, setting=setting, **QUICK)
+    return [[seconds(p, half, topology, setting) for p in (copies, time)] for half in (ours, others)], time
+
+
+EDGE = with_speeds(with_matrix(Topology.parse("3x1:a100-200g"), lambda a, b: 1e9 if 2 in (a, b) else 25e9), (1.0, 1.0, 0.25))
+
+
+def test_a_slow_edge_node_is_given_little():
+    setting = Setting(model=MODEL)
+    (_, (copies, time)), placement = planned_both_ways(EDGE, setting)
+    assert time < 0.95 * copies
+    flows = replay_flows(placement, TRACE, EDGE)[0]
+    load = flows.pairs_of_device().sum(axis=0)
+    assert load[2] < 0.5 * load[:2].min()
+
+
+def test_small_decode_batches_get_no_replica_to_read():
+    topology = Topology.parse("1x4:h100-400g")
+    setting = Setting(model=MODEL, phase="decode", batch_tokens=16)
+    (_, (copies, time)), placement = planned_both_ways(topology, setting)
+    assert placement.slots_total_over_experts == 1.0
+    assert time < 0.95 * copies
+
+
+@pytest.mark.parametrize("backend", ["hierarchical", "deepep_low_latency", "allgather"])
+def test_no_backends_plan_is_slower_than_that_for_copies_where_it_was_planned(backend):
+    setting = Setting(model=MODEL, backend=backend)
+    ((copies, time), _), _ = planned_both_ways(Topology.parse("2x2:h100-400g"), setting)
+    assert time <= 1.01 * copies
+
+
+def test_it_is_the_same_to_the_byte_again_and_with_other_threads():
+    setting = Setting(model=MODEL, phase="decode", batch_tokens=64)
+    plans = [plan(TRACE, EDGE, setting=setting, threads=threads, **QUICK) for threads in (1, 2)]
+    assert plans[0].layers == plans[1].layers
+    assert plans[0].slots_per_device().max() <= -(-int(1.25 * 16) // 3)
+
+
+def test_its_provenance_has_what_it_is_for():
+    setting = Setting(model=MODEL, phase="decode", batch_tokens=64, backend="flat", overlap=0.5)
+    provenance = plan(TRACE, Topology.parse("2x2"), setting=setting, **QUICK).provenance
+    served = provenance["served"]
+    assert (served["phase"], served["batch"], served["overlap"], provenance["backend"]) == ("decode", 64, 0.5, "flat")
+    assert served["model"]["hidden_size"] == MODEL.hidden_size
+    assert served["seconds"]["cross_node_copy"] > 0
+    assert "served" not in plan(TRACE, Topology.parse("2x2"), **QUICK).provenance
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "eplb"}, "plans the same whatever is served"),
+        ({"price": 2.0}, "option price is for plans for copies"),
+        ({"request_placement": True}, "option request_placement"),
+        ({"decode": "experts"}, "option decode is"),
+        ({"backend": "flat"}, "leave backend out"),
+    ],
+)
+def test_what_has_no_effect_is_refused(options, told):
+    with pytest.raises(UsageError, match=told):
+        plan(TRACE, Topology.parse("2x2"), setting=Setting(model=MODEL), **options)
+
+
+def test_a_start_counts_alone_and_another_model_are_refused():
+    topology, setting = Topology.parse("2x2"), Setting(model=MODEL)
+    with pytest.raises(UsageError, match="leave out start"):
+        plan(TRACE, topology, setting=setting, start=plan(TRACE, topology, "linear"))
+    with pytest.raises(UsageError, match="counts only"):
+        plan(replace(TRACE, topk_ids=TRACE.topk_ids[:, :, :1], topk_weights=None, counts_only=True), topology, setting=setting)
+    with pytest.raises(MismatchError, match="give the model of the trace"):
+        plan(TRACE, topology, setting=Setting())
+
+
+def test_links_follow_their_devices_when_a_node_is_named_by_speed():
+    topology = with_speeds(Topology.parse("1x3"), (0.5, 2.0, 1.0))
+    matrix = tuple(tuple(float(10 * a + b + 1) for b in range(3)) for a in range(3))
+    pair = Tier(name="pair", link=Link(bandwidth_bytes_per_s=1e9, latency_s=0.0), groups=((0, 1),))
+    named = by_speed(replace(topology, bandwidth=matrix, tiers=(pair,)))
+    assert named.relative_speed.tolist() == [2.0, 1.0, 0.5]
+    assert np.array(named.bandwidth).tolist() == np.array(matrix)[np.ix_([1, 2, 0], [1, 2, 0])].tolist()
+    assert named.tiers[0].groups == ((0, 2),)
