@@ -65,7 +65,7 @@ gpu: $(READY) ## what the GPUs of this machine can tell: a page, a calibration, 
 	  $(BIN)/grace-moe calibrate -o $(GPU_RESULTS)/topology.json $(GPU_RESULTS)/experts.csv --topology $$base; \
 	  $(BIN)/pytest tests -k cuda; fi
 
-contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, five minutes)
+contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, ten minutes)
 	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
 
 contract-ready: $(CONTRACT)/.ready ## the environment alone

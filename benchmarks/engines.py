@@ -18,7 +18,7 @@ from pathlib import Path
 
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
 from grace_moe.engines import EXPORTERS, MAP_IMPORTERS, Hints, SlotMap, equalise
-from grace_moe.engines.equaliser import rebalance
+from grace_moe.engines.equaliser import Window, replan, spread_evenly
 from grace_moe.placement import even_weights
 from grace_moe.trace import expert_loads
 
@@ -75,11 +75,17 @@ def compared(trace: RoutingTrace, topology: Topology) -> list[str]:
     return rows_of(rows, second)
 
 
+def replanned(before: Placement, trace: RoutingTrace) -> Placement:
+    """What re-planning by loads alone, without a budget, makes of a placement when two windows have the trace's loads."""
+    pairs = spread_evenly(before, expert_loads(trace))
+    return replan(Window(serving=before, loads=pairs, before=pairs, most_moves=before.num_experts * len(before.layers))).placement
+
+
 def shifted(trace: RoutingTrace, other: RoutingTrace, topology: Topology) -> list[str]:
     loads_of, measure_on = other.split_requests()
     slots = -(-int(REDUNDANCY * trace.num_experts) // topology.num_devices)
     before = exported(plan(trace, topology, slots_per_device=slots), trace)
-    after = rebalance(before, expert_loads(loads_of))
+    after = replanned(before, loads_of)
     rows = [
         ("EPLB on the new loads", plan(loads_of, topology, "eplb", slots_per_device=slots), "tar"),
         ("GRACE, planned before the shift", before, "tar"),

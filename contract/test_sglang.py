@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from grace_moe import Topology
 from grace_moe.engines import SlotMap
+from grace_moe.engines.equaliser import spread_evenly
 from grace_moe.engines.live_plan import PLAN
 from grace_moe.placement import Placement
 from sglang_stand_ins import EXPERTS, LAYERS, PLANNED, RANKS, SLOTS, Model, hooked, load, unpacked
@@ -110,3 +112,38 @@ def test_where_the_plan_does_not_fit_its_own_balancer_decides(sglang, sglang_pla
     assert torch.equal(
         sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts).physical_to_logical_map, theirs.physical_to_logical_map
     )
+
+
+def _even(layer):
+    """`[experts]` loads under which every device computes as much: by least squares, as replicas share on 2x2."""
+    placed = Placement(topology=Topology.parse("2x2"), num_experts=EXPERTS, layers=(layer,))
+    share = spread_evenly(placed, np.full((1, EXPERTS), 1_000_000))[0].T / 1e6  # [devices, experts]
+    loads = np.linalg.lstsq(share, np.ones(RANKS), rcond=None)[0]
+    assert loads.min() > 0
+    return loads
+
+
+@pytest.mark.shows("sglang", "re-plan", "modules")
+def test_its_balancer_moves_nothing_on_steady_loads_and_at_most_the_budget_after_a_shift(sglang, sglang_plan, tmp_path, monkeypatch):
+    """Their `init_by_eplb` with the hooks, window after window; by loads alone, as nothing else is told there."""
+    monkeypatch.setenv("GRACE_MOE_REPLAN", "1")
+    monkeypatch.setenv("GRACE_MOE_MOVES", "6")
+    hooked(monkeypatch, tmp_path)
+    generator = np.random.default_rng(0)
+    as_planned = [_even(layer) for layer in sglang_plan.layers]
+    hot = [np.where(np.arange(EXPERTS) < 3, 8.0, 1.0)] * len(PLANNED)
+
+    def held(likely):
+        """`[planned layers, ranks, slots]` experts after a window whose tokens choose so."""
+        counts = torch.zeros((LAYERS, EXPERTS), dtype=torch.int32)
+        counts[list(PLANNED)] = torch.from_numpy(np.stack([generator.multinomial(20_000, of / of.sum()) for of in likely])).int()
+        table = sglang.location.ExpertLocationMetadata.init_by_eplb(Model, counts).physical_to_logical_map[list(PLANNED)]
+        return table.reshape(len(PLANNED), RANKS, -1).sort().values.numpy()
+
+    first, *steady = [held(as_planned) for _ in range(21)]
+    assert all((table == first).all() for table in steady)
+    last, moves = first, []
+    for table in (held(hot) for _ in range(8)):
+        moves.append(sum(len(set(new) - set(old)) for new, old in zip(table.reshape(-1, 5), last.reshape(-1, 5), strict=True)))
+        last = table
+    assert 0 < max(moves) <= 6

@@ -7,17 +7,14 @@ needs a GPU and is not here.
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 vllm = pytest.importorskip("vllm")
 
@@ -31,7 +28,7 @@ from grace_moe.placement import Placement
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "src/grace_moe/embedded"
-RANKS, HIDDEN = 4, 3
+RANKS = 4
 
 
 def command(*arguments, **environment):
@@ -84,33 +81,23 @@ def test_its_routing_is_the_one_that_transformers_computes(model, trace, tmp_pat
             assert (np.sort(mine, axis=2) == np.sort(its, axis=2)).all()
 
 
-CHILD = """
-import numpy as np, torch
-from vllm.plugins import load_general_plugins
-load_general_plugins(); load_general_plugins()
-from vllm.config.parallel import EPLBConfig
-from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
-policy = EPLB_POLICIES[EPLBConfig().policy]
-assert (policy is not DefaultEplbPolicy) == {planned}, policy
-old = torch.arange(80).repeat(4, 1) % 64
-table = policy.rebalance_experts(torch.zeros(4, 64, dtype=torch.int64), 80, 1, 2, 4, old)
-assert table.shape == (4, 80) and table.dtype == torch.int64
-print(table.tolist())
-"""
+@pytest.fixture(scope="module")
+def policy_of(nursery):
+    """The map that vLLM's policy makes in a process of its own, and whether it is a policy of ours, as `policy_of(**environment)`."""
 
+    def ask(**environment):
+        (found,) = nursery.call("serving.policy", environment=environment)
+        return np.array(found["table"]), found["planned"]
 
-def in_a_fresh_vllm(planned, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", CHILD.format(planned=planned)], capture_output=True, text=True, env=os.environ | environment, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return np.array(json.loads(result.stdout.splitlines()[-1]))
+    return ask
 
 
 @pytest.fixture(scope="module")
-def table(placement):
+def table(placement, policy_of):
     """The map that vLLM's policy makes with the plan."""
-    return in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(placement))
+    found, planned = policy_of(GRACE_MOE_PLAN=str(placement))
+    assert planned
+    return found
 
 
 @pytest.mark.shows("vllm", "place", "modules")
@@ -119,15 +106,20 @@ def test_its_plugin_loader_puts_the_plan_behind_its_policy(placement, table):
     assert (np.sort(table.reshape(4, RANKS, -1)) == np.sort(planned.reshape(4, RANKS, -1))).all()
 
 
-def test_without_a_plan_or_off_its_allow_list_vllm_is_as_it_was(placement):
-    unset = in_a_fresh_vllm(False, GRACE_MOE_PLAN="")
-    assert (in_a_fresh_vllm(False, GRACE_MOE_PLAN=str(placement), VLLM_PLUGINS="another") == unset).all()
+def test_without_a_plan_or_off_its_allow_list_vllm_is_as_it_was(placement, policy_of):
+    unset, planned = policy_of(GRACE_MOE_PLAN="")
+    off, off_planned = policy_of(GRACE_MOE_PLAN=str(placement), VLLM_PLUGINS="another")
+    assert not planned
+    assert not off_planned
+    assert (off == unset).all()
 
 
-def test_an_exported_map_is_taken_as_a_plan(placement, table, tmp_path):
+def test_an_exported_map_is_taken_as_a_plan(placement, policy_of, table, tmp_path):
     out = tmp_path / "map.json"
     command("export", placement, "--engine", "vllm", "-o", out)
-    assert (in_a_fresh_vllm(True, GRACE_MOE_PLAN=str(out)) == table).all()
+    found, planned = policy_of(GRACE_MOE_PLAN=str(out))
+    assert planned
+    assert (found == table).all()
 
 
 def test_where_the_plan_does_not_fit_its_own_policy_decides(placement, monkeypatch, vllm_put_back):
@@ -149,45 +141,13 @@ def test_slots_are_kept_as_its_own_policy_keeps_them():
         assert (keep_slots(new.astype(np.int32), old.astype(np.int32), 4) == theirs).all()
 
 
-def move(rank, port, old, new, failed):
-    """One rank: give its experts to vLLM's mover, and look where they went."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
-    stream = SimpleNamespace(synchronize=lambda: None, wait_stream=lambda other: None)
-    for name, value in (("current_stream", stream), ("set_stream", None), ("current_device_index", 0), ("synchronize", None)):
-        setattr(torch.accelerator, name, lambda *_, value=value: value)  # there is no accelerator here
-    from vllm.distributed.eplb.eplb_communicator import create_eplb_communicator
-    from vllm.distributed.eplb.rebalance_execute import rearrange_expert_weights_inplace
-
-    layers, slots = old.shape
-    mine = slice(rank * slots // RANKS, (rank + 1) * slots // RANKS)
-    weights = [
-        [torch.stack([torch.full((HIDDEN,), 1000.0 * layer + expert) for expert in row[mine].tolist()])] for layer, row in enumerate(old)
-    ]
-    buffer = [torch.empty_like(weight) for weight in weights[0]]
-    group = torch.distributed.group.WORLD
-    names = SimpleNamespace(cpu_group=group, device_group=group, device_communicator=None)
-    mover = create_eplb_communicator(names, "torch_gloo", weights, buffer)
-    rearrange_expert_weights_inplace(old, new, weights, buffer, group, mover)
-    for layer in range(layers):
-        found = weights[layer][0][:, 0] - 1000 * layer
-        if not torch.equal(found.long(), new[layer, mine]):
-            failed[rank] = 1
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.shows("vllm", "place", "modules")
-def test_its_mover_puts_every_expert_where_the_plan_says(table):
+def test_its_mover_puts_every_expert_where_the_plan_says(table, nursery):
     """Four gloo processes, from vLLM's initial map to the plan's."""
-    old = torch.arange(80).repeat(4, 1) % 64
-    new = torch.from_numpy(table)
-    assert (new != old).any()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    failed = torch.zeros(RANKS, dtype=torch.int64).share_memory_()
-    multiprocessing.spawn(move, args=(port, old, new, failed), nprocs=RANKS)
-    assert failed.tolist() == [0] * RANKS
+    old = (np.arange(80) % 64)[None].repeat(4, axis=0)
+    assert (table != old).any()
+    ranks = nursery.call("serving.mover", ranks=RANKS, old=old.tolist(), new=table.tolist())
+    assert np.concatenate([np.array(rank["held"]) for rank in ranks], axis=1).tolist() == table.tolist()
 
 
 @pytest.mark.shows("vllm", "record", "modules")

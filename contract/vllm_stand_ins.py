@@ -70,7 +70,7 @@ def vllm_put_back(monkeypatch):
 
     monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
     monkeypatch.setattr(seams, "_choices", {})
-    wrapped = [(eplb_state.EplbState, name) for name in ("__init__", "add_model", "update_mapping", "prepare_forward")]
+    wrapped = [(eplb_state.EplbState, name) for name in ("__init__", "add_model", "update_mapping", "prepare_forward", "rearrange")]
     wrapped += [(eplb_state, "_commit_eplb_maps"), (eplb_state, "_commit_eplb_maps_for_layer")]
     wrapped += [(base_router, "eplb_map_to_physical_and_record"), (gpu_model_runner.GPUModelRunner, "execute_model")]
     wrapped += [(interfaces, "get_mixture_of_experts_model"), (gpu_model_runner, "get_mixture_of_experts_model")]

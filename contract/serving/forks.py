@@ -1,7 +1,9 @@
-"""The nursery's process: imports vLLM, then reads a job a line and forks its ranks. Answers `{"failed": ...}`, "" = none."""
+"""The nursery's process: imports vLLM, then reads a job a line and forks its ranks, each of which calls `run(job, rank)` of the job's
+module and writes what it returns. Answers `{"failed": ...}`, "" = none."""
 
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import selectors
@@ -89,9 +91,8 @@ def _be_a_rank(job, rank, port):
         faulthandler.dump_traceback_later(max(1, job["timeout"] - 5), file=2)
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in places.items()} | job["environment"])
-        from serving.rank import serve
-
-        serve(job, rank)
+        found = importlib.import_module(job["module"]).run(job, rank)
+        (Path(job["folder"]) / f"rank{rank}.json").write_text(json.dumps(found))
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -36,22 +36,31 @@ class Nursery:
             self.outcomes[job.key()] = self._run(job)
         return self.outcomes[job.key()]
 
+    def call(self, module, *, ranks=1, environment=None, timeout=300, **arguments):
+        """What `run(job, rank)` of a module returns in each of some forked ranks; `job["arguments"]` are these."""
+        job = {"ranks": ranks, "environment": environment or {}, "timeout": timeout, "arguments": arguments}
+        return self._forked(module, job)[0]
+
     def _run(self, job):
+        ranks, logs = self._forked("serving.rank", asdict(job))
+        tokens = [ranks[i % job.ranks].pop(f"tokens{i}") for i in range(len(job.prompts))]
+        return Outcome(tokens=tokens, ranks=ranks, logs=logs)
+
+    def _forked(self, module, job):
+        """What each rank returned, and its log."""
         folder = self.folder / f"job{len(list(self.folder.iterdir()))}"
         folder.mkdir()
         if self.process is None or self.process.poll() is not None:
             self.process = self._start()
-        self.process.stdin.write(json.dumps(asdict(job) | {"folder": str(folder)}) + "\n")
+        self.process.stdin.write(json.dumps(job | {"module": module, "folder": str(folder)}) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        logs = [(folder / f"rank{rank}.log").read_text(errors="replace") for rank in range(job.ranks) if answer]
+        logs = [(folder / f"rank{rank}.log").read_text(errors="replace") for rank in range(job["ranks"]) if answer]
         failed = json.loads(answer)["failed"] if answer else "the nursery died"
         if failed:
             last = "\n".join(f"--- rank {rank}\n{log[-3000:]}" for rank, log in enumerate(logs))
             raise RankError(f"{failed}; logs are in {folder}\n{last}")
-        ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(job.ranks)]
-        tokens = [ranks[i % job.ranks].pop(f"tokens{i}") for i in range(len(job.prompts))]
-        return Outcome(tokens=tokens, ranks=ranks, logs=logs)
+        return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(job["ranks"])], logs
 
     def _start(self):
         # contract/ for our own modules, and for the plug-in of cpu_ep-0.dist-info that vLLM finds there.

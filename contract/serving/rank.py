@@ -1,9 +1,7 @@
 """One rank of a job, in a process of its own."""
 
 import importlib
-import json
 import os
-from pathlib import Path
 
 ENGINE = {
     "dtype": "float32",
@@ -17,8 +15,8 @@ ENGINE = {
 EPLB = {"window_size": 1, "step_interval": 8, "use_async": False}
 
 
-def serve(job, rank):
-    """Start vLLM, serve this rank's prompts, and write what came of it into the job's folder."""
+def run(job, rank):
+    """Start vLLM, serve this rank's prompts, and say what came of it."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     probes = [importlib.import_module(name) for name in ("serving.watch", *job["probes"])]
     from vllm import LLM, SamplingParams
@@ -38,7 +36,7 @@ def serve(job, rank):
     found = {f"tokens{i}": list(answer.outputs[0].token_ids) for i, answer in zip(mine, answers, strict=True)}
     for probe in probes:
         found |= probe.report(worker)
-    (Path(job["folder"]) / f"rank{rank}.json").write_text(json.dumps(found))
+    return found
 
 
 def _parallel(job):

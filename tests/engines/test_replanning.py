@@ -9,7 +9,7 @@ import pytest
 from grace_moe.engines.equaliser import Window, replan, spread_evenly
 from grace_moe.engines.given_maps import GivenMaps, LiveMap
 from grace_moe.engines.live_plan import MOVES, LivePlan, plan_from_environment
-from grace_moe.engines.replanner import MOVES_A_LAYER, Replanner, Serving
+from grace_moe.engines.replanner import BUDGET_SHARE, Measured, Replanner, Serving
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, even_weights
@@ -111,13 +111,13 @@ def test_what_each_slot_computed_overrules_what_replicas_would_share():
     by_slot = np.where(rows // 4 == np.arange(20) // 5, 1000, 0)
     even = np.full((LAYERS, EXPERTS), 1000)
     for _ in range(2):
-        assert replanner.next(planned, given, Serving(loads=even, rows=rows, by_slot=by_slot)).moved == 0
+        assert replanner.next(planned, given, Serving(loads=even, rows=rows, measured=Measured(by_slot=by_slot))).moved == 0
     by_slot = np.where(np.arange(20) < 5, 4000, by_slot)
     loads = np.zeros_like(even)
     np.add.at(loads, (np.arange(LAYERS)[:, None], rows), by_slot)
-    moved = [replanner.next(planned, given, Serving(loads=loads, rows=rows, by_slot=by_slot)).moved for _ in range(2)]
+    moved = [replanner.next(planned, given, Serving(loads=loads, rows=rows, measured=Measured(by_slot=by_slot))).moved for _ in range(2)]
     assert moved[0] == 0  # two windows that differ are no ground
-    assert 0 < moved[1] <= MOVES_A_LAYER * LAYERS
+    assert 0 < moved[1] <= BUDGET_SHARE * LAYERS * 20
 
 
 def test_a_window_without_loads_keeps_what_serves_and_a_map_of_others_gets_the_plan():

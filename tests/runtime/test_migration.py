@@ -144,6 +144,7 @@ def test_a_broken_transfer_is_rolled_back_and_named(tiny_model, tmp_path):
 
 
 @pytest.mark.ranks
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_fifty_seeded_faults(tiny_model, tmp_path):
     spawn(rolls_back, tmp_path, tiny_model, range(4, 54))

@@ -38,7 +38,7 @@ class LivePlan:
 
     path: Path
     replan: bool
-    """Follow the loads that the engine measures, from the map that serves; else the plan stays as it is."""
+    """Follow traffic, from the map that serves; else the plan stays as it is."""
     choice: str
     """One of `CHOICES`, or empty: the best that the engine allows."""
     planned: Placement | npt.NDArray[np.int32] = field(repr=False)
@@ -78,8 +78,8 @@ class LivePlan:
         if self.replan:
             replanned = self.replanner.next(placement, self.given, serving or Serving(loads=loads))
             placement = replanned.placement
-            if replanned.moved:
-                self.log.info("GRACE-MoE: %d slots change their expert, as the loads of two windows say", replanned.moved)
+            if replanned.reason:
+                self.log.info("GRACE-MoE: %s", replanned.reason)
         found = LiveMap(slots=SlotMap.of(placement), placement=placement)
         self.given.remember(found)
         return found
@@ -177,7 +177,7 @@ def _one_of(name: str, values: tuple[str, ...]) -> str:
 
 def follows(live: LivePlan, model: str = "") -> str:
     """What is in force, as a line of the log; without a model, what will be once the engine balances one."""
-    how = ", replicas by the engine's loads" if live.replan else ""
+    how = ", re-planned while it serves" if live.replan else ""
     who = f"{model}: the expert balancer follows" if model else "the expert balancer, where it is on, follows"
     return f"GRACE-MoE: {who} {live.path} ({live.digest}{how})"
 

@@ -1,4 +1,4 @@
-"""Re-planning window after window, from the map that an engine serves: what `replan` decides by, kept between its calls."""
+"""Re-planning window after window, from the map that an engine serves: by what its routers chose where that is seen, else by loads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ import numpy.typing as npt
 
 from grace_moe.engines.equaliser import Replanned, Window, replan, spread_evenly
 from grace_moe.engines.given_maps import GivenMaps
+from grace_moe.engines.window_adapter import SeenChoices, WindowAdapter
 from grace_moe.placement import LayerPlacement, Placement
 
 Loads: TypeAlias = npt.NDArray[np.int64]
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
 
-MOVES_A_LAYER = 2
-"""Slots a MoE layer that a re-planning changes at most, on the mean: as one swap in each does."""
+BUDGET_SHARE = 0.1
+"""Of all slots, the most that a re-planning changes: as `adapt` has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of a window, over all ranks."""
+
+    by_slot: Loads
+    """`[layers, slots]` pairs that each slot computed."""
+    seen: SeenChoices | None = None
+    """What routers chose; None = the engine doesn't show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +38,8 @@ class Serving:
     """`[layers, experts]` pairs of the window that ends now."""
     rows: Rows | None = None
     """`[layers, slots]` expert of each slot; None = what the engine was given last."""
-    by_slot: Loads | None = None
-    """`[layers, slots]` pairs that each slot computed; None = unknown."""
+    measured: Measured | None = None
+    """What else is known of the window."""
 
 
 @dataclass
@@ -36,7 +47,8 @@ class Replanner:
     """One engine's re-planning. Every rank has the same loads, and comes to the same map."""
 
     most_moves: int | None = None
-    """Slots that change their expert at a re-planning, all layers together; None = `MOVES_A_LAYER` a layer."""
+    """Slots that change their expert at a re-planning, all layers together; None = `BUDGET_SHARE` of all slots."""
+    _adapter: WindowAdapter | None = field(default=None, repr=False)
     _before: tuple[tuple[LayerPlacement, ...], npt.NDArray[np.float64]] | None = field(default=None, repr=False)
     """The layers of the last window, and what their replicas computed."""
 
@@ -47,13 +59,26 @@ class Replanner:
         now = replace(planned, layers=layers)
         if not serving.loads.any():  # nothing was measured
             return Replanned(placement=now, moved=0)
+        seen = None if serving.measured is None else serving.measured.seen
+        if seen is not None:
+            return self._by_choices(now, seen) if known.all() else Replanned(placement=now, moved=0)
         pairs = _pairs(now, serving) * known[:, None, None]
         before, self._before = self._before, (layers, pairs)
         if before is None or before[1].shape != pairs.shape:
             return Replanned(placement=now, moved=0)
         same = [old.devices_of_expert == new.devices_of_expert for old, new in zip(before[0], layers, strict=True)]
-        most = MOVES_A_LAYER * len(layers) if self.most_moves is None else self.most_moves
+        most = self._most_moves(now)
         return replan(Window(serving=now, loads=pairs, before=before[1] * np.array(same)[:, None, None], most_moves=most))
+
+    def _most_moves(self, now: Placement) -> int:
+        return int(BUDGET_SHARE * now.slots_per_device().sum()) if self.most_moves is None else self.most_moves
+
+    def _by_choices(self, now: Placement, seen: SeenChoices) -> Replanned:
+        """As `adapt` decides."""
+        if self._adapter is None or self._adapter.serving.topology != now.topology:
+            self._adapter = WindowAdapter(now, seen, self._most_moves(now))
+        self._adapter.serving = now
+        return self._adapter.next(seen)
 
 
 def _layers(planned: Placement, given: GivenMaps, rows: Rows | None) -> tuple[tuple[LayerPlacement, ...], npt.NDArray[np.bool_]]:
@@ -68,10 +93,10 @@ def _layers(planned: Placement, given: GivenMaps, rows: Rows | None) -> tuple[tu
 
 def _pairs(now: Placement, serving: Serving) -> npt.NDArray[np.float64]:
     """`[layers, experts, devices]` pairs that each replica computed."""
-    if serving.rows is None or serving.by_slot is None:
+    if serving.rows is None or serving.measured is None:
         return spread_evenly(now, serving.loads)
     devices, slots = now.topology.num_devices, serving.rows.shape[1]
     pairs = np.zeros((*serving.loads.shape, devices))
     layer = np.arange(len(pairs))[:, None]
-    np.add.at(pairs, (layer, serving.rows, (np.arange(slots) // (slots // devices))[None]), serving.by_slot)
+    np.add.at(pairs, (layer, serving.rows, (np.arange(slots) // (slots // devices))[None]), serving.measured.by_slot)
     return pairs

@@ -2,8 +2,8 @@
 and to one on the devices that are left."""
 
 from grace_moe.engines.equaliser.equalise import Equalised, equalise
-from grace_moe.engines.equaliser.exchange import even_out, rebalance
+from grace_moe.engines.equaliser.exchange import even_out
 from grace_moe.engines.equaliser.replanning import Replanned, Window, replan, spread_evenly
 from grace_moe.engines.equaliser.survivors import without_devices
 
-__all__ = ["Equalised", "Replanned", "Window", "equalise", "even_out", "rebalance", "replan", "spread_evenly", "without_devices"]
+__all__ = ["Equalised", "Replanned", "Window", "equalise", "even_out", "replan", "spread_evenly", "without_devices"]

@@ -99,19 +99,10 @@ class LayerState:
 
     def least_needed(self, device: int) -> int | None:
         """The expert whose replica on a device is worth least; None where it holds no replica."""
-        worth = self.worth_of_dropping(device)
-        return None if np.isneginf(worth).all() else int(np.argmax(np.round(worth, 12)))
-
-    def worth_of_dropping(self, device: int) -> Floats:
-        """`[experts]` what it is worth (mostly less than 0) to drop each replica on a device; -inf where there is none to drop."""
         alone = self.holds[:, self.node == self.node[device]].sum(axis=1) == 1
-        worth: Floats = PRICE * self.saved_imbalance(device, False) - alone * self.loads / self.nodes
+        worth = PRICE * self.saved_imbalance(device, False) - alone * self.loads / self.nodes
         worth[~self.holds[:, device] | (self.holds.sum(axis=1) == 1)] = -np.inf
-        return worth
-
-    def upper_saving(self, device: int) -> Floats:
-        """`[experts]` tokens, as a part of all, that a first replica on a device's node keeps there, where co-activation is unknown."""
-        return np.asarray(~self.holds[:, self.node == self.node[device]].any(axis=1) * self.loads / self.nodes)
+        return None if np.isneginf(worth).all() else int(np.argmax(np.round(worth, 12)))
 
     def _copies_saved(self, node: int) -> Floats:
         """`[experts]` copies per token that a replica on a node saves: of the tokens from there, those that visit another node for

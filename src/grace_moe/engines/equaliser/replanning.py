@@ -1,4 +1,4 @@
-"""Re-planning while an engine serves: from the map that serves, within a budget of moves, where loads say surely that it pays.
+"""Re-planning by loads alone while an engine serves: from its map, within a budget of moves, where loads say surely that it pays.
 
 A change is proposed by the loads of one window and judged by those of the next, which know nothing of the noise that proposed it. It is
 made where its worth by the second window exceeds its cost by more than that window's noise can. The noise is that of counts
@@ -47,6 +47,8 @@ class Replanned:
     placement: Placement
     moved: int
     """Slots with another expert than before."""
+    reason: str = ""
+    """In words; empty where nothing was decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,8 @@ def replan(window: Window) -> Replanned:
         if following is not None:
             open_[index] = following
     placed = tuple(old if new is None else new.state.placed() for old, new in zip(window.serving.layers, layers, strict=True))
-    return Replanned(placement=replace(window.serving, layers=placed), moved=moved)
+    reason = f"{moved} slots change their expert, as the loads of two windows say" if moved else ""
+    return Replanned(placement=replace(window.serving, layers=placed), moved=moved, reason=reason)
 
 
 def spread_evenly(serving: Placement, loads: npt.NDArray[np.int64]) -> Floats:

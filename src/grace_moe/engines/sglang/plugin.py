@@ -49,6 +49,8 @@ def register() -> None:
     for target, kind, hook in () if choosing is None else choosing.hooks():
         HookRegistry.register(target, hook, HookType[kind])
     LOG.info(follows(live))
+    if live.replan:
+        LOG.info("GRACE-MoE: re-planning decides by loads alone: SGLang's balancer is told no more")
 
 
 def _choosing(live: LivePlan) -> Choosing | None:

@@ -15,6 +15,7 @@ from grace_moe.engines.given_maps import GivenMaps
 from grace_moe.engines.replica_choice import SEED, RankChoice, rank_choice
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.vllm.choice_tables import kernel_tables
+from grace_moe.engines.vllm.sampled import RouterSample
 from grace_moe.placement import LayerPlacement, Placement
 
 if TYPE_CHECKING:
@@ -36,13 +37,19 @@ class ModelChoice:
     """A key of `engines.replica_choice.POLICIES`."""
     given: GivenMaps
     device: torch.device
+    sample: RouterSample | None = None
+    """Where re-planning decides by what routers chose."""
     rows: list[Row] = field(default_factory=list)
     """The map that is followed."""
+    placed: list[LayerPlacement] = field(default_factory=list)
+    """What is chosen by: its weights may change under the same map."""
     layers: list[RankChoice] = field(default_factory=list)
     on_device: list[DeviceTables] = field(default_factory=list)
     """Empty without a GPU."""
     steps: list[torch.Tensor] = field(default_factory=list)
     """For each part of a batch that runs apart: int64 number of its first token, and 1 in decode."""
+    starts: list[int] = field(default_factory=lambda: [0])
+    """First token of each part of the batch that runs."""
     routed: int = 0
     """Tokens that this rank has routed before the batch that runs."""
     decode: bool = False
@@ -51,16 +58,17 @@ class ModelChoice:
     def follow(self, rows: Iterable[tuple[int, Row]]) -> None:
         """Choose by these rows `[slots]` of the layers' map from now on. The first call gives all layers."""
         for index, row in rows:
-            if index < len(self.rows) and (self.rows[index] == row).all():
+            layer = self.given.layer(index, row) or self._evenly(index, row)
+            if index < len(self.rows) and (self.rows[index] == row).all() and self.placed[index] == layer:
                 continue
-            self._put(index, row)
+            self._put(index, row, layer)
 
-    def _put(self, index: int, row: Row) -> None:
-        layer = self.given.layer(index, row) or self._evenly(index, row)
+    def _put(self, index: int, row: Row, layer: LayerPlacement) -> None:
         topology = self.planned.topology
         chosen = rank_choice(layer, row, topology, self.rank, self.choice)
         new = index == len(self.rows)
         self.rows[index : index + 1] = [row.copy()]
+        self.placed[index : index + 1] = [layer]
         self.layers[index : index + 1] = [chosen.convert(torch.from_numpy)]
         if self.device.type == "cpu":
             return
@@ -96,6 +104,7 @@ class ModelChoice:
         for step, start in zip(self.steps, starts, strict=False):
             step[0].fill_(self.routed + start)
             step[1].fill_(int(self.decode))
+        self.starts = starts
         self.routed += num_tokens
         if self.routed > LAST_TOKEN:
             self.routed = 0
@@ -110,6 +119,8 @@ class ModelChoice:
             load_view: int32 `[slots]` pairs of each slot.
             unpadded: int32 scalar, tokens that are no padding; None = all.
         """
+        if self.sample is not None:
+            self.sample.note(index, self.starts[part], topk_ids)
         if self.on_device:
             found: torch.Tensor = _kernel().choose_and_record(
                 self.on_device[index], topk_ids, self.steps[part], load_view, record, unpadded

@@ -80,7 +80,7 @@ def planned_policy(default: Any, live: LivePlan, applied: Applied) -> Any:
 
             loads = weight.cpu().numpy().astype(np.int64)
             rows = None if old_global_expert_indices is None else old_global_expert_indices.cpu().numpy()
-            serving = Serving(loads=loads, rows=rows, by_slot=None if rows is None else measured(loads, rows))
+            serving = Serving(loads=loads, rows=rows, measured=None if rows is None else measured(loads, rows))
             try:
                 found = live.map_for(loads, num_replicas, num_ranks, num_nodes, serving=serving)
             except GraceError as error:

@@ -20,6 +20,7 @@ from grace_moe.engines.live_plan import LivePlan, follows, told
 from grace_moe.engines.vllm.choice_tables import MAX_NODES
 from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens, why_not
+from grace_moe.engines.vllm.sampled import RouterSample, router_sample, tokens_of_requests
 from grace_moe.errors import GraceError
 from grace_moe.placement import Placement
 
@@ -60,7 +61,14 @@ def choose_replicas(eplb_state: Any, live: LivePlan) -> None:
             return
         LOG.info("%s", follows(live, model_state.model_name))
         if live.choice != "theirs" and routes_own_tokens(self.parallel_config):
-            _serve(model_state, planned, live.given, live.choice or best_choice(self.parallel_config))
+            chosen = _serve(model_state, planned, live.given, live.choice or best_choice(self.parallel_config))
+            if live.replan:
+                chosen.sample = router_sample(model_state, model_config, self.parallel_config, chosen.rank)
+        if live.replan:
+            how = (
+                "loads alone, as vLLM's own rule chooses replicas" if sample_of(model_state) is None else "choices of tokens, in its router"
+            )
+            LOG.info("GRACE-MoE: %s: re-planning decides by %s", model_state.model_name, how)
 
     def remapped(remap: Callable[..., None], self: Any, model_config: Any, *arguments: Any, **named: Any) -> None:
         remap(self, model_config, *arguments, **named)
@@ -155,7 +163,7 @@ def _plan_of(model_state: Any, live: LivePlan) -> Placement | None:
         return None
 
 
-def _serve(model_state: Any, planned: Placement, given: GivenMaps, choice: str) -> None:
+def _serve(model_state: Any, planned: Placement, given: GivenMaps, choice: str) -> ModelChoice:
     """Begin to choose for a model."""
     from vllm.distributed.parallel_state import get_ep_group
 
@@ -167,6 +175,13 @@ def _serve(model_state: Any, planned: Placement, given: GivenMaps, choice: str) 
         _choices[table.data_ptr()] = (chosen, index)
     _follow(model_state, model_state.physical_to_logical_map)
     LOG.info("GRACE-MoE: %s: replicas are chosen %s, in decode by the plan's weights for it", model_state.model_name, HOW[choice])
+    return chosen
+
+
+def sample_of(model_state: Any) -> RouterSample | None:
+    """What is sampled of a model's routers; None where they aren't seen."""
+    found = _choice_of(model_state)
+    return None if found is None else found.sample
 
 
 def _choice_of(model_state: Any) -> ModelChoice | None:
@@ -233,7 +248,11 @@ def _wrap_runners() -> None:
         decode = decode_alone(scheduler_output)
         for chosen, _ in _choices.values():
             chosen.decode = decode
-        return execute(self, scheduler_output, *arguments, **named)
+        result = execute(self, scheduler_output, *arguments, **named)
+        samples = {id(chosen.sample): chosen.sample for chosen, _ in _choices.values() if chosen.sample is not None}
+        for sample in samples.values():
+            sample.keep(tokens_of_requests(self, scheduler_output))
+        return result
 
     for name in RUNNERS:
         runner = getattr(sys.modules.get(name), "GPUModelRunner", None)
