@@ -160,7 +160,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
-    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.expert_parallel import PlacedLayer
     from grace_moe.runtime.model.load_under_way import loading_for
     from grace_moe.runtime.model.placed_experts import assign_layer
     from grace_moe.runtime.model.session import ExpertParallelSession
@@ -214,7 +214,7 @@ def measure(arguments: argparse.Namespace) -> None:
             else:
                 session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch], meter=meter)
                 assign_layer(module, session, layer_id)
-                layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
+                layer = PlacedLayer(module, module.forward)
             layers.append((layer, ids[:, index], clocked(layer, arguments.emulate)))
         hidden = torch.randn(len(ids), arguments.hidden)
         ways[name] = (layers, hidden, torch.full((len(ids), shape["k"]), 1.0 / shape["k"]))

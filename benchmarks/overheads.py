@@ -46,7 +46,6 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
     from transformers import OlmoeConfig
     from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
@@ -55,7 +54,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
-    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.expert_parallel import PlacedLayer
     from grace_moe.runtime.model.placed_experts import assign_layer
     from grace_moe.runtime.model.session import ExpertParallelSession
 
@@ -75,7 +74,6 @@ def measure(arguments: argparse.Namespace) -> None:
     routes = layer_routes(plan(trace, topology), rank, seed=0, device=torch.device("cpu"))
     session = ExpertParallelSession(routes=routes, dispatcher=dispatcher, meter=meter)
     slots = max(1, len(routes[0].local_experts))
-    mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("ep", "tp"))
     routing = [clocked(type(routes[0]), name) for name in ("devices_of", "slots_of")]
     results = []
     for dtype in arguments.dtypes.split(","):
@@ -87,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> None:
             weight = torch.empty(meta.shape, dtype=getattr(torch, dtype)).normal_(std=HIDDEN**-0.5)
             setattr(module, name, torch.nn.Parameter(weight, requires_grad=False))
         assign_layer(module, session, 0)
-        layer = GraceExpertParallel(module, mesh["ep"], mesh["tp"])
+        layer = PlacedLayer(module, module.forward)
         experts = clocked(layer, "_compute")
         for tokens in (int(n) for n in arguments.tokens.split(",")):
             ids, hidden = routed(tokens, 2 + rank), torch.randn(tokens, HIDDEN).to(getattr(torch, dtype))

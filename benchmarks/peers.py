@@ -61,7 +61,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.dispatch.route import layer_routes
-    from grace_moe.runtime.model.expert_parallel import GraceExpertParallel
+    from grace_moe.runtime.model.expert_parallel import PlacedLayer
     from grace_moe.runtime.model.load_under_way import loading_for
     from grace_moe.runtime.model.placed_experts import assign_layer
     from grace_moe.runtime.model.session import ExpertParallelSession
@@ -109,11 +109,11 @@ def measure(arguments: argparse.Namespace) -> None:
     trace_ids, _ = routed(torch.randn(2000, HIDDEN, generator=torch.Generator().manual_seed(99)))
     trace = RoutingTrace(topk_ids=trace_ids[:, None].numpy().astype("int16"), num_experts=EXPERTS, layer_ids=(0,))
 
-    def ours(method: str, kind: type) -> GraceExpertParallel:
+    def ours(method: str, kind: type) -> PlacedLayer:
         routes = layer_routes(plan(trace, topology, method), rank, seed=0, device=torch.device("cpu"))
         module = experts_of(routes[0].local_experts)
         assign_layer(module, ExpertParallelSession(routes=routes, dispatcher=kind(groups=groups, meter=meter), meter=meter), 0)
-        return GraceExpertParallel(module, mesh["ep"], mesh["tp"])
+        return PlacedLayer(module, module.forward)
 
     contiguous = tuple(range(rank * local, (rank + 1) * local))
     with loading_for(meter):

@@ -46,15 +46,14 @@ class Scripted:
     def propose(self, placement: Placement, serving: Placement) -> None:
         self.plan = proposal(placement, serving, reason="the test says so", gain=0.5)
 
-    def take(self, steps, *, may_move):
+    def take(self, steps):
         self.samples += steps
-        self.may_move = may_move
 
     def moved(self, layers):
         self.switched += layers
 
     def answer(self) -> Answer:
-        plan, self.plan = (self.plan, b"") if self.may_move else (b"", self.plan)
+        plan, self.plan = self.plan, b""
         self.decisions += bool(plan)
         return Answer(decisions=self.decisions, plan=plan)
 

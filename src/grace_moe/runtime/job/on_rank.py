@@ -99,9 +99,9 @@ def _generate(
 
 
 def _adapting(job: Job, loaded: LoadedModel) -> AbstractContextManager[Adaptation]:
-    from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting
+    from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting, policy_of
 
-    options = AdaptingOptions(timeout_seconds=job.timeout_seconds)
+    options = AdaptingOptions(policy=policy_of(loaded), timeout_seconds=job.timeout_seconds)
     return adapting(loaded, RoutingTrace.load(job.adapt), options=options, seed=job.seed)
 
 

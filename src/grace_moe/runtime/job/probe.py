@@ -19,7 +19,7 @@ from grace_moe.discover.measured import Measured, filled, pairs_to_measure, roun
 from grace_moe.discover.rank_facts import RankFacts, facts_of_this_rank
 from grace_moe.discover.reading import Declared, declarations_of
 from grace_moe.discover.tiers import FoundTier
-from grace_moe.errors import UsageError
+from grace_moe.errors import TopologyError, UsageError
 from grace_moe.runtime.dispatch.rank_groups import rank_device
 from grace_moe.runtime.job.ranks import Membership
 from grace_moe.topology import Topology
@@ -60,9 +60,9 @@ def discover_together(
         raise UsageError("--nproc-per-node: one rank has no links; start two or more")
     probe = Probe(rank=member.rank, world_size=member.world_size)
     facts = probe.facts()
-    declarations = _declarations(declared, facts)
+    declarations, notes = _declarations(declared, facts)
     measured = probe.measure([fact.machine for fact in facts], on_round or _unheard)
-    found = discover(measured, declarations, wrong_sizes(facts))
+    found = discover(measured, declarations, [*wrong_sizes(facts), *notes])
     shared = probe.shared(found.tiers, _agreed_node(found))
     return found, topology_of(found, measured, facts, shared)
 
@@ -74,13 +74,16 @@ def _agreed_node(found: Discovery) -> int:
     return int(told.item())
 
 
-def _declarations(declared: Sequence[Declared], facts: Sequence[RankFacts]) -> list[Declaration]:
-    """Of launcher, machine, NVML where it is there, and what was given."""
-    asked = nvml_link_kinds()
+def _declarations(declared: Sequence[Declared], facts: Sequence[RankFacts]) -> tuple[list[Declaration], list[str]]:
+    """Of launcher, machine, NVML where ranks have GPUs, and what was given; and what NVML says of other GPUs than the ranks have."""
     found = declared_by_launcher(facts) + declared_by_machine(facts)
-    for one in [*([] if asked is None else [asked]), *declared]:
+    for one in declared:
         found += declarations_of(one, facts)
-    return found
+    asked = nvml_link_kinds() if rank_device().type == "cuda" else None
+    try:
+        return found + ([] if asked is None else asked.declarations(facts)), []
+    except TopologyError as error:
+        return found, [str(error)]
 
 
 def _unheard(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from grace_moe.adapt import AdaptOptions, AdaptStatus
+from grace_moe.adapt import AdaptOptions, AdaptStatus, DecisionOptions, Prices
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import Placement
 from grace_moe.runtime.dispatch.rank_groups import rank_device
@@ -39,6 +39,7 @@ class AdaptingOptions:
     """
 
     policy: AdaptOptions = field(default_factory=AdaptOptions)
+    """Its prices of moves are of OLMoE's experts; `adapting` without options takes this model's."""
     boundary: int = 5
     """Steps between two moments at which ranks agree. Not tuned."""
     bytes_per_step: int | None = None
@@ -143,7 +144,7 @@ class Adaptation:
         if idle and self._moving:
             decider.moved(self._migration.switched)
             self._moving = False
-        decider.take(self._session.sampler.unpacked(told.samples), may_move=idle and not self._moving)
+        decider.take(self._session.sampler.unpacked(told.samples))
         self._answer = decider.answer()
         if self._answer.plan and idle:
             self._migration.offer(self._answer.plan)
@@ -185,7 +186,7 @@ def adapting(
         UsageError: vanilla dispatch, or a model that was loaded without `equal_slots`.
         MismatchError: the trace is of another model than the plan.
     """
-    options = AdaptingOptions() if options is None else options
+    options = AdaptingOptions(policy=policy_of(loaded)) if options is None else options
     placement = loaded.placement
     if (planned_on.layer_ids, planned_on.num_experts) != (placement.layer_ids, placement.num_experts):
         raise MismatchError(f"{planned_on.source}: layers or experts are not those of {placement.source}; give the trace it was planned on")
@@ -198,6 +199,14 @@ def adapting(
         adaptation.abandon()
         raise
     adaptation.close()
+
+
+def policy_of(loaded: LoadedModel) -> AdaptOptions:
+    """The default policy, its moves priced by the bytes of this model's experts over those of a token's way there and back."""
+    slots = int(loaded.placement.slots_per_device().max()) * len(loaded.placement.layers)
+    text = loaded.model.config.get_text_config()
+    move = loaded.expert_bytes / slots / (2 * text.hidden_size * loaded.model.dtype.itemsize)
+    return AdaptOptions(decision=DecisionOptions(prices=Prices(move=move, local_move=move / 10)))
 
 
 def started(loaded: LoadedModel, top_k: int, decider: Decides | None, link: Link, options: AdaptingOptions, *, seed: int = 0) -> Adaptation:

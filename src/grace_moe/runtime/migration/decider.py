@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -36,6 +36,20 @@ class Answer:
     """Proposed now (`plan.proposal`); empty = nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A message to the process: steps that were served."""
+
+    steps: tuple[SampledStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """A message to the process: the layers of its last proposal that serve now, by index."""
+
+    layers: tuple[int, ...]
+
+
 class Decides(Protocol):
     """Of rank 0: takes in what was served, and proposes."""
 
@@ -44,12 +58,12 @@ class Decides(Protocol):
         """Whether it still decides."""
         ...
 
-    def take(self, steps: Sequence[SampledStep], *, may_move: bool) -> None:
+    def take(self, steps: Sequence[SampledStep]) -> None:
         """Steps that were served; never waits."""
         ...
 
     def moved(self, layers: Sequence[int]) -> None:
-        """The indices of the layers of its last proposal that serve now."""
+        """The indices of the layers of its last proposal that serve now. Until it is told, it proposes nothing more."""
         ...
 
     def answer(self) -> Answer:
@@ -71,7 +85,7 @@ class DecidingProcess:
         theirs.close()
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self._messages.put((serving, planned_on, options, seed))
-        self._answer = Answer()
+        self._answer, self._plan = Answer(), b""
         self._thread = Thread(target=self._talk, args=(ours,), name="grace-moe-decider", daemon=True)
         self._thread.start()
 
@@ -79,21 +93,19 @@ class DecidingProcess:
     def alive(self) -> bool:
         return self._thread.is_alive() and self._process.poll() is None
 
-    def take(self, steps: Sequence[SampledStep], *, may_move: bool) -> None:
+    def take(self, steps: Sequence[SampledStep]) -> None:
         """See `Decides`."""
         if self._messages.qsize() < _WAITING:
-            self._messages.put((list(steps), may_move))
+            self._messages.put(Watched(steps=tuple(steps)))
 
     def moved(self, layers: Sequence[int]) -> None:
         """See `Decides`."""
-        self._messages.put(list(layers))
+        self._messages.put(Switched(layers=tuple(layers)))
 
     def answer(self) -> Answer:
         """See `Decides`."""
-        answer = self._answer
-        if answer.plan:
-            self._answer = Answer(decisions=answer.decisions, skipped=answer.skipped, reason=answer.reason)
-        return answer
+        plan, self._plan = self._plan, b""
+        return replace(self._answer, plan=plan)
 
     def close(self) -> None:
         """See `Decides`."""
@@ -105,3 +117,4 @@ class DecidingProcess:
             while True:
                 process.send(self._messages.get())
                 self._answer = process.recv()
+                self._plan = self._answer.plan or self._plan  # until it is asked for: later answers have none

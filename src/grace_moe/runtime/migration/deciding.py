@@ -14,7 +14,7 @@ import numpy as np
 
 from grace_moe.adapt import Adapter
 from grace_moe.placement import Placement
-from grace_moe.runtime.migration.decider import Answer
+from grace_moe.runtime.migration.decider import Answer, Watched
 from grace_moe.runtime.migration.plan import own_choices, proposal
 from grace_moe.runtime.model.choice_sampler import SampledStep
 
@@ -26,25 +26,25 @@ def main(pipe: Connection) -> None:
     os.nice(_LOWEST_PRIORITY)
     serving, planned_on, options, seed = pipe.recv()
     adapter = Adapter(serving, planned_on, options=options, seed=seed)
-    answer, proposed = Answer(), serving
+    answer = Answer()
+    proposed: Placement | None = None
     pipe.send(answer)
     while True:
         message = pipe.recv()
-        if isinstance(message, tuple):
-            answer, proposed = _watched(adapter, answer, proposed, *message)
-        else:
-            adapter.serving = _switched(adapter.serving, proposed, message)
+        if isinstance(message, Watched):
+            answer, proposed = _watched(adapter, answer, proposed, message.steps)
+        elif proposed is not None:
+            adapter.serving, proposed = _switched(adapter.serving, proposed, message.layers), None
         pipe.send(answer)
         answer = replace(answer, plan=b"")
 
 
-def _watched(
-    adapter: Adapter, answer: Answer, proposed: Placement, steps: Sequence[SampledStep], may_move: bool
-) -> tuple[Answer, Placement]:
+def _watched(adapter: Adapter, answer: Answer, proposed: Placement | None, steps: Sequence[SampledStep]) -> tuple[Answer, Placement | None]:
+    """Take in steps, and decide where it is time to and no proposal is under way."""
     for step in steps:
         phase = np.full(len(step.request_ids), step.phase, np.uint8)
         adapter.monitor.observe(step.topk_ids, step.request_ids, phase, tokens=step.tokens)
-        decision = adapter.look() if may_move and not answer.plan else None
+        decision = adapter.look() if proposed is None else None
         if decision is None:
             continue
         decided, reason = answer.decisions + 1, f"step {adapter.monitor.step}: {decision.reason}"
