@@ -23,7 +23,7 @@ demo: $(READY) ## the main job on the embedded model: record, plan, run on local
 test: $(READY) ## all tests
 	$(BIN)/pytest
 
-families: $(READY) ## every MoE family of Transformers, tiny: recorded, run on four processes, and the table of docs/families.md (20 minutes)
+families: $(READY) ## every MoE family of Transformers, tiny: recorded, run on four processes, and the table of docs/families.md (10 minutes)
 	$(BIN)/python -m tests.families --page docs/families.md
 
 # Seconds that `make fuzz` takes for each reader.

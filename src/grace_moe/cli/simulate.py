@@ -14,7 +14,7 @@ from grace_moe.cli.options import command_line, json_option, redundancy_option, 
 from grace_moe.cli.output import show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import compilation_told, progress_bar
-from grace_moe.errors import UsageError
+from grace_moe.errors import UsageError, printable
 from grace_moe.files import write_atomically
 from grace_moe.planning import Redundancy
 from grace_moe.report import day_table, require_report, write_day_report
@@ -109,7 +109,7 @@ def simulate_command(
         day = run_day(traces, Topology.parse(topology_text), scenario, chosen, options, on_step=on_step)
     status = operator.status()
     if status is not None and (log_path is not None or metrics_port is not None):
-        click.echo(f"grace, last day: {status_line(status)}", err=True)
+        click.echo(printable(f"grace, last day: {status_line(status)}"), err=True)
     if log_path is not None:
         write_atomically(log_path, "".join(f"{line}\n" for line in operator.lines).encode())
     if report_path is not None:
@@ -151,7 +151,7 @@ class _Operator:
             return
         self._views = 10
         server = MetricsServer(self.status, self._view, copy_bytes=self._options.copy_bytes, port=port)
-        click.echo(f"metrics: http://localhost:{server.port}/metrics", err=True)
+        click.echo(printable(f"metrics: http://localhost:{server.port}/metrics"), err=True)
         try:
             yield
         finally:
