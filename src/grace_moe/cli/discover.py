@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +17,10 @@ from grace_moe.cli.options import json_option
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import progress_of
+from grace_moe.cli.rank_end import end_with
 from grace_moe.discover.finding import Discovery, to_dict
 from grace_moe.discover.reading import read_declared
-from grace_moe.errors import GraceError, UsageError, printable
+from grace_moe.errors import UsageError
 from grace_moe.report import tiers_table
 from grace_moe.runtime import require_runtime
 from grace_moe.runtime.job import TIMEOUT_SECONDS
@@ -76,7 +76,7 @@ def _start_local(ranks: int, options: list[str]) -> NoReturn:
 def _as_a_rank(output: Path, declared: Sequence[str], timeout: float, as_json: bool) -> NoReturn:
     """Take part as one of torchrun's ranks; the process ends here. Rank 0 alone reads what is declared, and shows what was found."""
     from grace_moe.runtime.job.probe import discover_together
-    from grace_moe.runtime.job.ranks import first_to_say, joined, leave
+    from grace_moe.runtime.job.ranks import joined, leave
 
     member = None
     try:
@@ -88,10 +88,7 @@ def _as_a_rank(output: Path, declared: Sequence[str], timeout: float, as_json: b
         if member.rank == 0:
             _show(output, found, as_json)
     except Exception as error:
-        ours = isinstance(error, GraceError)
-        if member is None or first_to_say(member, error):
-            click.echo(f"error: {printable(str(error))}" if ours else traceback.format_exc(), err=True)
-        leave(error.exit_code if isinstance(error, GraceError) else 1)
+        end_with(error, member)
     leave(0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,11 +15,12 @@ from grace_moe.cli.completions import CompletionPrinter
 from grace_moe.cli.options import FiniteRange
 from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.cli.progress import TokenCount, status_line, status_lines
+from grace_moe.cli.rank_end import end_with
 from grace_moe.cli.requests import STANDARD_INPUT, prompt_requests, read_prompts, text_requests, too_long
 from grace_moe.cli.run_results import predicted_bytes, show_results
 from grace_moe.cost.sent import other_backend
 from grace_moe.cost.transport import DISPATCHES
-from grace_moe.errors import GraceError, MismatchError, UsageError, printable
+from grace_moe.errors import MismatchError, UsageError, printable
 from grace_moe.placement import Placement
 from grace_moe.runtime import require_runtime
 from grace_moe.runtime.job import TIMEOUT_SECONDS
@@ -202,7 +202,7 @@ def _as_a_rank(options: RunOptions) -> NoReturn:
     """Do the job as one of torchrun's ranks; the process ends here. Whatever is wrong is found after the ranks joined, and said once."""
     from grace_moe.runtime.job.events import SILENT
     from grace_moe.runtime.job.on_rank import run_on_rank
-    from grace_moe.runtime.job.ranks import first_to_say, joined, leave
+    from grace_moe.runtime.job.ranks import joined, leave
 
     member = None
     try:
@@ -216,10 +216,7 @@ def _as_a_rank(options: RunOptions) -> NoReturn:
                 printer.add_whole(results[0].completions)
             _show(options, prepared, results)
     except Exception as error:
-        ours = isinstance(error, GraceError)
-        if member is None or first_to_say(member, error):
-            click.echo(f"error: {printable(str(error))}" if ours else traceback.format_exc(), err=True)
-        leave(error.exit_code if isinstance(error, GraceError) else 1)
+        end_with(error, member)
     leave(0)
 
 
