@@ -211,8 +211,8 @@ def _what(adaptation: Adaptation | None) -> str:
 def show(arguments: argparse.Namespace, link: str, ranks: list[dict[str, Any]]) -> None:
     slowest = [max(steps, key=lambda step: step[1]) for steps in zip(*(rank["steps"] for rank in ranks), strict=True)]
     print(f"# Steps while experts move, {date.today()}\n")
-    print(f"`python benchmarks/live.py`: the embedded model in float32, {arguments.batch} requests a rank, {arguments.new} new tokens each")
-    print(f"(2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}), {link}.")
+    print(f"`python benchmarks/live.py`: the embedded model in float32, {arguments.batch} requests a rank, {arguments.new} new tokens,")
+    print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}), {link}.")
     first = ranks[0]
     print(f"{first['migrations']} migrations, {first['rolled_back']} rolled back, {first['copies']} copies of experts moved")
     print(f"({first['bytes'] / 2**20:.1f} MiB); tokens as undisturbed in all {arguments.rounds} generations.\n")
