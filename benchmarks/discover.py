@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first cluster")
     parser.add_argument("--quiet", action="store_true", help="without jitter")
     parser.add_argument("--json", action="store_true", help="print rows as JSON, one a line, and no page")
-    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="files of such rows: the page of several runs, none of them run again")
+    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="files of such rows: print their page, run nothing")
     arguments = parser.parse_args()
     clean_up_when_ended()
     rows = [json.loads(line) for path in arguments.rows for line in path.read_text().splitlines()]
@@ -117,9 +117,11 @@ def show(rows: list[dict]) -> None:
     )
     print("veth and `tc tbf`; every link carries bursts of others' traffic, and one link of each cluster is bad, where it can be told.")
     loads = [row["load"] for row in done]
-    print(f"Load of the machine over the minute before each ended (median, most): {statistics.median(loads):.1f}, {max(loads):.1f}.\n")
+    print(f"Load of the machine in the minute before each ended (median, most): {statistics.median(loads):.1f}, {max(loads):.1f};")
+    print("the ranks came before all other work (`SCHED_RR`).\n")
     said = sum(not row["right"] and row["unsure"] for row in done)
-    print(f"- Groups right in all tiers: {sum(row['right'] for row in rows)} of {len(rows)}; of the others, {said} say 'not enough evidence'.")
+    print(f"- Groups right in all tiers: {sum(row['right'] for row in rows)} of {len(rows)}; ", end="")
+    print(f"of the others, {said} say 'not enough evidence'.")
     print(f"- Bandwidth of a tier off by (median, most): {statistics.median(errors):.1%}, {max(errors):.1%}; ", end="")
     print(f"within 15%: {sum(error <= 0.15 for error in errors)} of {len(errors)}.")
     print(f"- The bad link named: {sum(bad)} of {len(bad)}; links named besides: {sum(row['others'] for row in done)}.")

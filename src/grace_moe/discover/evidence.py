@@ -24,7 +24,9 @@ def doubtful(measured: Measured) -> list[tuple[int, int]]:
 def sure_tiers(measured: Measured) -> tuple[tuple[FoundTier, ...], tuple[Groups, ...]]:
     """The tiers that the fastest streams show, and the second fastest, and those that are as much faster again; and the groups that not all
     of the three do."""
-    ahead = measured.bandwidth * np.divide(measured.bandwidth, measured.again, out=np.ones_like(measured.again), where=measured.again < np.inf)
+    ahead = measured.bandwidth * np.divide(
+        measured.bandwidth, measured.again, out=np.ones_like(measured.again), where=measured.again < np.inf
+    )
     seen = [{tier.groups for tier in find_tiers(rates)} for rates in (measured.again, measured.bandwidth, ahead)]
     sure = set.intersection(*seen)
     return find_tiers(measured.bandwidth, among=sure), tuple(sorted(set.union(*seen) - sure))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from grace_moe.discover.declared import Declaration
-from grace_moe.discover.evidence import doubtful
+from grace_moe.discover.evidence import doubtful, sure_tiers
 from grace_moe.discover.finding import Discovery, discover, topology_of
 from grace_moe.discover.launcher import declared_by_launcher, declared_by_machine, wrong_sizes
 from grace_moe.discover.link_kinds import nvml_link_kinds
@@ -27,19 +27,21 @@ from grace_moe.topology import Topology
 
 MOST_PAIRS = 2048
 """Pairs that are measured one by one; of more, one of every two machines stands for the others."""
-_PINGS = 11
+_PINGS = 7
 _CHUNKS = 10
 """Messages of a stream, sent without waiting. Between their arrivals neither latency counts, nor what a link lets through at once."""
 _FIRST_BYTES, _MOST_BYTES = 64 * 2**10, 2**26
 """Of a message of a stream."""
-_LONG_ENOUGH_S = 0.03
-"""A stream that takes so long tells the bandwidth; of shorter ones the messages are doubled."""
+_LONG_ENOUGH_S = 0.02
+"""A stream that takes so long tells the bandwidth; of shorter ones the messages are made larger."""
 _STREAMS = 2
 """Of a direction, each time that it is measured."""
-_MOST_AGAIN = 6
+_MOST_AGAIN = 5
 """Times that doubted pairs are measured again."""
 _ENOUGH_S = 8.0
 """Since the first stream: later, doubted pairs are not measured again; half as long again as the first time where that is more."""
+_UNSURE = 3.0
+"""Times as long, where not all streams show the same tiers."""
 _TOGETHER = 3
 """Times that sharing is measured."""
 _SHARED = 0.8
@@ -122,10 +124,12 @@ class Probe:
         every = pairs_to_measure(machines, MOST_PAIRS)
         began = time.perf_counter()
         samples = self._measured_once(every, machines, on_round)
-        until = began + max(_ENOUGH_S, 1.5 * (time.perf_counter() - began))
+        enough = max(_ENOUGH_S, 1.5 * (time.perf_counter() - began))
         measured = gathered(samples, machines)
         for _ in range(_MOST_AGAIN):
-            again = self._as_rank_0_has(sorted(set(every) & set(doubtful(measured))) if time.perf_counter() < until else [])
+            seconds = time.perf_counter() - began
+            late = seconds > enough and (seconds > _UNSURE * enough or not sure_tiers(measured)[1])
+            again = self._as_rank_0_has([] if late else sorted(set(every) & set(doubtful(measured))))
             if not again:
                 break
             samples += self._measured_once(again, machines, on_round)
@@ -197,7 +201,7 @@ class Probe:
             if each * _CHUNKS >= _LONG_ENOUGH_S or size == _MOST_BYTES:
                 rates.append(size / each)
             else:
-                size = int(min(_MOST_BYTES, size * min(16, max(2, 1.25 * _LONG_ENOUGH_S / (each * _CHUNKS)))))
+                size = int(min(_MOST_BYTES, size * min(16, max(1.25, 1.25 * _LONG_ENOUGH_S / (each * _CHUNKS)))))
         self._tell(other, 0)
         self._sizes[other] = size
         return Sample(sender=other, receiver=self.rank, rates=tuple(rates), latency_s=float(np.median(pings)) / 2)
@@ -249,7 +253,7 @@ class Probe:
 
     def _together(self, links: list[tuple[int, int]], bandwidth: float) -> float:
         """Bytes per second of several links at once, all ranks of a node sending: what is under way until the last has arrived."""
-        size = int(min(_MOST_BYTES, max(8 * _FIRST_BYTES, 2 * _LONG_ENOUGH_S * bandwidth)))  # over what a link lets through at once
+        size = int(min(_MOST_BYTES, max(8 * _FIRST_BYTES, 3 * _LONG_ENOUGH_S * bandwidth)))  # over what a link lets through at once
         seconds = []
         for _ in range(_TOGETHER):
             dist.barrier()
