@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from grace_moe.engines.coactivation import import_coactivation
-from grace_moe.engines.counts import Counts, trace_of_counts
+from grace_moe.engines.counts import Counts, profile_of_counts
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.load_arrays import read_arrays
 from grace_moe.engines.load_tables import read_load_csv
@@ -55,7 +55,7 @@ def import_loads(paths: Sequence[Path], hints: Hints) -> Imported:
     if all(path.suffix == ".csv" for path in paths):
         pieces = widened(pieces)  # a rank may have none of the last experts
     counts, layer_ids = summed(pieces, source)
-    imported = trace_of_counts(counts, hints, source, field="loads", layer_ids=layer_ids)
+    imported = profile_of_counts(counts, hints, source, field="loads", layer_ids=layer_ids)
     if hints.num_experts is not None or not all(path.suffix == ".csv" for path in paths):
         return imported
     guessed = f"{counts.shape[1]} experts, as the highest number says: --num-experts, where there are more"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.counts import Counts, trace_of_counts
+from grace_moe.engines.counts import Counts, profile_of_counts
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.loads import Loads, loads_of_object, numbers_of_list, summed, two_dimensions, widened
 from grace_moe.engines.responses import read_objects
@@ -64,7 +64,7 @@ def import_dump(paths: Sequence[Path], hints: Hints) -> Imported:
 
 def _import_loads(pieces: Sequence[Loads], hints: Hints, source: str) -> Imported:
     counts, layer_ids = summed(widened(pieces), source)
-    return trace_of_counts(counts, hints, source, field=COUNT, layer_ids=layer_ids)
+    return profile_of_counts(counts, hints, source, field=COUNT, layer_ids=layer_ids)
 
 
 def _numbers(value: Any, source: str) -> Counts:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from grace_moe.engines.counts import trace_of_counts
+from grace_moe.engines.counts import profile_of_counts
 from grace_moe.engines.dumps import MAX_ELEMENTS
 from grace_moe.engines.imported import Hints, Imported
 from grace_moe.engines.notes import counted, several
@@ -54,7 +54,7 @@ def import_statistics(paths: Sequence[Path], hints: Hints) -> Imported:
     layers = tuple(sorted(total))
     if not layers:
         raise TraceError(str(folder), "layers", "none has counts", _AGAIN)
-    return trace_of_counts(np.stack([total[layer] for layer in layers]), hints, str(folder), layer_ids=layers)
+    return profile_of_counts(np.stack([total[layer] for layer in layers]), hints, str(folder), layer_ids=layers)
 
 
 def _import_raw(files: Sequence[Path], hints: Hints, num_experts: int) -> Imported:

@@ -65,7 +65,9 @@ def record_with_vllm(
     record = _returned if returned else _captured
     routed = record(llm, prompts, sampling, shape, progress)
     hints = Hints.of(shape, model=name, dataset=dataset)
-    return trace_of_requests(routed, hints, num_experts=shape.num_experts, source=f"recording of {name}").trace, len(prompts)
+    trace = trace_of_requests(routed, hints, num_experts=shape.num_experts, source=f"recording of {name}").trace
+    assert isinstance(trace, RoutingTrace)
+    return trace, len(prompts)
 
 
 def _returned(
