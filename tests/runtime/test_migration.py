@@ -112,7 +112,7 @@ def moves_lossless(rank: int, folder: str, model: str) -> None:
 
 
 def rolls_back(rank: int, folder: str, model: str, seeds: range) -> None:
-    served = Served(rank, folder, model, patience=0.3)
+    served = Served(rank, folder, model, patience=1.0)
     for number, seed in enumerate(seeds, start=1):
         draw = random.Random(seed)
         fault = Fault(KINDS[seed % len(KINDS)], draw.randrange(RANKS), draw.randrange(3))
