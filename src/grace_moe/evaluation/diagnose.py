@@ -18,7 +18,7 @@ from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, order_of_requests, tokens_of
+from grace_moe.trace import LoadProfile, RoutingTrace, order_of_requests, tokens_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,7 +98,7 @@ def _parts(time: LayerTime) -> dict[str, float | None]:
 
 
 def diagnose(
-    trace: RoutingTrace,
+    trace: RoutingTrace | LoadProfile,
     topology: Topology,
     setting: Setting,
     *,
@@ -130,11 +130,11 @@ def diagnose(
         raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
     for placement in (*candidates, *(() if now is None else (now,))):
         _check(placement, trace, topology)
+    told = setting.told(topology)
+    if isinstance(trace, LoadProfile):
+        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
-    told = setting.told(topology)
-    if trace.counts_only:
-        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
     planning_half, measuring_half = trace.split_requests() if measure_on is None else (trace, measure_on)
     requests = _requests(measuring_half, setting.phase)
     if requests < FEWEST_REQUESTS:
@@ -164,7 +164,7 @@ def _whole(placement: Placement, trace: RoutingTrace, setting: Setting, seed: in
     return replay_flows(placement, trace, phase=setting.phase, seed=seed)[0]
 
 
-def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> None:
+def _check(placement: Placement, trace: RoutingTrace | LoadProfile, topology: Topology) -> None:
     """Raise MismatchError unless they belong together."""
     check_same_model(placement, trace)
     if placement.topology.shape != topology.shape:
@@ -216,7 +216,7 @@ def _judged(
     )
 
 
-def _unknown(reason: str, trace: RoutingTrace, setting: Setting, told: str) -> Diagnosis:
+def _unknown(reason: str, trace: RoutingTrace | LoadProfile, setting: Setting, told: str) -> Diagnosis:
     return Diagnosis(
         verdict=NOT_ENOUGH,
         reason=reason,
