@@ -20,11 +20,8 @@ SGLANG := sglang==0.5.23
 demo: $(READY) ## the main job on the embedded model: record, plan, run on local ranks, verify
 	@$(BIN)/grace-moe demo
 
-# Files of tests at once.
-WORKERS ?= 2
-
 test: $(READY) ## all tests
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest
 
 families: $(READY) ## every MoE family of Transformers, tiny: recorded, run on four processes, and the table of docs/families.md (10 minutes)
 	$(BIN)/python -m tests.families --page docs/families.md
