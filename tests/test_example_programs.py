@@ -12,7 +12,6 @@ from grace_moe import Topology, plan
 from grace_moe.embedded import embedded_model
 from grace_moe.trace import synthetic_trace
 from tests.house import ROOT
-from tests.warm_python import Popen
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +27,9 @@ def folder(tmp_path_factory):
 
 def torchrun(folder, program, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, *arguments]
-    with Popen(list(map(str, command)), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        out, error = process.communicate(timeout=170)
-    assert process.returncode == 0, error[-3000:]
-    return out
+    result = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=170, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 @pytest.mark.parametrize("precision", [[], ["--bfloat16"]])

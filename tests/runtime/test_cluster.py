@@ -18,7 +18,6 @@ from grace_moe.runtime.job.choosing import Sampling
 from grace_moe.runtime.job.generation import GenerationOptions, Request, generate
 from grace_moe.runtime.model.description import load_tokenizer
 from grace_moe.runtime.model.loading import load_whole_model
-from tests.warm_python import Popen
 
 from .conftest import contiguous, placement_of, scattered_with_replicas
 
@@ -41,7 +40,7 @@ def two_nodes():
 def torchrun(*words, prefix=(), processes=2, **options):
     flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()]
     command = [*prefix, sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *flags, "-m", "grace_moe", *words]
-    return Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.ranks
