@@ -27,6 +27,7 @@ LEAST_GAIN = 0.03
 """Share of a layer's time from which a plan is worth having, unless said otherwise."""
 PARTS = 20
 """That requests are dealt into, to be drawn again."""
+FEWEST_PARTS = 8
 FEWEST_REQUESTS = 8
 """To be measured on: with fewer, nothing is said."""
 DRAWS = 200
@@ -147,8 +148,9 @@ def diagnose(
     before = [plan(planned, topology, "linear", seed=seed) if now is None else now for planned, _ in sides]
     plans = [candidates or _candidates(planned, topology, seed, limits) for planned, _ in sides]
     after = _fastest(plans, sides, topology, setting, seed)
+    parts = _rounds(requests, topology)
     flows = [
-        [replay_flows(p, measured, topology, parts=min(PARTS, requests), phase=setting.phase, seed=seed) for p in both]
+        [replay_flows(p, measured, topology, parts=parts, phase=setting.phase, seed=seed) for p in both]
         for both, (_, measured) in zip(zip(before, after, strict=True), sides, strict=True)
     ]
     times = [mean_time([_whole_time(both[which], topology, setting) for both in flows]) for which in (0, 1)]
@@ -181,15 +183,15 @@ def _fastest(
     seed: int,
 ) -> list[Placement]:
     """Of the ways to plan the one that is fastest on what was planned on: its plan for each side."""
-    ways = list(zip(*plans, strict=True))
+    ways = [list(way) for way in zip(*plans, strict=True)]
     if len(ways) == 1:
-        return list(ways[0])
+        return ways[0]
 
     def seconds(way: Sequence[Placement]) -> float:
         replays = [replay_flows(p, planned, topology, phase=setting.phase, seed=seed) for p, (planned, _) in zip(way, sides, strict=True)]
         return sum(_whole_time(parts, topology, setting).total for parts in replays)
 
-    return list(min(ways, key=seconds))
+    return min(ways, key=seconds)
 
 
 def _whole_time(parts: list[Flows], topology: Topology, setting: Setting) -> LayerTime:
@@ -213,6 +215,12 @@ def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> Non
 def _requests(trace: RoutingTrace, phase: str) -> int:
     """Requests with tokens of a phase."""
     return len(np.unique(order_of_requests(trace)[0][tokens_of(trace, phase)]))
+
+
+def _rounds(requests: int, topology: Topology) -> int:
+    """Whole rounds over the devices, where there are enough of them: a part that some devices send nothing of makes every draw uneven."""
+    rounds = requests // topology.num_devices
+    return min(PARTS, rounds if rounds >= FEWEST_PARTS else requests)
 
 
 def _drawn(now: list[Flows], planned: list[Flows], topology: Topology, setting: Setting, seed: int) -> Floats:
