@@ -38,7 +38,7 @@ HEAVY = {
 INNER = {
     "grace_moe.engines.vllm.model_choice:_kernel": "Triton is where vLLM has a GPU",
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
-    "grace_moe.engines.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
+    "grace_moe.engines.recordings.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
     "grace_moe.cli.front:front": "what listens comes with an extra",
     "grace_moe.runtime.job.on_rank:_adapting": "planning takes long to import, and a run without it need not",
     "grace_moe.runtime.job.results:_status": "likewise",

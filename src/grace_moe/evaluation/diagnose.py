@@ -18,7 +18,7 @@ from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, order_of_requests, tokens_of
+from grace_moe.trace import LoadProfile, RoutingTrace, order_of_requests, tokens_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -101,7 +101,7 @@ def _parts(time: LayerTime) -> dict[str, float | None]:
 
 
 def diagnose(
-    trace: RoutingTrace,
+    trace: RoutingTrace | LoadProfile,
     topology: Topology,
     setting: Setting,
     *,
@@ -135,11 +135,11 @@ def diagnose(
         raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
     for placement in (*candidates, *(() if now is None else (now,))):
         _check(placement, trace, topology)
+    told = setting.told(topology)
+    if isinstance(trace, LoadProfile):
+        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
-    told = setting.told(topology)
-    if trace.counts_only:
-        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
     sides = _sides(trace, measure_on, both=not candidates)
     requests = min(_requests(measured, setting.phase) for _, measured in sides)
     if requests < FEWEST_REQUESTS:
@@ -204,7 +204,7 @@ def _without_replicas(trace: RoutingTrace, topology: Topology, seed: int) -> lis
     return [plan(trace, topology, "eplb", seed=seed, redundancy=1.0)] if trace.num_experts % topology.num_devices == 0 else []
 
 
-def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> None:
+def _check(placement: Placement, trace: RoutingTrace | LoadProfile, topology: Topology) -> None:
     """Raise MismatchError unless they belong together."""
     check_same_model(placement, trace)
     if placement.topology.shape != topology.shape:
@@ -262,7 +262,7 @@ def _judged(
     )
 
 
-def _unknown(reason: str, trace: RoutingTrace, setting: Setting, told: str) -> Diagnosis:
+def _unknown(reason: str, trace: RoutingTrace | LoadProfile, setting: Setting, told: str) -> Diagnosis:
     return Diagnosis(
         verdict=NOT_ENOUGH,
         reason=reason,
