@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.counts import profile_of_counts
+from grace_moe.engines.recordings.counts import profile_of_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.planning import METHODS
 from grace_moe.topology import Topology

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import EXPORTERS, TRACE_IMPORTERS, Hints, SlotMap, equalise
-from grace_moe.engines.counts import profile_of_counts
+from grace_moe.engines.recordings.counts import profile_of_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.topology import Topology
 from grace_moe.trace import LoadProfile, expert_loads

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.model_config import ModelShape, shape_of_config
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
-from grace_moe.engines.tokens import Ids
+from grace_moe.engines.models.model_config import ModelShape, shape_of_config
+from grace_moe.engines.recordings.imported import Hints
+from grace_moe.engines.recordings.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.recordings.tokens import Ids
 from grace_moe.errors import ModelError, UsageError
 from grace_moe.trace import RecordingSizes, RoutingTrace, prompts_from_text
 

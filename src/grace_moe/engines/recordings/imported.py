@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grace_moe.engines.model_config import ModelShape
+from grace_moe.engines.models.model_config import ModelShape
 from grace_moe.errors import UsageError
 from grace_moe.trace import LoadProfile, RoutingTrace
 

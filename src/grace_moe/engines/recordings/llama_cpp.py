@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.counts import profile_of_counts
-from grace_moe.engines.csv_rows import read_rows
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.signs import WRONG_STRIDE, is_partitioned
-from grace_moe.engines.tokens import Tokens, trace_of_tokens
+from grace_moe.engines.recordings.counts import profile_of_counts
+from grace_moe.engines.recordings.csv_rows import read_rows
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.signs import WRONG_STRIDE, is_partitioned
+from grace_moe.engines.recordings.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_LAYERS, check_budget
 

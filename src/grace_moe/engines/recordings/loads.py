@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.coactivation import import_coactivation
-from grace_moe.engines.counts import Counts, profile_of_counts
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.load_arrays import read_arrays
-from grace_moe.engines.load_tables import read_load_csv
-from grace_moe.engines.responses import read_objects
+from grace_moe.engines.recordings.coactivation import import_coactivation
+from grace_moe.engines.recordings.counts import Counts, profile_of_counts
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.load_arrays import read_arrays
+from grace_moe.engines.recordings.load_tables import read_load_csv
+from grace_moe.engines.recordings.responses import read_objects
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, read_json
 

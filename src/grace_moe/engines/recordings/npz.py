@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.counts import profile_of_counts
-from grace_moe.engines.dumps import read_npz
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.tokens import Tokens, trace_of_tokens
+from grace_moe.engines.recordings.counts import profile_of_counts
+from grace_moe.engines.recordings.dumps import read_npz
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, narrow
 

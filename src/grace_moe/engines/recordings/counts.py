@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.layers import choose_layers, numbers_of_rows
-from grace_moe.engines.signs import even_counts
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.layers import choose_layers, numbers_of_rows
+from grace_moe.engines.recordings.signs import even_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, bounded_counts
 from grace_moe.trace import LoadProfile, whole_loads
