@@ -121,7 +121,9 @@ def everywhere(trace: RoutingTrace, devices: int) -> RoutingTrace:
     order = np.argsort(np.repeat(request, devices), kind="stable")
     copy = np.tile(np.arange(devices), len(request))
     ids = (np.repeat(request, devices) * devices + copy)[order]
-    return replace(trace, topk_ids=np.repeat(trace.topk_ids, devices, axis=0)[order], request_ids=ids.astype(np.int32), topk_weights=None)
+    phase = None if trace.phase is None else np.repeat(trace.phase, devices)[order]
+    topk_ids = np.repeat(trace.topk_ids, devices, axis=0)[order]
+    return replace(trace, topk_ids=topk_ids, request_ids=ids.astype(np.int32), phase=phase, topk_weights=None)
 
 
 def seconds(layers: list[LayerPlacement], one: Instance, replica_choice: str) -> np.ndarray:

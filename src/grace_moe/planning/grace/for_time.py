@@ -159,7 +159,7 @@ def _dearest_nodes(topology: Topology) -> list[int]:
     if topology.bandwidth is None:
         return list(range(min(topology.num_nodes, DEAREST_NODES)))
     seconds = np.divide(1.0, np.array(topology.bandwidth), out=np.zeros(far.shape), where=far).sum(axis=1)
-    return np.argsort(-np.bincount(node, seconds), kind="stable")[:DEAREST_NODES].tolist()
+    return [int(place) for place in np.argsort(-np.bincount(node, seconds), kind="stable")[:DEAREST_NODES]]
 
 
 def _prices(problem: LayerProblem, rates: ExchangeRates) -> list[float]:
