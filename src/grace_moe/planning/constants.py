@@ -184,8 +184,9 @@ DOUBT_IN_TIME = 1.0
 was slower by 1% on other layers than those measured (plan_for_time_2026-11-27.md)."""
 DEAREST_NODES = 4
 """Nodes, those of the slowest links, from each of which alone tokens are taken to come in some searches. Not tuned: bounds time."""
-MOVE_STARTS = 3
-"""Placements of a layer, the fastest, on which moves are tried. Not tuned."""
+MOVE_LIMITS = (0.95, 0.98, 1.0)
+"""Share of the busiest device's limit that moves keep to, on the fastest placement of a layer and the next ones. Not tuned: what is at the
+limit on a sample is beyond it on some days."""
 MOVES = 400
 """Moves of single experts that are tried on each, timed on `MOVE_TOKENS`. Not tuned."""
 MOVE_TOKENS = 3000
@@ -198,8 +199,8 @@ MOVES_ASTRAY = 3
 """Moves with which it leaves it, whatever they cost. Not tuned."""
 OVER_LIMIT = 10.0
 """Seconds of a layer that a second of the busiest device beyond its limit costs in these moves. Not tuned."""
-PRICE_MOVES = 0.1
-"""Share of the moves that change a node's price. Not tuned."""
+CHOICE_MOVES = 0.1
+"""Share of the moves that change how replicas are chosen: by policy, or by a node's price. Not tuned."""
 
 # Step 15: replicas of decode
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.placement import MAX_NODE_PRICE, LayerPlacement
-from grace_moe.planning.constants import MOVE_PATIENCE, MOVES_ASTRAY, OVER_LIMIT, PRICE_MOVES
+from grace_moe.placement import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement
+from grace_moe.planning.constants import CHOICE_MOVES, MOVE_PATIENCE, MOVES_ASTRAY, OVER_LIMIT
 from grace_moe.planning.grace.clock import Clock, chosen_again, chosen_by, timed
 from grace_moe.planning.grace.replica_shares import primary_first
 from grace_moe.planning.grace.slots_by_memory import Rows, rows_of, with_rows
@@ -39,9 +39,9 @@ class Move:
 
     rows: Rows
     changed: tuple[int, ...] = ()
-    """Experts whose rows change; none where prices do, which all tokens go by."""
-    prices: tuple[float, ...] | None = None
-    """New prices of the nodes; None = as they are."""
+    """Experts whose rows change; none where it is how replicas are chosen."""
+    layer: LayerPlacement | None = None
+    """With another choice of replicas; None = as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,11 @@ def improved(clock: Clock, layer: LayerPlacement, limits: MoveLimits, tries: int
         if failed >= patience:
             now, failed, astray = best, 0, MOVES_ASTRAY
         failed += 1
-        priced = generator.random() < PRICE_MOVES
-        move = _other_price(now, node, generator) if priced else _move(now, slots, generator)
+        chosen_otherwise = generator.random() < CHOICE_MOVES
+        move = _other_choice(now, node, generator) if chosen_otherwise else _move(now, slots, generator)
         if move is None:
             continue
-        moved = with_rows(now.layer, move.rows)
-        if move.prices is not None:
-            moved = replace(moved, node_prices=move.prices)
+        moved = with_rows(move.layer or now.layer, move.rows)
         if not astray and known.get(moved, 0.0) >= now.seconds:
             continue
         after = _timed(clock, moved, move.rows, chosen_again(clock, moved, now.chosen, move.changed), limits)
@@ -123,17 +121,20 @@ def _move(now: Timed, slots: Sequence[int], generator: np.random.Generator) -> M
     return _with(rows, {expert: row, other: {(here if d == there else d): weight for d, weight in rows[other].items()}})
 
 
-def _other_price(now: Timed, node: npt.NDArray[np.int64], generator: np.random.Generator) -> Move | None:
-    """Another price of a node: which of two equally small sets of nodes a token goes to in joint choice; None where no two are."""
+def _other_choice(now: Timed, node: npt.NDArray[np.int64], generator: np.random.Generator) -> Move | None:
+    """Replicas chosen by another policy, or another price of a node: which of two equally small sets of nodes a token goes to in joint
+    choice. None where no expert has replicas."""
     nodes = int(node.max()) + 1
-    if nodes < 3 or now.layer.replica_choice not in ("", "joint"):
+    if all(len(row) == 1 for row in now.rows):
         return None
-    if all(len({int(node[device]) for device in row}) == 1 for row in now.rows):
+    if nodes < 3 or generator.random() < 0.2:
+        return Move(rows=now.rows, layer=replace(now.layer, replica_choice=REPLICA_CHOICES[int(generator.integers(len(REPLICA_CHOICES)))]))
+    if now.layer.replica_choice not in ("", "joint"):
         return None
     prices = np.array(now.layer.node_prices or (0.0,) * nodes)
     prices[int(generator.integers(nodes))] += (-1.0, -0.25, 0.25, 1.0)[int(generator.integers(4))]
     prices = np.clip(prices - prices.min(), 0, MAX_NODE_PRICE)
-    return Move(rows=now.rows, prices=tuple(prices.tolist()) if prices.any() else ())
+    return Move(rows=now.rows, layer=replace(now.layer, node_prices=tuple(prices.tolist()) if prices.any() else ()))
 
 
 def _with(rows: Rows, changed: dict[int, dict[int, float]]) -> Move:

@@ -23,11 +23,9 @@ from grace_moe.planning.constants import (
     CAPACITY_POWER,
     CAPACITY_ROUNDS,
     DEAREST_NODES,
-    DOUBT,
-    DOUBT_UNKNOWN,
     LEAST_LOAD,
     MOST_MOVES,
-    MOVE_STARTS,
+    MOVE_LIMITS,
     MOVE_TOKENS,
     MOVES,
     TIMED_DEVICE_PRICES,
@@ -73,8 +71,8 @@ def plan_layers_for_time(
             rows.append(row)
             on_layer()
     floors = np.stack([np.maximum(row[0].peaks, row[-1].peaks) for row in rows])  # what is planned for copies is within the tolerance
-    doubt = DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT
-    chosen = choose_candidates(_in_shares(rows), floors, tolerance, doubt) or tuple(len(row) - 1 for row in rows)
+    # The busiest device is part of the time, whose doubt counts already (`clock.candidate`): it is within the tolerance as expected.
+    chosen = choose_candidates(_in_shares(rows), floors, tolerance, doubt=0.0) or tuple(len(row) - 1 for row in rows)
     return [row[index] for row, index in zip(rows, chosen, strict=True)]
 
 
@@ -114,8 +112,8 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
     within = [each for each in found if each.peaks[0] <= tolerance * busiest] or found
     short = shorter(clock, MOVE_TOKENS)
     tried = MOVES * min(MOST_MOVES, MOVE_TOKENS / max(1, len(short.ids))) * problem.effort
-    limits = MoveLimits(slots=slots, busiest=busiest)
-    for start in sorted(within, key=lambda each: each.traffic)[:MOVE_STARTS]:
+    for start, share in zip(sorted(within, key=lambda each: each.traffic), MOVE_LIMITS, strict=False):
+        limits = MoveLimits(slots=slots, busiest=share * busiest)
         found.append(timed_as(improved(short, start.layer, limits, int(tried), problem.seed), start.origin))
     return [*found, floor]
 
