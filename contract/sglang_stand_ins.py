@@ -14,7 +14,7 @@ import torch
 
 from grace_moe import Topology, plan
 from grace_moe.engines import EXPORTERS, Hints, SlotMap
-from grace_moe.engines.live_plan import PLAN
+from grace_moe.engines.live.live_plan import PLAN
 from grace_moe.trace import RoutingTrace, synthetic_trace
 
 SOURCE = Path(os.environ.get("SGLANG_SOURCE", "none"))

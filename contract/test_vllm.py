@@ -21,7 +21,7 @@ vllm = pytest.importorskip("vllm")
 from grace_moe import RoutingTrace, Topology, plan
 from grace_moe.engines import EXPORTERS, Hints, SlotMap
 from grace_moe.engines.backends import VLLM
-from grace_moe.engines.live_plan import PLAN
+from grace_moe.engines.live.live_plan import PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.placement import Placement

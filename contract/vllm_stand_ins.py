@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grace_moe import Topology
-from grace_moe.engines.live_plan import CHOICE, PLAN
+from grace_moe.engines.live.live_plan import CHOICE, PLAN
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.engines.vllm import seams
 from grace_moe.placement import LayerPlacement, Placement
