@@ -1,5 +1,6 @@
 """Slots that follow the devices' memory: how many each gets, and that plans for time keep to them."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_what_small_devices_lack_larger_ones_get(memory, redundancy):
         return
     task = PlanningTask(trace=TRACE, topology=topology, redundancy=redundancy, expert_bytes=1)
     slots, limits = task.slots_by_memory, task.slot_limits
-    equal = -int(-redundancy * 8 // len(memory))
+    equal = math.ceil(redundancy * 8 / len(memory) - 1e-9)
     assert sum(slots) >= min(equal * len(memory), sum(limits))
     assert all(own <= limit for own, limit in zip(slots, limits, strict=True))
     assert all(own == limit or own == max(slots) for own, limit in zip(slots, limits, strict=True))
