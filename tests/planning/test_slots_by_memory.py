@@ -33,9 +33,9 @@ def test_what_small_devices_lack_larger_ones_get(memory, redundancy):
     topology = with_memory(Topology.parse(f"1x{len(memory)}"), memory)
     if sum(min(m, 8) for m in memory) < 8:
         with pytest.raises(UsageError, match="memory_bytes"):
-            PlanningTask(trace=TRACE, topology=topology, redundancy=redundancy, expert_bytes=1)
+            PlanningTask(recording=TRACE, topology=topology, redundancy=redundancy, expert_bytes=1)
         return
-    task = PlanningTask(trace=TRACE, topology=topology, redundancy=redundancy, expert_bytes=1)
+    task = PlanningTask(recording=TRACE, topology=topology, redundancy=redundancy, expert_bytes=1)
     slots, limits = task.slots_by_memory, task.slot_limits
     equal = math.ceil(redundancy * 8 / len(memory) - 1e-9)
     assert sum(slots) >= min(equal * len(memory), sum(limits))
