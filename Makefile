@@ -52,6 +52,8 @@ bench-traces: $(READY)
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/requests.py $(wordlist 1,2,$(TRACES)))
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/simulate.py $(wordlist 1,2,$(TRACES)))
 	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
+	$(BIN)/python benchmarks/modelled.py $(firstword $(TRACES))
+	$(BIN)/python benchmarks/time_measured.py $(firstword $(TRACES))
 
 # Where `make gpu` leaves its page, its table of expert kernels, and the topology with the calibration that comes of them.
 GPU_RESULTS ?= gpu-results
@@ -65,8 +67,9 @@ gpu: $(READY) ## what the GPUs of this machine can tell: a page, a calibration, 
 	  $(BIN)/grace-moe calibrate -o $(GPU_RESULTS)/topology.json $(GPU_RESULTS)/experts.csv --topology $$base; \
 	  $(BIN)/pytest tests -k cuda; fi
 
+# Two versions of numba would throw away each other's compiled kernels: hence a cache of its own.
 contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, ten minutes)
-	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
+	NUMBA_CACHE_DIR=$(CURDIR)/$(CONTRACT)/numba SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
 
 contract-ready: $(CONTRACT)/.ready ## the environment alone
 
