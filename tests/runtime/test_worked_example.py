@@ -55,6 +55,7 @@ class Picture:
 
 @pytest.mark.ranks(2)
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_page_is_what_its_commands_make(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     for line in commands():
