@@ -60,7 +60,7 @@ def orders(parts: list[RoutingTrace]) -> dict[str, list[npt.NDArray[np.int64]]]:
 def cell(found: list[Evaluation]) -> str:
     copies = np.mean([one.cross_node_copies for one in found])
     load = np.mean([one.load_max_over_mean for one in found])
-    return f"{copies:.3f} @ {load:.2f}"
+    return f"{copies:.3f} @ {load:.3f}"
 
 
 def table(shape: str, planned_on: RoutingTrace, parts: list[RoutingTrace]) -> None:
