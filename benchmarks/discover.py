@@ -35,9 +35,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first cluster")
     parser.add_argument("--quiet", action="store_true", help="without jitter")
     parser.add_argument("--json", action="store_true", help="print rows as JSON, one a line, and no page")
+    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="files of such rows: print their page, run nothing")
     arguments = parser.parse_args()
     clean_up_when_ended()
-    rows = []
+    rows = [json.loads(line) for path in arguments.rows for line in path.read_text().splitlines()]
+    if rows:
+        show(rows)
+        return
     for seed in range(arguments.first, arguments.first + arguments.clusters):
         rows.append(tried(random_cluster(seed), seed, jitter=not arguments.quiet))
         print(json.dumps(rows[-1]), file=sys.stdout if arguments.json else sys.stderr, flush=True)
@@ -66,10 +70,12 @@ def tried(cluster: Cluster, seed: int, *, jitter: bool) -> dict:
         "seed": seed,
         "cluster": in_words(cluster),
         "right": set(found) == set(cluster.tiers),
+        "unsure": any("not enough evidence" in line for line in topology.discovered["contradictions"]),
         "errors": errors,
         "bad": None if cluster.bad is None else named,
         "others": sum(not _names(line, cluster.bad) for line in told),
         "seconds": seconds,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -110,8 +116,12 @@ def show(rows: list[dict]) -> None:
         f"`python benchmarks/discover.py --clusters {len(rows)}`: {platform.machine()}, {os.cpu_count()} cores, gloo, a namespace a rank,"
     )
     print("veth and `tc tbf`; every link carries bursts of others' traffic, and one link of each cluster is bad, where it can be told.")
-    print(f"Load of the machine at the end: {os.getloadavg()[1]:.0f} (over {os.cpu_count()}, and ranks waited for cores).\n")
-    print(f"- Groups right in all tiers: {sum(row['right'] for row in rows)} of {len(rows)}.")
+    loads = [row["load"] for row in done]
+    print(f"Load of the machine in the minute before each ended (median, most): {statistics.median(loads):.1f}, {max(loads):.1f};")
+    print("the ranks came before all other work (`SCHED_RR`).\n")
+    said = sum(not row["right"] and row["unsure"] for row in done)
+    print(f"- Groups right in all tiers: {sum(row['right'] for row in rows)} of {len(rows)}; ", end="")
+    print(f"of the others, {said} say 'not enough evidence'.")
     print(f"- Bandwidth of a tier off by (median, most): {statistics.median(errors):.1%}, {max(errors):.1%}; ", end="")
     print(f"within 15%: {sum(error <= 0.15 for error in errors)} of {len(errors)}.")
     print(f"- The bad link named: {sum(bad)} of {len(bad)}; links named besides: {sum(row['others'] for row in done)}.")
@@ -123,7 +133,8 @@ def show(rows: list[dict]) -> None:
             continue
         off = ", ".join(f"{error:.1%}" for error in row["errors"])
         named = "none there" if row["bad"] is None else "yes" if row["bad"] else "**no**"
-        print(f"| {row['seed']} | {row['cluster']} | {'yes' if row['right'] else '**no**'} | {off} | {named} | {row['seconds']:.1f} |")
+        right = "yes" if row["right"] else "not enough evidence" if row["unsure"] else "**no**"
+        print(f"| {row['seed']} | {row['cluster']} | {right} | {off} | {named} | {row['seconds']:.1f} |")
     print("\n1,024 ranks, made: nested equal groups, each tier four times as fast as the next, every number off by a normal 20%.\n")
     print("| groups, wide to narrow | least adjusted Rand index | s of processor time |\n|---|---|---|")
     for shape, score, spent in large():

@@ -24,7 +24,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from slow_link import NODES, RANKS, bytes_on_link, finish, nodes, start
+from slow_link import NODES, RANKS, before_others, bytes_on_link, finish, nodes, start
 
 VANILLA = "vanilla"
 WAYS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
@@ -147,6 +147,8 @@ def run(folder: Path, rate: str, names: list[str], rounds: int) -> tuple[list[di
 
 def measure(arguments: argparse.Namespace) -> None:
     """One rank: every way's layers in turn, round by round."""
+    if arguments.emulate is not None:
+        before_others()
     import numpy as np
     import torch
     import torch.distributed as dist

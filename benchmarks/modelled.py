@@ -1,6 +1,6 @@
 """The cost model against measured layers: all ways of `benchmarks/layer.py` over a slow link, whose topology `grace-moe discover` measures.
 
-    python benchmarks/modelled.py TRACE --rates 40mbit,80mbit,160mbit
+    python benchmarks/modelled.py TRACE --rates 60mbit,120mbit,240mbit
 
 Nothing is fitted to the layers: links are those that were discovered on namespaces of the same rate, and experts take so many
 microseconds a pair on a device of the rank's own (emulated, as in `layer.py --emulate`). Prints a page in Markdown, misses and all.
@@ -21,10 +21,11 @@ from itertools import combinations
 from pathlib import Path
 
 import layer
-from slow_link import RANKS, clean_up_when_ended, finish, nodes, start
+from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
+from slow_link import RANKS, before_others, clean_up_when_ended, finish, nodes, start
 
-BACKENDS = {"pairs": ("vanilla", 0.0), "flat": ("flat", 0.0), "in turn": ("hierarchical", 0.0), "hierarchical": ("hierarchical", 1.0)}
-"""Of each dispatch of layer.py: the backend, and its overlap."""
+BACKENDS = {"pairs": "vanilla", "flat": "flat", "in turn": "hierarchical", "hierarchical": "hierarchical"}
+"""Of each dispatch of layer.py."""
 LAYERS = 1
 TIE = 0.03
 """Measured times that are nearer than this to each other have no order."""
@@ -33,10 +34,12 @@ TIE = 0.03
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--rates", default="40mbit,80mbit,160mbit", help="of the link, as tc writes them")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of each rank")
+    parser.add_argument("--rates", default="60mbit,120mbit,240mbit", help="of the link, as tc writes them")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of each rank")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--emulate", type=float, default=200, help="microseconds a pair")
+    parser.add_argument("--json", action="store_true", help="print rows as JSON, one a line, and no page")
+    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="files of such rows: print their page, run nothing")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -44,10 +47,13 @@ def main() -> None:
         discover(arguments.rank, arguments.folder)
         return
     clean_up_when_ended()
+    rows = [json.loads(line) for path in arguments.rows for line in path.read_text().splitlines()]
+    if rows:
+        show(rows, arguments)
+        return
     asked = argparse.Namespace(trace=arguments.trace, tokens=arguments.tokens, layers=LAYERS)
     own = sys.argv[1:]
     measuring = [str(arguments.trace), "--tokens", str(arguments.tokens), "--layers", str(LAYERS), "--emulate", str(arguments.emulate)]
-    rows = []
     for rate in arguments.rates.split(","):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -59,11 +65,15 @@ def main() -> None:
             measured, _ = layer.run(folder, rate, [way[0] for way in layer.WAYS], arguments.rounds)
             rows += compared(folder, measured, arguments.emulate, rate)
             print(f"{link}: done", file=sys.stderr, flush=True)
-    show(rows, arguments)
+    if arguments.json:
+        print("\n".join(map(json.dumps, rows)))
+    else:
+        show(rows, arguments)
 
 
 def discover(rank: int, folder: Path) -> None:
     """One rank of the discovery; rank 0 leaves `found.json`."""
+    before_others()
     from grace_moe.runtime.job.probe import discover_together
     from grace_moe.runtime.job.ranks import joined, leave
 
@@ -91,15 +101,17 @@ def compared(folder: Path, measured: list[dict], emulate: float, rate: str) -> l
     topology = replace(topology, calibration=Calibration(compute=(kernel,)).to_dict())
     shape = json.loads((folder / "trace.json").read_text())
     model = ModelSizes(num_experts=shape["experts"], top_k=shape["k"], hidden_size=2048, expert_size=1024, hidden_element_bytes=4.0)
+    placements = [Placement.load(folder / f"{number}.json") for number in range(len(layer.WAYS))]
+    widest = max(int(placement.slots_per_device().max()) for placement in placements)  # the ranks' slots are as many in all ways
     rows = []
     for number, (way, result) in enumerate(zip(layer.WAYS, measured, strict=True)):
-        placement = Placement.load(folder / f"{number}.json")
+        placement = placements[number]
         with np.load(folder / f"{number}.npz") as taken:
             ids = [taken[f"arr_{rank}"] for rank in range(RANKS)]
         sources = np.repeat(np.arange(RANKS), [len(some) for some in ids]).astype(np.int32)  # a request a rank, dealt in this order
         trace = RoutingTrace(topk_ids=np.concatenate(ids), num_experts=shape["experts"], layer_ids=placement.layer_ids, request_ids=sources)
-        backend, overlap = BACKENDS[way[3]]
-        setting = Setting(model=model, batch_tokens=len(sources), backend=backend, overlap=overlap)
+        in_parts = way[3] == "hierarchical" and len(sources) * shape["k"] >= OVERLAP_PAIRS * widest * RANKS
+        setting = Setting(model=model, batch_tokens=len(sources), backend=BACKENDS[way[3]], overlap=float(in_parts))
         if topology.shape != placement.topology.shape:
             raise SystemExit(f"{rate}: {topology.shape} discovered, not {placement.topology.shape}: the machine is too busy")
         (flows,) = replay_flows(placement, trace, topology)
@@ -109,6 +121,7 @@ def compared(folder: Path, measured: list[dict], emulate: float, rate: str) -> l
                 "way": way[0],
                 "measured": statistics.median(result["seconds"]),
                 "modelled": step_time(flows, topology, setting).total,
+                "load": os.getloadavg()[0],
                 "link": topology.cross_node.shared_bytes_per_s or topology.cross_node.bandwidth_bytes_per_s,
             }
         )
@@ -121,7 +134,8 @@ def show(rows: list[dict], arguments: argparse.Namespace) -> None:
     print(f"`python benchmarks/modelled.py`: {run};")
     print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}), experts {arguments.emulate:g} us a pair (emulated);")
     print(f"median of {arguments.rounds} rounds. Links are as discovered, nothing is fitted.")
-    print(f"Load of the machine at the end: {os.getloadavg()[1]:.0f}.\n")
+    loads = ", ".join(dict.fromkeys(f"{row['load']:.1f}" for row in rows))
+    print(f"Load of the machine in the last minute of each link: {loads}; the ranks came before all other work (`SCHED_RR`).\n")
     print("| link | way | measured, ms | modelled, ms | off by |\n|---|---|---|---|---|")
     for row in rows:
         off = row["modelled"] / row["measured"] - 1

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from made_clusters import Cluster, Groups
-from slow_link import KEEP_UP, command, shape
+from slow_link import KEEP_UP, before_others, command, shape
 
 _CLONE_NEWNET = 0x40000000
 _ADDRESS = "10.77.1.{}"
@@ -142,6 +142,7 @@ def _forked(namespace: str, work) -> int:
         return pid
     try:
         enter(namespace)
+        before_others()
         work()
     except BaseException as error:
         sys.stderr.write(f"{namespace}: {error!r}\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
 from grace_moe.engines import equalise
-from grace_moe.engines.replica_choice import POLICIES
+from grace_moe.engines.live.replica_choice import POLICIES
 from grace_moe.placement import even_weights
 
 REDUNDANCY = 1.25

@@ -183,7 +183,7 @@ def work() -> None:
 def own_trace(name: str, embedded: Path, quick: bool) -> Any:
     """The trace of this name, made or loaded by the checkout's own package."""
     from grace_moe import RoutingTrace
-    from grace_moe.trace import synthetic_trace
+    from grace_moe.trace import LoadProfile, expert_loads, synthetic_trace
 
     if name == "embedded":
         trace = RoutingTrace.load(embedded)
@@ -193,7 +193,9 @@ def own_trace(name: str, embedded: Path, quick: bool) -> Any:
     trace = synthetic_trace(**size, experts=64, top_k=top_k, clusters=6, affinity=0.8, skew=0.8, requests=60, seed=5)
     if name == "synthetic":
         return trace
-    return replace(trace, request_ids=None, counts_only=name == "counts only")
+    if name == "counts only":
+        return LoadProfile(loads=expert_loads(trace), layer_ids=trace.layer_ids)
+    return replace(trace, request_ids=None)
 
 
 def digest_of(case: Case, traces: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 RANKS, NODES = 4, 2
@@ -79,6 +79,13 @@ def start(script: str, rank: int, prefix: list[str], folder: Path) -> subprocess
     return subprocess.Popen([*prefix, sys.executable, script, *sys.argv[1:], "--rank", str(rank), "--folder", str(folder)], env=environment)
 
 
+def before_others() -> None:
+    """Let this process have a core as soon as it wants one, where the system allows it. A rank that mostly waits for links then finds them
+    as they are, whatever else the machine does. Threads that it starts later are alike."""
+    with suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
     """Wait for all ranks; where one fails, stop the others and this program."""
     clean_up_when_ended()
@@ -96,7 +103,12 @@ def finish(ranks: list[subprocess.Popen[bytes]]) -> None:
 
 def clean_up_when_ended() -> None:
     """Ended from outside, this program still leaves no namespace and no rank behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice: the second would end the cleaning
+        sys.exit("ended from outside")
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def bytes_on_link() -> int:

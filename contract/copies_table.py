@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grace_moe import Topology, evaluate, plan
 from grace_moe.engines import SlotMap, equalise
-from grace_moe.engines.replica_choice import POLICIES
+from grace_moe.engines.live.replica_choice import POLICIES
 from grace_moe.placement import Placement
 from serving import Job, Nursery, embedded, own_rule
 

@@ -12,7 +12,7 @@ import torch
 from grace_moe import Topology
 from grace_moe.engines import SlotMap
 from grace_moe.engines.equaliser import spread_evenly
-from grace_moe.engines.live_plan import PLAN
+from grace_moe.engines.live.live_plan import PLAN
 from grace_moe.placement import Placement
 from sglang_stand_ins import EXPERTS, LAYERS, PLANNED, RANKS, SLOTS, Model, hooked, load, unpacked
 

@@ -9,7 +9,7 @@ import torch
 
 from grace_moe.choice import joint_choice_table
 from grace_moe.engines import SlotMap
-from grace_moe.engines.live_plan import CHOICE
+from grace_moe.engines.live.live_plan import CHOICE
 from sglang_stand_ins import EXPERTS, LAYERS, PLANNED, RANKS, SLOTS, Model, hooked, load, planned, unpacked
 
 pytestmark = unpacked

@@ -21,7 +21,7 @@ vllm = pytest.importorskip("vllm")
 from grace_moe import RoutingTrace, Topology, plan
 from grace_moe.engines import EXPORTERS, Hints, SlotMap
 from grace_moe.engines.backends import VLLM
-from grace_moe.engines.live_plan import PLAN
+from grace_moe.engines.live.live_plan import PLAN
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.placement import Placement
@@ -48,10 +48,11 @@ RECORD = ("--text", EMBEDDED / "prose.txt", "--requests", 6, "--prompt-tokens", 
 
 
 @pytest.fixture(scope="module")
-def trace(model, tmp_path_factory):
+def trace(model, nursery, tmp_path_factory):
     """Recorded by vLLM's own router."""
     path = tmp_path_factory.mktemp("trace") / "vllm.safetensors"
-    command("record", model, "--engine", "vllm", *RECORD, "-o", path)
+    words = ["record", model, "--engine", "vllm", *RECORD, "-o", path]
+    assert nursery.call("serving.command", words=list(map(str, words))) == [{"code": 0}]
     return path
 
 

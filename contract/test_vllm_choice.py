@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 from grace_moe import Topology
 from grace_moe.choice import choice_table
 from grace_moe.choice.hashing import layer_salt
-from grace_moe.engines.replica_choice import SEED, rank_choice
+from grace_moe.engines.live.replica_choice import SEED, rank_choice
 from grace_moe.engines.vllm import seams
 from grace_moe.engines.vllm.choice_kernel import DeviceTables, choose_and_record
 from grace_moe.engines.vllm.choice_tables import kernel_tables

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 
 from grace_moe import evaluate
 from grace_moe.engines import SlotMap
-from grace_moe.engines.replica_choice import POLICIES
+from grace_moe.engines.live.replica_choice import POLICIES
 from grace_moe.placement import Placement
 from serving import RankError, own_rule
 

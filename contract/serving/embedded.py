@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from grace_moe import RoutingTrace
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.recordings.imported import Hints
+from grace_moe.engines.recordings.requests import RoutedRequest, trace_of_requests
 from serving.job import Outcome
 
 FOLDER = Path(__file__).parents[2] / "src/grace_moe/embedded"

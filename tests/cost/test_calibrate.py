@@ -60,6 +60,55 @@ def test_transports_are_found_again(tmp_path):
     assert kernel.coefficients["far_pair_element"] == pytest.approx(2e-11, rel=0.02)
 
 
+def test_a_link_inside_nodes_is_at_most_as_slow_as_by_its_bandwidth(tmp_path):
+    """Where no node is alone, pairs inside are few: what they cost is not left to chance."""
+    path = tmp_path / "low.csv"
+    write(path, [row for row in low_latency_rows() if row["node_num"] > 1])
+    coefficients = calibrate([read_table(path)]).calibration.transports[0].coefficients
+    share = LOW.far_bytes_per_s / LOW.near_bytes_per_s
+    assert coefficients["near_pair_element"] >= share * coefficients["far_pair_element"] * 0.999
+
+
+HIGH = TransportKernel(
+    backend="deepep_high_throughput",
+    direction="dispatch",
+    coefficients={"call": 3e-5, "copy_sm": 4e-7, "relayed_element_sm": 7e-11, "far_element": 2.1e-11},
+    nodes=(1, 2, 4),
+)
+
+
+def high_throughput_rows() -> list[dict]:
+    rows = []
+    for nodes in HIGH.nodes:
+        for tokens in (1, 64, 1024, 8192, 65536):
+            for sms in (4, 8, 16, 24):
+                numbers = {"tokens": tokens, "top_k": 8, "experts": 256, "hidden": 7168, "nodes": nodes, "devices_per_node": 8, "sms": sms}
+                exchange = uniform_exchange(**{name: np.array([float(value)]) for name, value in numbers.items()})
+                seconds = float(HIGH.seconds(exchange)[0]) * 1e6
+                row = {"system": "x1", "node_num": nodes, "hidden_size": 7168, "num_token": tokens, "num_topk": 8, "num_experts": 256}
+                times = {f"{direction}_transmit_us": seconds for direction in DIRECTIONS}
+                rows.append(row | times | {f"{direction}_sms": sms for direction in DIRECTIONS})
+    return rows
+
+
+def test_what_works_at_once_is_found_again(tmp_path):
+    path = tmp_path / "high.csv"
+    write(path, high_throughput_rows())
+    found = calibrate([read_table(path)]).calibration
+    assert found.fits[0]["p95_error"] < 0.01
+    assert found.fits[0]["left_out"]["median_error"] < 0.1
+    assert found.transports[0].coefficients["far_element"] == pytest.approx(2.1e-11, rel=0.02)
+
+
+def test_the_slower_of_sms_and_links_counts():
+    numbers = {"tokens": 8192, "top_k": 8, "experts": 256, "hidden": 7168, "nodes": 4, "devices_per_node": 8}
+    few, many, more = (
+        float(HIGH.seconds(uniform_exchange(**{name: np.array([float(v)]) for name, v in (numbers | {"sms": sms}).items()}))[0])
+        for sms in (4, 24, 48)
+    )
+    assert few > many == more  # with 24 SMs the link between nodes is what takes long
+
+
 def test_a_machine_is_stored_and_read_again(tmp_path):
     path = tmp_path / "low.csv"
     write(path, [*low_latency_rows("x1"), *low_latency_rows("h200_sxm")])

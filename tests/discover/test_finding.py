@@ -17,7 +17,7 @@ def measured_of(groups, inside=8e9, across=2e9, ranks=4):
         bandwidth[np.ix_(group, group)] = inside
     np.fill_diagonal(bandwidth, np.inf)
     latency = np.where(bandwidth == across, 2e-5, 5e-6)
-    return Measured(bandwidth=bandwidth, latency_s=latency, num_measured=ranks * (ranks - 1) // 2)
+    return Measured(bandwidth=bandwidth, again=bandwidth, latency_s=latency, num_measured=ranks * (ranks - 1) // 2)
 
 
 def declared(*groups, nodes=True, source="torchrun"):

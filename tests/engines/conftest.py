@@ -2,7 +2,7 @@
 
 import pytest
 
-from grace_moe.engines.live_plan import PLAN
+from grace_moe.engines.live.live_plan import PLAN
 from tests.engines.plans import placement
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grace_moe import evaluate, plan
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.surrogate import draw_surrogate
+from grace_moe.engines.recordings.surrogate import draw_surrogate
 from grace_moe.errors import MismatchError, TraceError, UsageError
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace, activations, expert_loads, synthetic_trace

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from grace_moe.engines.dumps import npy_array, read_npy, read_npz
+from grace_moe.engines.recordings.dumps import npy_array, read_npy, read_npz
 from grace_moe.errors import TraceError
 
 

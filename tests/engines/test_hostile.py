@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from grace_moe.engines import TRACE_IMPORTERS, Hints, dumps, torch_dumps
+from grace_moe.engines import TRACE_IMPORTERS, Hints
+from grace_moe.engines.recordings import dumps, torch_dumps
 from grace_moe.errors import GraceError, MissingExtraError, TraceError
 from tests.engines.test_imports import EXPERTS, MODEL, npy, routing, sglang_dump, statistics
 

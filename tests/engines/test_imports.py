@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.counts import trace_of_counts
-from grace_moe.errors import MismatchError, TraceError, UsageError
-from grace_moe.evaluation import evaluate
+from grace_moe.engines.recordings.counts import profile_of_counts
+from grace_moe.errors import TraceError, UsageError
 from grace_moe.planning import METHODS
 from grace_moe.topology import Topology
-from grace_moe.trace import RecordingSizes, RoutingTrace, expert_loads
+from grace_moe.trace import LoadProfile, RecordingSizes, RoutingTrace, expert_loads, read_recording
 from grace_moe.trace.counts import COUNT_ROWS
+from grace_moe.trace.store import write_fields
 from tests.engines.samples import chosen
 
 EXPERTS, K = 6, 2
@@ -173,7 +173,7 @@ def test_sglang_statistics_are_counts(tmp_path):
     counts[1, 2] = torch.tensor([0, 3, 0, 0, 0, 0])
     torch.save({"rank": 0, "logical_count": counts, "average_utilization_rate_over_window": None}, tmp_path / "s.pt")
     imported = TRACE_IMPORTERS["sglang"]([tmp_path / "s.pt"], Hints())
-    assert imported.trace.counts_only
+    assert isinstance(imported.trace, LoadProfile)
     assert imported.trace.layer_ids == (1, 2)
     assert expert_loads(imported.trace).tolist() == [[5, 0, 1, 0, 0, 2], [0, 3, 0, 0, 0, 0]]
     assert "by load alone" in imported.notes[-1]
@@ -260,7 +260,7 @@ def test_llama_cpp_rows_are_tokens_where_k_is_known(tmp_path):
     assert trace.topk_ids.tolist() == [[[0, 1], [-1, -1]], [[2, 3], [-1, -1]], [[4, 5], [5, 0]], [[1, 0], [3, 2]]]
     assert trace.requests.tolist() == [0, 0, 0, 1]
     counts = TRACE_IMPORTERS["llama.cpp"]([path], Hints(num_experts=EXPERTS))
-    assert counts.trace.counts_only
+    assert isinstance(counts.trace, LoadProfile)
     assert expert_loads(counts.trace).tolist() == [[2, 2, 1, 1, 1, 1], [1, 0, 1, 1, 0, 1]]
     assert "--top-k" in counts.notes[-1]
 
@@ -278,7 +278,7 @@ def test_npz(tmp_path):
     assert (trace.layer_ids, trace.num_experts, trace.requests.tolist()) == ((3, 5, 7), EXPERTS, [0, 0, 1, 1])
     np.savez(tmp_path / "b.npz", expert_load=np.array([[3, 1], [0, 0]]))
     trace = TRACE_IMPORTERS["npz"]([tmp_path / "b.npz"], Hints()).trace
-    assert (trace.counts_only, trace.layer_ids, expert_loads(trace).tolist()) == (True, (0,), [[3, 1]])
+    assert (type(trace), trace.layer_ids, expert_loads(trace).tolist()) == (LoadProfile, (0,), [[3, 1]])
 
 
 # Counts
@@ -288,23 +288,22 @@ def test_npz(tmp_path):
 def test_counts_keep_their_shares(rows):
     counts = np.array(rows, dtype=np.int64)
     assume(counts.sum() > 0)
-    trace = trace_of_counts(counts, Hints(), "counts").trace
+    trace = profile_of_counts(counts, Hints(), "counts").trace
     loads = expert_loads(trace)
     for row, load in zip(counts[list(trace.layer_ids)], loads, strict=True):
         assert ((load > 0) == (row > 0)).all()
         assert load.sum() <= COUNT_ROWS
-        if row.sum() <= trace.num_tokens:
+        if row.sum() <= COUNT_ROWS:
             assert load.tolist() == row.tolist()
         elif row.sum():
-            assert np.abs(load / load.sum() - row / row.sum()).max() <= 4 / trace.num_tokens
+            assert np.abs(load / load.sum() - row / row.sum()).max() <= 4 / COUNT_ROWS
 
 
 def test_counts_are_planned_by_load_and_not_measured(tmp_path):
-    trace = trace_of_counts(np.array([[50, 1, 1, 1, 1, 1, 1, 1]]), Hints(), "c", layer_ids=(2,)).trace
+    trace = profile_of_counts(np.array([[50, 1, 1, 1, 1, 1, 1, 1]]), Hints(), "c", layer_ids=(2,)).trace
     trace.save(tmp_path / "c.safetensors")
-    again = RoutingTrace.load(tmp_path / "c.safetensors")
-    assert again.counts_only
-    assert again.split_requests()[0].counts_only
+    again = read_recording(tmp_path / "c.safetensors")
+    assert (type(again), again.loads.tolist(), again.layer_ids) == (LoadProfile, trace.loads.tolist(), (2,))
     placement = plan(again, Topology.parse("2x2"), slots_per_device=3)
     assert "placed by load" in placement.provenance["notes"][-1]
     assert len(placement.layers[0].devices_of_expert[0]) > 1
@@ -312,13 +311,15 @@ def test_counts_are_planned_by_load_and_not_measured(tmp_path):
     for method in set(METHODS) - {"grace", "linear", "round_robin", "eplb", "biased"}:
         with pytest.raises(UsageError, match="counts only, and method"):
             plan(again, Topology.parse("2x2"), method)
-    with pytest.raises(MismatchError, match="made of counts"):
-        evaluate(placement, again)
+    with pytest.raises(TraceError, match="counts_only: it tells how often each expert fires, not what a token costs; record tokens"):
+        RoutingTrace.load(tmp_path / "c.safetensors")
 
 
-def test_counts_with_several_choices_a_row_are_refused():
-    with pytest.raises(TraceError, match="counts_only"):
-        RoutingTrace(topk_ids=np.array([[[0, 1]]], dtype=np.int16), num_experts=2, layer_ids=(0,), counts_only=True)
+def test_counts_with_several_choices_a_row_are_refused(tmp_path):
+    ids = np.array([[[0, 1]]], dtype=np.int16)
+    write_fields({"topk_ids": ids, "num_experts": 2, "layer_ids": (0,), "model": "", "dataset": "", "counts_only": True}, tmp_path / "c")
+    with pytest.raises(TraceError, match="counts_only: k = 2"):
+        read_recording(tmp_path / "c")
 
 
 def test_recording_with_vllm_where_it_is_not_installed():

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from grace_moe.engines.layer_rules import _LISTS, EVERY, LEADING, moe_layers
-from grace_moe.engines.model_config import shape_of_config
+from grace_moe.engines.models.layer_rules import _LISTS, EVERY, LEADING, moe_layers
+from grace_moe.engines.models.model_config import shape_of_config
 from grace_moe.errors import InputFileError
 
 pytest.importorskip("transformers")

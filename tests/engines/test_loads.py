@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 
 from grace_moe import plan
 from grace_moe.engines import EXPORTERS, TRACE_IMPORTERS, Hints, SlotMap, equalise
-from grace_moe.engines.counts import trace_of_counts
+from grace_moe.engines.recordings.counts import profile_of_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.topology import Topology
-from grace_moe.trace import expert_loads
+from grace_moe.trace import LoadProfile, expert_loads
 from grace_moe.trace.counts import COUNT_ROWS
 
 LOADS = [[4, 0, 1, 3], [2, 2, 5, 1]]
@@ -25,7 +25,7 @@ NOTHING = Hints()
 
 def loads_of(engine, paths, hints=NOTHING):
     imported = TRACE_IMPORTERS[engine](paths if isinstance(paths, list) else [paths], hints)
-    assert imported.trace.counts_only
+    assert isinstance(imported.trace, LoadProfile)
     return imported.trace.layer_ids, expert_loads(imported.trace).tolist()
 
 
@@ -114,12 +114,12 @@ def test_arrays_of_loads(tmp_path):
 
 
 def test_mean_loads_keep_their_shares():
-    trace = trace_of_counts(np.array([[0.5, 0.25, 0.25, 0.0]]), Hints(), "l").trace
+    trace = profile_of_counts(np.array([[0.5, 0.25, 0.25, 0.0]]), Hints(), "l").trace
     assert expert_loads(trace).tolist() == [[COUNT_ROWS // 2, COUNT_ROWS // 4, COUNT_ROWS // 4, 0]]
 
 
 def test_counts_far_apart_lose_no_expert():
-    imported = trace_of_counts(np.array([[10**9, 13, 0, 1], [13, 1, 0, 0]]), Hints(), "l")
+    imported = profile_of_counts(np.array([[10**9, 13, 0, 1], [13, 1, 0, 0]]), Hints(), "l")
     loads = expert_loads(imported.trace)
     assert loads.tolist() == [[COUNT_ROWS - 2, 1, 0, 1], [13, 1, 0, 0]]
     assert "loads are scaled to 65,536 rows" in imported.notes[0]
@@ -127,7 +127,7 @@ def test_counts_far_apart_lose_no_expert():
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=40).filter(any))
 def test_any_mean_loads_come_out_in_whole_rows(loads):
-    row = expert_loads(trace_of_counts(np.array([[*loads, 0.5]]), Hints(), "l").trace)[0]
+    row = expert_loads(profile_of_counts(np.array([[*loads, 0.5]]), Hints(), "l").trace)[0]
     share = np.array([*loads, 0.5])
     assert ((row > 0) == (share > 0)).all()
     assert np.abs(row / row.sum() - share / share.sum()).max() <= len(share) / row.sum()
@@ -135,10 +135,10 @@ def test_any_mean_loads_come_out_in_whole_rows(loads):
 
 def test_layers_that_counted_nothing_are_left_out_and_named():
     counts = np.array([LOADS[0], [0] * 4, LOADS[1]])
-    imported = trace_of_counts(counts, Hints(layer_ids=(0, 1, 2)), "l")
+    imported = profile_of_counts(counts, Hints(layer_ids=(0, 1, 2)), "l")
     assert imported.trace.layer_ids == (0, 2)
     assert imported.notes[0] == "1 layer with experts recorded nothing and is left out: 1"
-    assert trace_of_counts(counts, Hints(), "l").notes[0] == "layers 1 never chose: taken as dense (--layers says otherwise)"
+    assert profile_of_counts(counts, Hints(), "l").notes[0] == "layers 1 never chose: taken as dense (--layers says otherwise)"
 
 
 @pytest.mark.parametrize(
@@ -172,4 +172,4 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, name, text, says):
 
 def test_counts_have_no_tokens_to_skip():
     with pytest.raises(UsageError, match="--skip-tokens"):
-        trace_of_counts(np.array(LOADS), Hints(skip_tokens=1), "l")
+        profile_of_counts(np.array(LOADS), Hints(skip_tokens=1), "l")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.tokens import UNKNOWN, Tokens, trace_of_tokens
+from grace_moe.engines.recordings.tokens import UNKNOWN, Tokens, trace_of_tokens
 from grace_moe.errors import TraceError, UsageError
 from tests.engines.samples import chosen
 from tests.engines.test_imports import EXPERTS, MODEL, base64_of, npy, routing, sglang_dump

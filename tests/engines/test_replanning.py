@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from grace_moe.engines.equaliser import Window, replan, spread_evenly
-from grace_moe.engines.given_maps import GivenMaps, LiveMap
-from grace_moe.engines.live_plan import MOVES, LivePlan, plan_from_environment
-from grace_moe.engines.replanner import BUDGET_SHARE, Measured, Replanner, Serving
+from grace_moe.engines.live.given_maps import GivenMaps, LiveMap
+from grace_moe.engines.live.live_plan import MOVES, LivePlan, plan_from_environment
+from grace_moe.engines.live.replanner import BUDGET_SHARE, Measured, Replanner, Serving
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, even_weights

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grace_moe.engines import SlotMap
-from grace_moe.engines.live_plan import CHOICE, LivePlan, plan_from_environment
+from grace_moe.engines.live.live_plan import CHOICE, LivePlan, plan_from_environment
 from grace_moe.engines.sglang import plugin as sglang_plugin
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from tests.engines.plans import EXPERTS, HELD, SLOTS, placement

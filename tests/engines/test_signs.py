@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.same_passes import repeated_passes
-from grace_moe.engines.signs import even_counts, signs
+from grace_moe.engines.recordings.same_passes import repeated_passes
+from grace_moe.engines.recordings.signs import even_counts, signs
 from grace_moe.trace import RoutingTrace, synthetic_trace
 from tests.engines.samples import chosen
 from tests.engines.test_imports import routing, sglang_dump

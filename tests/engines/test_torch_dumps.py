@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from grace_moe.engines.torch_dumps import read_torch, torch_integers
+from grace_moe.engines.recordings.torch_dumps import read_torch, torch_integers
 from grace_moe.errors import TraceError
 
 

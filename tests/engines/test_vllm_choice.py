@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace_moe.choice import choice_table
-from grace_moe.engines.given_maps import GivenMaps, LiveMap
-from grace_moe.engines.replica_choice import POLICIES, SEED, rank_choice
+from grace_moe.engines.live.given_maps import GivenMaps, LiveMap
+from grace_moe.engines.live.replica_choice import POLICIES, SEED, rank_choice
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grace_moe.engines import SlotMap
-from grace_moe.engines.live_plan import CHOICE, PLAN, REPLAN, plan_from_environment
+from grace_moe.engines.live.live_plan import CHOICE, PLAN, REPLAN, plan_from_environment
 from grace_moe.engines.sglang import plugin as sglang_plugin
 from grace_moe.engines.vllm import plugin as vllm_plugin
 from grace_moe.engines.vllm import seams

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from grace_moe.engines.live_plan import switch
+from grace_moe.engines.live.live_plan import switch
 from grace_moe.engines.vllm.start import STATIC_START, PlannedSlots, _skips
 from grace_moe.errors import MismatchError, UsageError
 from tests.engines.plans import EXPERTS, HELD, LAYERS, RANKS, SLOTS

@@ -9,11 +9,11 @@ import torch
 
 from grace_moe import Topology, evaluate, plan
 from grace_moe.adapt.simulate.day import renamed
-from grace_moe.engines.given_maps import GivenMaps, LiveMap
-from grace_moe.engines.replanner import Measured, Replanner, Serving
+from grace_moe.engines.live.given_maps import GivenMaps, LiveMap
+from grace_moe.engines.live.replanner import Measured, Replanner, Serving
+from grace_moe.engines.live.window_adapter import SeenChoices
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.vllm.sampled import RouterSample, tokens_of_requests
-from grace_moe.engines.window_adapter import SeenChoices
 from grace_moe.trace import expert_loads, synthetic_trace
 
 TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=200, clusters=4, affinity=0.9, seed=1)

@@ -75,6 +75,35 @@ def test_against_the_placement_in_use():
         diagnose(trace, FAST, Setting(model=MODEL), now=other)
 
 
+def test_requests_that_are_all_alike_leave_nothing_open():
+    """The interval is of requests: that a part of them comes in on few devices is none of it."""
+    one = trace_of(hot=0.7, requests=1)
+    trace = RoutingTrace(
+        topk_ids=np.tile(one.topk_ids, (80, 1, 1)),
+        num_experts=16,
+        layer_ids=(0,),
+        request_ids=np.repeat(np.arange(80, dtype=np.int32), one.num_tokens),
+        source="t.safetensors",
+    )
+    found = diagnose(trace, Topology.parse("2x2:h100-400g"), Setting(model=MODEL, batch_tokens=65_536))
+    assert found.saved[0] == pytest.approx(found.saved[1], rel=0.01)  # which replica a token takes is drawn
+    assert found.verdict == WORTH_IT
+
+
+def test_both_halves_are_evidence():
+    trace = trace_of(hot=0.7)
+    both = diagnose(trace, FAST, Setting(model=MODEL, batch_tokens=65_536))
+    first, second = trace.split_requests()
+    alone = [
+        diagnose(planned, FAST, Setting(model=MODEL, batch_tokens=65_536), measure_on=measured)
+        for planned, measured in ((first, second), (second, first))
+    ]
+    assert [len(found.plans) for found in (both, *alone)] == [2, 1, 1]
+    assert both.now.total == pytest.approx(np.mean([found.now.total for found in alone]))
+    assert both.planned.total == pytest.approx(np.mean([found.planned.total for found in alone]))
+    assert both.saved[1] - both.saved[0] < max(found.saved[1] - found.saved[0] for found in alone)
+
+
 def test_a_share_that_is_none():
     with pytest.raises(UsageError, match="least gain 3 is not a share from 0 to 1"):
         diagnose(trace_of(hot=0.7), FAST, Setting(), least_gain=3)

@@ -38,6 +38,14 @@ def test_they_are_what_evaluate_counts(case, parts):
     assert flows.num_tokens == found.num_tokens
 
 
+def test_a_part_takes_whole_rounds_over_the_devices():
+    trace = trace_of(np.zeros((48, 1, 1), dtype=np.int16), 4, request_ids=np.arange(48, dtype=np.int32) // 2)
+    placement = placement_of(Topology.parse("2x2"), [[0], [1], [2], [3]])
+    flows = replay_flows(placement, trace, parts=6)
+    assert [part.tokens.tolist() for part in flows] == [[2.0] * 4] * 6  # 24 requests of 2 tokens are 6 rounds over 4 devices
+    assert [part.tokens.sum() for part in replay_flows(placement, trace, parts=8)] == [6.0] * 8  # fewer rounds than parts
+
+
 def test_one_phase_alone():
     trace = trace_of([[[0]], [[1]], [[0]]], 2, phase=np.array([0, 0, 1], dtype=np.uint8))
     placement = placement_of(topology_of([1, 1]), [[0], [1]])

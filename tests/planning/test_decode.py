@@ -17,7 +17,7 @@ from grace_moe.planning.grace.decode.usage import ReplicaUse
 from grace_moe.planning.grace.decode.weights import NO_DECODE, NOTHING_SPARED, layers_with_decode_weights
 from grace_moe.report import comparison_table, describe
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, synthetic_trace
+from grace_moe.trace import LoadProfile, RoutingTrace, synthetic_trace
 
 ANYTHING = DecodeBounds(copies=1e6, load=1e6, batch=4)
 
@@ -235,7 +235,7 @@ def test_options_out_of_range(decoding, options, message):
 
 
 def test_counts_tell_nothing_of_batches():
-    counts = replace(synthetic_trace(tokens=100, layers=1, experts=8, top_k=1), counts_only=True)
+    counts = LoadProfile(loads=np.arange(8)[None], layer_ids=(0,))
     with pytest.raises(UsageError, match="counts only, and decode experts needs a trace of tokens; plan with decode tokens"):
         plan(counts, Topology.parse("2x2"), decode="experts")
 

@@ -12,7 +12,7 @@ from grace_moe.evaluation.flows import replay_flows
 from grace_moe.planning import plan
 from grace_moe.planning.grace.canonical_names import by_speed
 from grace_moe.topology import Link, Tier, Topology
-from grace_moe.trace import synthetic_trace
+from grace_moe.trace import LoadProfile, expert_loads, synthetic_trace
 
 QUICK = {"effort": 0.1}
 MODEL = replace(OLMOE, num_experts=16, top_k=4)
@@ -108,7 +108,7 @@ def test_a_start_counts_alone_and_another_model_are_refused():
     with pytest.raises(UsageError, match="leave out start"):
         plan(TRACE, topology, setting=setting, start=plan(TRACE, topology, "linear"))
     with pytest.raises(UsageError, match="counts only"):
-        plan(replace(TRACE, topk_ids=TRACE.topk_ids[:, :, :1], topk_weights=None, counts_only=True), topology, setting=setting)
+        plan(LoadProfile(loads=expert_loads(TRACE), layer_ids=TRACE.layer_ids), topology, setting=setting)
     with pytest.raises(MismatchError, match="give the model of the trace"):
         plan(TRACE, topology, setting=Setting())
 

@@ -64,7 +64,7 @@ class Scripted:
 @dataclass(frozen=True)
 class Fault:
     kind: str
-    """`cut`, `stalled`, `corrupted` or `slow`."""
+    """`cut`, `stalled`, `corrupted`, or `slow`: each part takes ten times as long as a step, and is late."""
     rank: int
     after: int
     """Parts that it sends before."""
@@ -73,8 +73,9 @@ class Fault:
 class FaultyLink(Link):
     """Sends as it should, but for one fault at a time."""
 
-    def __init__(self, timeout: timedelta) -> None:
+    def __init__(self, timeout: timedelta, slow_seconds: float) -> None:
         super().__init__(timeout)
+        self.slow_seconds = slow_seconds
         self.fault: Fault | None = None
         self.sent = 0
 
@@ -87,7 +88,7 @@ class FaultyLink(Link):
             part = part.clone()
             part[len(part) // 2] ^= 16
         if fault.kind == "slow":
-            time.sleep(0.4)
+            time.sleep(self.slow_seconds)
         if fault.kind == "stalled":
             return Stuck()
         if fault.kind == "cut":

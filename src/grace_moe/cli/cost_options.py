@@ -14,7 +14,7 @@ from grace_moe.cost.sizes import OLMOE, ModelSizes
 from grace_moe.cost.step import Setting
 from grace_moe.engines import read_model_sizes
 from grace_moe.errors import MismatchError
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import LoadProfile, RoutingTrace
 
 served_model_option = click.option(
     "--model", "model", type=click.Path(path_type=Path), help="The model's folder or config.json: sizes are read there.  [default: OLMoE's]"
@@ -47,7 +47,7 @@ served_overlap_option = click.option(
 
 
 def served_setting(
-    trace: RoutingTrace, model: Path | None, phase: str | None, batch: int | None, backend: str | None, overlap: float | None
+    trace: RoutingTrace | LoadProfile, model: Path | None, phase: str | None, batch: int | None, backend: str | None, overlap: float | None
 ) -> Setting:
     """How a model is served, of options that may be left out.
 
@@ -64,7 +64,7 @@ def served_setting(
     )
 
 
-def served_sizes(model: Path | None, trace: RoutingTrace) -> ModelSizes:
+def served_sizes(model: Path | None, trace: RoutingTrace | LoadProfile) -> ModelSizes:
     """The sizes that `--model` names; without it OLMoE's, with the trace's experts.
 
     Raises:
@@ -72,7 +72,8 @@ def served_sizes(model: Path | None, trace: RoutingTrace) -> ModelSizes:
         MismatchError: its experts are not the trace's.
     """
     if model is None:
-        return replace(OLMOE, num_experts=trace.num_experts, top_k=max(1, trace.top_k))
+        top_k = max(1, trace.top_k) if isinstance(trace, RoutingTrace) else OLMOE.top_k
+        return replace(OLMOE, num_experts=trace.num_experts, top_k=top_k)
     sizes = read_model_sizes(model)
     if sizes.num_experts != trace.num_experts:
         raise MismatchError(f"--model: {sizes.source} has {sizes.num_experts} experts, but {trace.source} has {trace.num_experts}")

@@ -12,7 +12,7 @@ from grace_moe.cli.cost_options import backend_option, batch_option, overlap_opt
 from grace_moe.cli.options import (
     expert_bytes_option,
     json_option,
-    read_traces,
+    read_recordings,
     redundancy_option,
     seed_option,
     shared,
@@ -60,7 +60,7 @@ def diagnose_command(
     """Say whether a plan is worth it for TRACE on a cluster: worth it, not worth it, or not enough evidence.
 
     Half of the requests are planned on, the others are replayed. Times are modelled (docs/cost.md), not measured."""
-    trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
+    trace, topology = read_recordings(trace_paths), Topology.parse(topology_text)
     now = None if now_path is None else Placement.load(now_path)
     sizes = served_sizes(model, trace)
     setting = Setting(model=sizes, phase=phase, batch_tokens=batch, backend=backend, overlap=overlap)

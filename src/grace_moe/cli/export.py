@@ -20,7 +20,7 @@ from grace_moe.evaluation import evaluate
 from grace_moe.files import write_atomically
 from grace_moe.placement import Placement, even_weights
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, expert_loads
+from grace_moe.trace import RoutingTrace, expert_loads, read_recording
 
 CHOICES = {"nearest replica": "tar", "any replica": "wrr"}
 """How an engine may choose among replicas: SGLang's static dispatch and our vLLM plug-in, and the rest."""
@@ -71,7 +71,7 @@ def export_command(
     if loads_path is not None and (trace_path is None or engine != "vllm"):
         raise UsageError("--loads: with --engine vllm and --trace")
     placement = Placement.load(placement_path)
-    trace = None if trace_path is None else RoutingTrace.load(trace_path)
+    trace = None if trace_path is None else read_recording(trace_path)
     hints, shape = read_hints(model, num_hidden_layers=num_hidden_layers)
     _check_model(placement_path, placement, shape)
     equal = equalise(placement, slots_per_device=slots_per_device, trace=trace)
@@ -94,7 +94,7 @@ def export_command(
         "experts_moved": equal.moved,
         "experts_swapped": equal.swapped,
         "launch": launch,
-        "predicted": {} if trace is None or trace.counts_only or trace.surrogate else _predicted(equal.placement, trace),
+        "predicted": _predicted(equal.placement, trace) if isinstance(trace, RoutingTrace) and not trace.surrogate else {},
         "notes": [*equal.notes(), *exported.notes, *_order_of_ranks(placement.topology)],
     }
     show_json(summary) if as_json else say(_text(summary, slots))

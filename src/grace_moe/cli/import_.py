@@ -12,7 +12,7 @@ from grace_moe.cli.paths import FileCommand, OutputPath
 from grace_moe.engines import MAP_IMPORTERS, TRACE_IMPORTERS, Hints
 from grace_moe.errors import UsageError
 from grace_moe.topology import Topology
-from grace_moe.trace import skew
+from grace_moe.trace import RoutingTrace, skew
 
 
 @click.command(
@@ -108,18 +108,19 @@ def _import_trace(engine: str, dumps: tuple[Path, ...], hints: Hints, output: Pa
     trace = imported.trace
     trace.save(output)
     hottest = round(float(skew(trace).mean()), 3)
+    tokens = trace if isinstance(trace, RoutingTrace) else None
     facts = {
         "trace": str(output),
-        "tokens": None if trace.counts_only else trace.num_tokens,
-        "requests": None if trace.request_ids is None else len(set(trace.requests.tolist())),
+        "tokens": tokens and tokens.num_tokens,
+        "requests": None if tokens is None or tokens.request_ids is None else len(set(tokens.requests.tolist())),
         "layers": trace.num_layers,
         "num_experts": trace.num_experts,
-        "top_k": None if trace.counts_only else trace.top_k,
-        "counts_only": trace.counts_only,
-        "surrogate": trace.surrogate,
+        "top_k": tokens and tokens.top_k,
+        "counts_only": tokens is None,
+        "surrogate": tokens is not None and tokens.surrogate,
         "expert_load_max_over_mean": hottest,
         "notes": list(imported.notes),
     }
     of = f"{trace.num_layers} MoE layers of {trace.num_experts} experts"
-    what = f"counts of {of}" if trace.counts_only else f"{trace.num_tokens:,} tokens, {of}, top-{trace.top_k}"
+    what = f"counts of {of}" if tokens is None else f"{tokens.num_tokens:,} tokens, {of}, top-{tokens.top_k}"
     return facts, f"{output}: {what}; the hottest expert has {hottest}x the mean load"

@@ -12,7 +12,7 @@ from grace_moe.files import read_json, starts_with
 from grace_moe.placement import Placement, difference
 from grace_moe.report import describe, describe_difference, facts_table
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import LoadProfile, RoutingTrace, read_recording
 
 
 @click.command(
@@ -42,16 +42,16 @@ def inspect_file(file: str, against: Path | None, expert_bytes: int | None, as_j
         Console().print(facts_table(facts))
 
 
-def _load(file: str) -> RoutingTrace | Topology | Placement:
+def _load(file: str) -> RoutingTrace | LoadProfile | Topology | Placement:
     """By ending, or by its first byte where it has neither of ours."""
     path = Path(file)
     if file.endswith(".safetensors"):
-        return RoutingTrace.load(path)
+        return read_recording(path)
     if not file.endswith(".json"):
         if not path.is_file():
             return Topology.parse(file)
         if not _starts_like_json(path):
-            return RoutingTrace.load(path)
+            return read_recording(path)
     value = read_json(path, InputFileError)
     if isinstance(value, dict) and "nodes" in value:
         return Topology.from_dict(value, source=file)

@@ -18,7 +18,7 @@ from grace_moe.evaluation import parse_method
 from grace_moe.files import read_bytes
 from grace_moe.planning import METHODS, plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, mixed
+from grace_moe.trace import LoadProfile, RoutingTrace, mixed, mixed_recordings, read_recording
 
 MAX_TEXT_BYTES = 2**30
 """Of a file of text to run a model on."""
@@ -123,12 +123,21 @@ def chosen_methods(text: str | None) -> tuple[str, ...]:
     return chosen
 
 
+def read_recordings(paths: Sequence[Path]) -> RoutingTrace | LoadProfile:
+    """TRACE... of tokens or of counts, mixed (`trace.mixed_recordings`). Raises UsageError where one is named twice."""
+    return mixed_recordings([read_recording(path) for path in _named_once(paths)])
+
+
 def read_traces(paths: Sequence[Path]) -> RoutingTrace:
-    """TRACE..., mixed (`trace.mixed`) where there are several. Raises UsageError where one is named twice."""
+    """TRACE... of tokens, mixed (`trace.mixed`). Raises UsageError where one is named twice, TraceError where one has counts only."""
+    return mixed([RoutingTrace.load(path) for path in _named_once(paths)])
+
+
+def _named_once(paths: Sequence[Path]) -> Sequence[Path]:
     for index, path in enumerate(paths):
         if path in paths[:index]:
             raise UsageError(f"{path} is named twice; traces weigh the same, so name each once")
-    return mixed([RoutingTrace.load(path) for path in paths])
+    return paths
 
 
 def read_compared(paths: Sequence[Path], topology_text: str, eval_path: Path | None) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:

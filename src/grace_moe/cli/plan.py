@@ -13,7 +13,7 @@ from grace_moe.cli.options import (
     expert_bytes_option,
     json_option,
     method_options,
-    read_traces,
+    read_recordings,
     redundancy_option,
     seed_option,
     shared,
@@ -73,7 +73,7 @@ def plan_command(
 
     With --phase, --batch, --model or --overlap it is for the modelled time of a layer (docs/cost.md), else for copies between nodes."""
     options = method_options(pairs)
-    trace, topology = read_traces(trace_paths), Topology.parse(topology_text)
+    trace, topology = read_recordings(trace_paths), Topology.parse(topology_text)
     timed = any(value is not None for value in (model, phase, batch, overlap))
     setting = served_setting(trace, model, phase, batch, backend, overlap) if timed else None
     began = time.perf_counter()

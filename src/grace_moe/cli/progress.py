@@ -63,6 +63,11 @@ def status_lines() -> Iterator[Callable[[str], None]]:
     yield lambda text: click.echo(f"{printable(text)} ...", err=True)
 
 
+def tell_metrics(port: int) -> None:
+    """Say where metrics can be scraped from now on."""
+    click.echo(f"metrics: http://localhost:{port}/metrics", err=True)
+
+
 class TokenCount:
     """Says from time to time how many tokens a run has made."""
 

@@ -14,7 +14,7 @@ import click
 from grace_moe.cli.completions import CompletionPrinter
 from grace_moe.cli.options import FiniteRange
 from grace_moe.cli.paths import FileCommand, OutputPath
-from grace_moe.cli.progress import TokenCount, status_line, status_lines
+from grace_moe.cli.progress import TokenCount, status_line, status_lines, tell_metrics
 from grace_moe.cli.rank_end import end_with
 from grace_moe.cli.requests import STANDARD_INPUT, prompt_requests, read_prompts, text_requests, too_long
 from grace_moe.cli.run_results import predicted_bytes, show_results
@@ -64,6 +64,7 @@ class RunOptions:
     profile: Path | None
     predict: bool
     adapt: Path | None
+    metrics_port: int | None
     seed: int
     timeout: float
     as_json: bool
@@ -88,6 +89,8 @@ class RunOptions:
             raise UsageError("--adapt: vanilla has no placement, so nothing of it can move; give flat, hierarchical or auto")
         if self.adapt is not None and self.predict:
             raise UsageError("--adapt: --predict replays one placement, and this one changes; leave one of them out")
+        if self.adapt is None and self.metrics_port is not None:
+            raise UsageError("--metrics-port: it shows what --adapt does; give --adapt TRACE too, or leave it out")
         if self.local is None and os.environ.get("WORLD_SIZE") is None:
             raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
         if self.local is None and self.prompts_path == STANDARD_INPUT:
@@ -111,7 +114,7 @@ Examples:
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompt "The experts"
   grace-moe run ./Qwen3-30B-A3B --placement plan.json --local 2x2 --chat --temperature 0.7 --top-p 0.9 --prompts questions.txt
   grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --text wiki.txt --dispatch flat --dispatch auto --predict
-  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompts questions.txt --adapt trace.safetensors
+  grace-moe run ./OLMoE-1B-7B --placement plan.json --local 2x2 --prompts questions.txt --adapt trace.safetensors --metrics-port 9400
   torchrun --nproc-per-node 8 -m grace_moe run ./OLMoE-1B-7B --placement plan.json --text wiki.txt
 """,
 )
@@ -157,6 +160,7 @@ Examples:
     metavar="TRACE",
     help="Move experts when traffic becomes another than this trace's, which the plan was made on.",
 )
+@click.option("--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT", help="Serve what --adapt does to Prometheus meanwhile.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice and of the tokens drawn.")
 @click.option(
     "--timeout",
@@ -171,6 +175,10 @@ def run(**values: Any) -> None:
     options = RunOptions(**values)
     options.check()
     require_runtime()
+    if options.metrics_port is not None:
+        from grace_moe.adapt.telemetry import require_metrics
+
+        require_metrics()
     if options.local is None:
         _as_a_rank(options)
     _on_local_ranks(options, options.local)
@@ -253,6 +261,7 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
         profile=options.profile is not None,
         keep_routing=options.predict,
         adapt="" if options.adapt is None else str(options.adapt),
+        metrics_port=options.metrics_port,
     )
     return _Prepared(job=job, placement=placement, config=config, tokenizer=tokenizer)
 
@@ -299,7 +308,7 @@ def _listener(job: Job, tell: Callable[[str], None], printer: CompletionPrinter 
             printer.add(said)
         count.add(len(said), quiet=printer is not None and printer.in_a_line and os.path.sameopenfile(1, 2))
 
-    return Listener(on_run=on_run, on_tokens=on_tokens)
+    return Listener(on_run=on_run, on_tokens=on_tokens, on_metrics=tell_metrics)
 
 
 def _show(options: RunOptions, prepared: _Prepared, results: tuple[RunResult, ...]) -> None:

@@ -13,7 +13,7 @@ from grace_moe.adapt.telemetry import Follower, MetricsServer, TrafficView, stat
 from grace_moe.cli.options import command_line, json_option, redundancy_option, shared, topology_option, traces_argument
 from grace_moe.cli.output import show_json
 from grace_moe.cli.paths import FileCommand, OutputPath
-from grace_moe.cli.progress import compilation_told, progress_bar
+from grace_moe.cli.progress import compilation_told, progress_bar, tell_metrics
 from grace_moe.errors import UsageError, printable
 from grace_moe.files import write_atomically
 from grace_moe.planning import Redundancy
@@ -151,7 +151,7 @@ class _Operator:
             return
         self._views = 10
         server = MetricsServer(self.status, self._view, copy_bytes=self._options.copy_bytes, port=port)
-        click.echo(printable(f"metrics: http://localhost:{server.port}/metrics"), err=True)
+        tell_metrics(server.port)
         try:
             yield
         finally:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from grace_moe.cost.calibration import Calibration, Fit
 from grace_moe.cost.exchange import DEFAULT_SMS, DIRECTIONS, FEATURES, HIGH_THROUGHPUT, TransportKernel, features, uniform_exchange
 from grace_moe.cost.expert_tables import fit_experts
-from grace_moe.cost.fitting import Floats, balanced, error_of, held_out, relative_fit
+from grace_moe.cost.fitting import Floats, error_of, held_out, relative_fit
 from grace_moe.cost.hardware import hardware_of, presets
 from grace_moe.cost.profile import MACHINE as PROFILED
 from grace_moe.cost.profile import Profile, fit_profile
 from grace_moe.cost.tables import Table, groups, machine_of
+from grace_moe.cost.transport_fit import fit_coefficients, predicted
 from grace_moe.errors import UsageError
 from grace_moe.topology import Link, Topology
 
@@ -114,7 +115,9 @@ def _fit_transport(table: Table) -> tuple[list[TransportKernel], list[Fit]]:
                 version=version,
             )
             columns = np.stack(list(features(backend, exchange).values()), axis=1)
-            kernels.append(replace(kernel, coefficients=_coefficients(backend, columns, seconds, nodes[rows])))
+            found = fit_coefficients(backend, columns, seconds, nodes[rows])
+            named = {name: float(value) for name, value in zip(FEATURES[backend], found, strict=True) if value > 0}
+            kernels.append(replace(kernel, coefficients=named))
             what = f"{direction}, {' '.join(filter(None, (machine, version)))}"
             fits.append(_transport_fit(what, backend, columns, seconds, nodes[rows], tokens[rows]))
     return kernels, fits
@@ -127,27 +130,21 @@ def _seconds(table: Table, direction: str) -> Floats:
     return table.positive(f"{direction}_avg_t_us") * _US
 
 
-def _coefficients(backend: str, columns: Floats, seconds: Floats, nodes: Floats) -> dict[str, float]:
-    """Seconds by feature: numbers of nodes weigh the same, however many rows each has."""
-    found = relative_fit(columns, seconds, balanced(nodes))
-    return {name: float(value) for name, value in zip(FEATURES[backend], found, strict=True) if value > 0}
-
-
 def _transport_fit(what: str, backend: str, columns: Floats, seconds: Floats, nodes: Floats, tokens: Floats) -> Fit:
-    def predicted(fitted: npt.NDArray[np.bool_]) -> Floats:
-        return columns @ relative_fit(columns[fitted], seconds[fitted], balanced(nodes[fitted]))
+    def without_others(fitted: npt.NDArray[np.bool_]) -> Floats:
+        return predicted(backend, columns, fit_coefficients(backend, columns[fitted], seconds[fitted], nodes[fitted]))
 
     everything = np.ones(len(seconds), dtype=bool)
-    found = predicted(everything)
+    found = without_others(everything)
     counts = sorted({int(count) for count in nodes})
-    without = {count: predicted(nodes != count) for count in counts if len(counts) > 1}
+    without = {count: without_others(nodes != count) for count in counts if len(counts) > 1}
     parts = {name: (tokens > low) & (tokens <= high) for low, high, name in _TOKENS}
     parts |= {f"{count} node{'s' * (count > 1)}": nodes == count for count in counts if len(counts) > 1}
     return Fit(
         what=what,
         backend=backend,
         error=error_of(found, seconds),
-        held_out=held_out(predicted, seconds),
+        held_out=held_out(without_others, seconds),
         regimes={name: error_of(found[part], seconds[part]) for name, part in parts.items() if part.any()},
         without_nodes={str(count): error_of(found[nodes == count], seconds[nodes == count]) for count, found in without.items()},
         left_out=error_of(np.sum([np.where(nodes == count, found, 0.0) for count, found in without.items()], axis=0), seconds)

@@ -82,20 +82,35 @@ FEATURES: Mapping[str, Mapping[str, Feature]] = {
         "copy_sm": lambda x: x.copies / x.sms,
         "copy_element_sm": lambda x: x.copies * x.hidden / x.sms,
         "copy_element": lambda x: x.copies * x.hidden,
-        "far_element_sm": lambda x: x.far_copies * x.hidden / x.sms,
+        "relayed_element_sm": lambda x: np.where(x.nodes > 1, x.tokens + x.far_copies, 0.0) * x.hidden / x.sms,
         "far_element": lambda x: x.far_copies * x.hidden,
         "crowded_far_element": lambda x: x.far_copies * x.hidden * np.log2(np.maximum(1, x.nodes / UNCROWDED_NODES)),
     },
 }
 """What a kernel's time is a sum of, by backend; each has a coefficient in seconds."""
 NEAR_FEATURES = ("near_pair_element", "copy_element")
-FAR_FEATURES = ("far_pair_element", "far_element", "far_element_sm", "crowded_far_element")
+FAR_FEATURES = ("far_pair_element", "far_element", "crowded_far_element")
 """Those that are bytes over a link."""
+AT_ONCE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    LOW_LATENCY: ((), ()),
+    HIGH_THROUGHPUT: (
+        ("token_sm", "token_element_sm", "copy_sm", "copy_element_sm", "relayed_element_sm"),
+        ("far_element", "crowded_far_element"),
+    ),
+}
+"""Two groups of features that work at once: what the SMs do, and bytes between nodes. The slower counts; all others are added."""
 
 
 def features(backend: str, exchange: Exchange) -> dict[str, Floats]:
     """Each feature of a backend, of the exchange's shape."""
     return {name: feature(exchange) for name, feature in FEATURES[backend].items()}
+
+
+def added_up(backend: str, parts: Mapping[str, Floats]) -> Floats:
+    """Seconds of an exchange, from those of each feature."""
+    sms, links = (sum((parts[name] for name in group if name in parts), np.zeros(())) for group in AT_ONCE[backend])
+    alone = (values for name, values in parts.items() if not any(name in group for group in AT_ONCE[backend]))
+    return np.asarray(sum(alone, np.maximum(sms, links)), dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +140,7 @@ class TransportKernel:
     def seconds(self, exchange: Exchange) -> Floats:
         """Time of an exchange, of its shape."""
         found = features(self.backend, exchange)
-        return np.asarray(sum(self.coefficients.get(name, 0.0) * values for name, values in found.items()), dtype=float)
+        return added_up(self.backend, {name: self.coefficients.get(name, 0.0) * values for name, values in found.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON for a topology's calibration."""

@@ -14,7 +14,7 @@ Nothing overlaps, and the copies of one link share it without contention in betw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -77,6 +77,11 @@ class LayerTime:
     def to_dict(self) -> dict[str, float]:
         """By the names of docs/metrics.md."""
         return dict(zip(TIMES, (self.total, self.dispatch, self.compute, self.combine, self.idle), strict=True))
+
+
+def mean_time(times: Sequence[LayerTime]) -> LayerTime:
+    """The mean of each part."""
+    return LayerTime(**{part.name: float(np.mean([getattr(time, part.name) for time in times])) for part in fields(LayerTime)})
 
 
 TIMES = ("modelled_layer_time", "modelled_dispatch_time", "modelled_compute_time", "modelled_combine_time", "modelled_idle_time")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from grace_moe.discover.declared import Declaration, in_words
+from grace_moe.discover.evidence import sure_tiers
 from grace_moe.discover.measured import Measured
 from grace_moe.discover.rank_facts import RankFacts
-from grace_moe.discover.tiers import FoundTier, Groups, find_tiers
+from grace_moe.discover.tiers import FoundTier, Groups
 from grace_moe.topology import Device, Link, Node, Tier, Topology
 
 BAD_LINK = 0.75
@@ -46,10 +47,10 @@ def discover(measured: Measured, declarations: Sequence[Declaration], notes: Seq
     Args:
         notes: contradictions that are known already.
     """
-    tiers = find_tiers(measured.bandwidth)
+    tiers, unsure = sure_tiers(measured)
     node = _node_tier(tiers, declarations)
     order = tuple(rank for group in tiers[node].groups for rank in group)
-    contradictions = [*notes, *_against(declarations, tiers, node)]
+    contradictions = [*notes, *map(_not_enough, unsure), *_against(declarations, tiers, node)]
     if order != tuple(range(len(order))):
         contradictions.append(
             f"ranks are not node by node: ranks {_some(tiers[node].groups[0])} are on one node; the file has the devices in the order that "
@@ -156,6 +157,10 @@ def _names(tiers: tuple[FoundTier, ...], node: int, declarations: Sequence[Decla
         else:
             names.append(f"{word or ('inside_node' if number < node else 'between_nodes')}_{number}")
     return tuple(names)
+
+
+def _not_enough(groups: Groups) -> str:
+    return f"not enough evidence for {in_words(groups)}: not all streams show it; run it again when links and cores are quiet"
 
 
 def _against(declarations: Sequence[Declaration], tiers: tuple[FoundTier, ...], node: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,24 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One direction of a pair, measured once."""
+
+    sender: int
+    receiver: int
+    rates: tuple[float, ...]
+    """Bytes per second of each stream; two or more."""
+    latency_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Of every pair of ranks."""
 
     bandwidth: Floats
-    """`[ranks, ranks]` bytes per second from each (row) to each; infinite on the diagonal."""
+    """`[ranks, ranks]` bytes per second from each (row) to each, by the fastest stream; infinite on the diagonal."""
+    again: Floats
+    """The same by the second fastest: what has been seen twice."""
     latency_s: Floats
     """`[ranks, ranks]` of a message without content, each way: half of there and back."""
     num_measured: int
@@ -61,6 +75,26 @@ def rounds_of(pairs: list[tuple[int, int]], machines: list[str]) -> list[list[tu
         rounds[at].append(pair)
         busy[at] |= both
     return rounds
+
+
+def gathered(samples: Iterable[Sample], machines: list[str]) -> Measured:
+    """All samples as matrices: what disturbs a stream makes it slower, so the fastest streams tell the link.
+
+    Args:
+        machines: of each rank, its machine.
+    """
+    rates: dict[tuple[int, int], list[float]] = {}
+    latency: dict[tuple[int, int], float] = {}
+    for sample in samples:
+        link = sample.sender, sample.receiver
+        rates[link] = sorted((*rates.get(link, ()), *sample.rates), reverse=True)[:2]
+        latency[link] = min(latency.get(link, sample.latency_s), sample.latency_s)
+    bandwidth, again = (filled({link: some[place] for link, some in rates.items()}, machines) for place in range(2))
+    each_way = filled(latency, machines)
+    each_way = (each_way + each_way.T) / 2
+    for matrix, own in ((bandwidth, np.inf), (again, np.inf), (each_way, 0.0)):
+        np.fill_diagonal(matrix, own)
+    return Measured(bandwidth=bandwidth, again=again, latency_s=each_way, num_measured=len(rates) // 2)
 
 
 def filled(values: dict[tuple[int, int], float], machines: list[str]) -> Floats:

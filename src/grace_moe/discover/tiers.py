@@ -7,6 +7,7 @@ groups are joined by the mean of *squared* bandwidths, and a slow pair costs a p
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -46,7 +47,7 @@ class FoundTier:
     bandwidth: float
     """Bytes per second: the median of its pairs, both directions."""
     spread: float
-    """Half of the range that the middle half of its pairs has, over `bandwidth`."""
+    """How far its pairs are off `bandwidth`, over it: the median, both directions."""
     agreement: float
     """Share of its pairs that are nearer to it than to another tier."""
 
@@ -64,7 +65,7 @@ class _Part:
     """Mean, over ranks that have any."""
 
 
-def find_tiers(bandwidth: Floats) -> tuple[FoundTier, ...]:
+def find_tiers(bandwidth: Floats, among: Collection[Groups] | None = None) -> tuple[FoundTier, ...]:
     """The tiers of a cluster, narrow to wide; the last joins all ranks.
 
     >>> links = np.array([[1, 9, 3, 3], [9, 1, 3, 3], [3, 3, 1, 9], [3, 3, 9, 1]]) * 1e9
@@ -73,6 +74,7 @@ def find_tiers(bandwidth: Floats) -> tuple[FoundTier, ...]:
 
     Args:
         bandwidth: `[ranks, ranks]` bytes per second from each (row) to each; the diagonal is not read. At least two ranks.
+        among: the only groups that a tier may have, beside the widest's; None = any.
     """
     best = np.maximum(bandwidth, bandwidth.T)
     np.fill_diagonal(best, 1.0)
@@ -82,7 +84,7 @@ def find_tiers(bandwidth: Floats) -> tuple[FoundTier, ...]:
     tree = linkage(squares, "average")
     merged = cophenet(tree)
     cuts = _candidates(tree[:, 2])
-    chosen = _chosen(cuts, merged, logs)
+    chosen = [cut for cut in _chosen(cuts, merged, logs) if among is None or _groups(tree, cut) in among]
     tier_of_pair = np.searchsorted(chosen, merged)
     levels = [_median(logs[tier_of_pair == tier]) for tier in range(len(chosen) + 1)]
     borders = [*chosen, np.inf]
@@ -166,13 +168,13 @@ def _groups(tree: Floats, border: float) -> Groups:
 def _tier(tier: int, levels: list[float], logs: Floats, tier_of_pair: Ints, bandwidth: Floats, groups: Groups) -> FoundTier:
     own = tier_of_pair == tier
     pairs = squareform(own).astype(bool)
-    both_ways = np.sort(bandwidth[pairs])
-    low, level, high = both_ways[[len(both_ways) // 4, len(both_ways) // 2, 3 * len(both_ways) // 4]]
+    both_ways = bandwidth[pairs]
+    level = float(np.partition(both_ways, len(both_ways) // 2)[len(both_ways) // 2])
     nearest = np.abs(logs[own][:, None] - np.array(levels)).argmin(axis=1)
     return FoundTier(
         groups=groups,
         pairs=pairs,
-        bandwidth=float(level),
-        spread=float((high - low) / 2 / level),
+        bandwidth=level,
+        spread=float(np.median(np.abs(both_ways / level - 1))),
         agreement=float((nearest == tier).mean()),
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from grace_moe.engines.equaliser import Equalised, equalise
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.llama_cpp import import_csv
-from grace_moe.engines.loads import import_loads
-from grace_moe.engines.model_config import ModelShape, read_model_shape
-from grace_moe.engines.model_sizes import read_model_sizes
-from grace_moe.engines.npz import import_npz
+from grace_moe.engines.models.model_config import ModelShape, read_model_shape
+from grace_moe.engines.models.model_sizes import read_model_sizes
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.llama_cpp import import_csv
+from grace_moe.engines.recordings.loads import import_loads
+from grace_moe.engines.recordings.npz import import_npz
 from grace_moe.engines.sglang.location import export_location, import_location
 from grace_moe.engines.sglang.recording import import_dump
 from grace_moe.engines.slot_map import SlotMap

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.notes import several
+from grace_moe.engines.recordings.notes import several
 from grace_moe.errors import MismatchError, PlacementError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.topology import Topology

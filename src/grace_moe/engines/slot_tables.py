@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.layers import numbers_of_rows
+from grace_moe.engines.recordings.imported import Hints
+from grace_moe.engines.recordings.layers import numbers_of_rows
 from grace_moe.engines.slot_map import MAX_SLOTS, IntMatrix, SlotMap
 from grace_moe.errors import PlacementError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.imported import Hints
+from grace_moe.engines.recordings.imported import Hints
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import PlacementError

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.cost.flows import Flows, total
-from grace_moe.cost.layer_time import LayerTime
+from grace_moe.cost.layer_time import LayerTime, mean_time
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.compare import SlotLimits
@@ -18,7 +18,7 @@ from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, order_of_requests, tokens_of
+from grace_moe.trace import LoadProfile, RoutingTrace, order_of_requests, tokens_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,6 +27,7 @@ LEAST_GAIN = 0.03
 """Share of a layer's time from which a plan is worth having, unless said otherwise."""
 PARTS = 20
 """That requests are dealt into, to be drawn again."""
+FEWEST_PARTS = 8
 FEWEST_REQUESTS = 8
 """To be measured on: with fewer, nothing is said."""
 DRAWS = 200
@@ -56,6 +57,8 @@ class Diagnosis:
     setting: Setting
     told: str
     """What was assumed."""
+    plans: tuple[Placement, ...] = ()
+    """What was judged: one for each half that was planned on."""
 
     @property
     def gain(self) -> float:
@@ -98,7 +101,7 @@ def _parts(time: LayerTime) -> dict[str, float | None]:
 
 
 def diagnose(
-    trace: RoutingTrace,
+    trace: RoutingTrace | LoadProfile,
     topology: Topology,
     setting: Setting,
     *,
@@ -110,6 +113,8 @@ def diagnose(
     **limits: Unpack[SlotLimits],
 ) -> Diagnosis:
     """Plan on half of the requests, replay the others under what is now and under the plan, and say which is the case.
+
+    Without plans that were made elsewhere, the halves change places as well, and both count: every request is evidence.
 
     Requests are drawn again many times. A plan is worth it where it saves at least `least_gain` of a layer's time in nearly all draws
     (`SURE`), and not worth it where it saves less in most (`LIKELY`). In between, or with too few requests, the trace doesn't tell.
@@ -130,29 +135,68 @@ def diagnose(
         raise UsageError(f"least gain {least_gain} is not a share from 0 to 1; give 0.03 for 3%")
     for placement in (*candidates, *(() if now is None else (now,))):
         _check(placement, trace, topology)
+    told = setting.told(topology)
+    if isinstance(trace, LoadProfile):
+        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
-    told = setting.told(topology)
-    if trace.counts_only:
-        return _unknown("the trace holds counts of experts, and doesn't tell what a token costs", trace, setting, told)
-    planning_half, measuring_half = trace.split_requests() if measure_on is None else (trace, measure_on)
-    requests = _requests(measuring_half, setting.phase)
+    sides = _sides(trace, measure_on, both=not candidates)
+    requests = min(_requests(measured, setting.phase) for _, measured in sides)
     if requests < FEWEST_REQUESTS:
         few = f"{requests} request{'s' * (requests != 1)} to measure {setting.phase} on; {FEWEST_REQUESTS} are the fewest"
         return _unknown(few, trace, setting, told)
-    before = plan(planning_half, topology, "linear", seed=seed) if now is None else now
-    if not candidates:
-        candidates = [plan(planning_half, topology, "grace", seed=seed, **limits), *_without_replicas(planning_half, topology, seed)]
-    after = min(candidates, key=lambda p: step_time(_whole(p, planning_half, setting, seed), topology, setting).total)
-    parts = min(PARTS, requests)
-    flows = [replay_flows(p, measuring_half, topology, parts=parts, phase=setting.phase, seed=seed) for p in (before, after)]
-    times = [step_time(total(each, np.ones(parts).tolist()), topology, setting) for each in flows]
-    draws = _drawn(flows[0], flows[1], topology, setting, seed)
+    before = [plan(planned, topology, "linear", seed=seed) if now is None else now for planned, _ in sides]
+    plans = [candidates or _candidates(planned, topology, seed, limits) for planned, _ in sides]
+    after = _fastest(plans, sides, topology, setting, seed)
+    parts = _rounds(requests, topology)
+    flows = [
+        [replay_flows(p, measured, topology, parts=parts, phase=setting.phase, seed=seed) for p in both]
+        for both, (_, measured) in zip(zip(before, after, strict=True), sides, strict=True)
+    ]
+    times = [mean_time([_whole_time(both[which], topology, setting) for both in flows]) for which in (0, 1)]
+    draws = np.mean([_drawn(both[0], both[1], topology, setting, seed + side) for side, both in enumerate(flows)], axis=0)
     draws += times[0].total - times[1].total - draws.mean()  # drawing again makes every load more uneven: only its spread counts
-    slots = [float(p.slots_per_device().sum()) for p in (before, after)]
-    memory = (slots[1] - slots[0]) * setting.model.expert_bytes
+    slots = [np.mean([p.slots_per_device().sum() for p in placements]) for placements in (before, after)]
+    memory = float(slots[1] - slots[0]) * setting.model.expert_bytes
     found = _judged(times, draws, memory, least_gain, trace, setting, told)
-    return replace(found, next_command=_next(found.verdict, after, trace, setting))
+    return replace(found, plans=tuple(after), next_command=_next(found.verdict, after[0], trace, setting))
+
+
+def _sides(trace: RoutingTrace, measure_on: RoutingTrace | None, *, both: bool) -> list[tuple[RoutingTrace, RoutingTrace]]:
+    """What is planned on and what is measured on; `both`: every half is each in turn, so that all requests are measured on."""
+    if measure_on is not None:
+        return [(trace, measure_on)]
+    first, second = trace.split_requests()
+    return [(first, second), (second, first)] if both else [(first, second)]
+
+
+def _candidates(trace: RoutingTrace, topology: Topology, seed: int, limits: SlotLimits) -> list[Placement]:
+    """`grace`'s plan, and EPLB's without replicas."""
+    return [plan(trace, topology, "grace", seed=seed, **limits), *_without_replicas(trace, topology, seed)]
+
+
+def _fastest(
+    plans: Sequence[Sequence[Placement]],
+    sides: Sequence[tuple[RoutingTrace, RoutingTrace]],
+    topology: Topology,
+    setting: Setting,
+    seed: int,
+) -> list[Placement]:
+    """Of the ways to plan the one that is fastest on what was planned on: its plan for each side."""
+    ways = [list(way) for way in zip(*plans, strict=True)]
+    if len(ways) == 1:
+        return ways[0]
+
+    def seconds(way: Sequence[Placement]) -> float:
+        replays = [replay_flows(p, planned, topology, phase=setting.phase, seed=seed) for p, (planned, _) in zip(way, sides, strict=True)]
+        return sum(_whole_time(parts, topology, setting).total for parts in replays)
+
+    return min(ways, key=seconds)
+
+
+def _whole_time(parts: list[Flows], topology: Topology, setting: Setting) -> LayerTime:
+    """Of all parts together."""
+    return step_time(total(parts, np.ones(len(parts)).tolist()), topology, setting)
 
 
 def _without_replicas(trace: RoutingTrace, topology: Topology, seed: int) -> list[Placement]:
@@ -160,11 +204,7 @@ def _without_replicas(trace: RoutingTrace, topology: Topology, seed: int) -> lis
     return [plan(trace, topology, "eplb", seed=seed, redundancy=1.0)] if trace.num_experts % topology.num_devices == 0 else []
 
 
-def _whole(placement: Placement, trace: RoutingTrace, setting: Setting, seed: int) -> Flows:
-    return replay_flows(placement, trace, phase=setting.phase, seed=seed)[0]
-
-
-def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> None:
+def _check(placement: Placement, trace: RoutingTrace | LoadProfile, topology: Topology) -> None:
     """Raise MismatchError unless they belong together."""
     check_same_model(placement, trace)
     if placement.topology.shape != topology.shape:
@@ -175,6 +215,12 @@ def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> Non
 def _requests(trace: RoutingTrace, phase: str) -> int:
     """Requests with tokens of a phase."""
     return len(np.unique(order_of_requests(trace)[0][tokens_of(trace, phase)]))
+
+
+def _rounds(requests: int, topology: Topology) -> int:
+    """Whole rounds over the devices, where there are enough of them: a part that some devices send nothing of makes every draw uneven."""
+    rounds = requests // topology.num_devices
+    return min(PARTS, rounds if rounds >= FEWEST_PARTS else requests)
 
 
 def _drawn(now: list[Flows], planned: list[Flows], topology: Topology, setting: Setting, seed: int) -> Floats:
@@ -216,7 +262,7 @@ def _judged(
     )
 
 
-def _unknown(reason: str, trace: RoutingTrace, setting: Setting, told: str) -> Diagnosis:
+def _unknown(reason: str, trace: RoutingTrace | LoadProfile, setting: Setting, told: str) -> Diagnosis:
     return Diagnosis(
         verdict=NOT_ENOUGH,
         reason=reason,

@@ -29,7 +29,8 @@ def replay_flows(
 
     Args:
         topology: links to count by, where they are not the placement's own.
-        parts: into so many the requests are dealt, round-robin; each has its flows. Their `total` is the whole trace's.
+        parts: into so many the requests are dealt; each has its flows. Their `total` is the whole trace's. Where there are as many
+            rounds over all devices, a part takes whole rounds: its tokens come in as evenly as the trace's.
         phase: only tokens of `prefill` or `decode`, where the trace tells them apart and has both; None = all.
 
     Raises:
@@ -38,7 +39,9 @@ def replay_flows(
     check_same_model(placement, trace)
     topology = placement.topology if topology is None else topology
     arrived = arrivals(placement, trace, Serving() if serving is None else serving)
-    part = order_of_requests(trace)[0] % parts
+    request = order_of_requests(trace)[0]
+    rounds = request // topology.num_devices
+    part = (rounds if rounds.max(initial=-1) + 1 >= parts else request) % parts
     chose = (trace.topk_ids.max(axis=(1, 2), initial=-1) >= 0) & tokens_of(trace, phase)
     counted = np.flatnonzero(chose)
     tokens = np.zeros((parts, topology.num_devices))

@@ -91,8 +91,6 @@ def _check(placement: Placement, trace: RoutingTrace, topology: Topology) -> Non
         raise MismatchError(
             f"{topology.source}: nodes: {topology.shape}, but {placement.source} is planned for {placement.topology.shape}; plan again"
         )
-    if trace.counts_only:
-        raise MismatchError(f"{trace.source}: made of counts, which don't tell what a token costs; measure on a trace of tokens")
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; plan on it, and measure on a trace of tokens")
 

@@ -108,8 +108,8 @@ def size(
         MismatchError: a trace that doesn't tell tokens, or a base with irregular links.
         UsageError: a number that is out of range.
     """
-    if trace.counts_only or trace.surrogate:
-        raise MismatchError(f"{trace.source}: made of counts, which don't tell what a token costs; size on a trace of tokens")
+    if trace.surrogate:
+        raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; size on a trace of tokens")
     if base.devices_per_node is None or base.bandwidth is not None or base.tiers:
         raise MismatchError(f"{base.source}: nodes of different sizes, further tiers or a matrix; give one of equal nodes, as 2x8")
     if not all(redundancy >= 1 for redundancy in sweep.redundancies):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from grace_moe.errors import MismatchError
 from grace_moe.placement.model import Placement
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import LoadProfile, RoutingTrace
 
 
-def check_same_model(planned: Placement | RoutingTrace, trace: RoutingTrace) -> None:
+def check_same_model(planned: Placement | RoutingTrace, trace: RoutingTrace | LoadProfile) -> None:
     """Raise MismatchError unless `trace` has the experts and layers of what was planned, or is to be planned on."""
     if planned.num_experts != trace.num_experts:
         raise MismatchError(

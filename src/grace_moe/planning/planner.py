@@ -18,7 +18,7 @@ from grace_moe.errors import MismatchError, UsageError
 from grace_moe.placement import Placement
 from grace_moe.planning.task import PlannedLayers, PlanningTask, Progress, Redundancy
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import LoadProfile, RoutingTrace
 
 DEFAULT_METHOD = "grace"
 
@@ -48,7 +48,7 @@ METHODS = tuple(_PLACES)
 
 
 def plan(
-    trace: RoutingTrace,
+    trace: RoutingTrace | LoadProfile,
     topology: Topology,
     method: str = DEFAULT_METHOD,
     *,
@@ -92,7 +92,7 @@ def plan(
     function = _function(method)
     used = _options_of(function, method, options)
     task = PlanningTask(
-        trace=trace,
+        recording=trace,
         topology=topology,
         seed=seed,
         redundancy=redundancy,
@@ -119,26 +119,27 @@ def plan(
     return placement
 
 
-def equal_slots(trace: RoutingTrace, topology: Topology, *, redundancy: Redundancy, expert_bytes: int | None = None) -> int:
+def equal_slots(trace: RoutingTrace | LoadProfile, topology: Topology, *, redundancy: Redundancy, expert_bytes: int | None = None) -> int:
     """Slots of each device in a layer that methods with equal slots get from this redundancy.
 
     Raises:
         UsageError: a redundancy out of range, or a device too small for an equal share of the experts.
     """
-    return PlanningTask(trace=trace, topology=topology, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
+    return PlanningTask(recording=trace, topology=topology, redundancy=redundancy, expert_bytes=expert_bytes).equal_slots
 
 
 def _provenance(method: str, options: dict[str, Any], task: PlanningTask, planned: PlannedLayers) -> dict[str, Any]:
     """What made the placement, so that it can be made again."""
     limits = {"redundancy": task.redundancy, "slots_per_device": task.slots_per_device, "expert_bytes": task.expert_bytes}
-    trace = task.trace
-    drawn = {"surrogate": True} if trace.surrogate else {}
+    recording = task.recording
+    tokens = {"tokens": recording.num_tokens} if isinstance(recording, RoutingTrace) else {"tokens": None, "counts_only": True}
+    drawn = {"surrogate": True} if isinstance(recording, RoutingTrace) and recording.surrogate else {}
     return {
         "method": method,
         "options": options | limits,
         "seed": task.seed,
-        "trace_digest": trace.digest,
-        "trace": {"model": trace.model, "dataset": trace.dataset, "tokens": trace.num_tokens, **drawn},
+        "trace_digest": recording.digest,
+        "trace": {"model": recording.model, "dataset": recording.dataset, **tokens, **drawn},
         **({} if task.backend is None or method != DEFAULT_METHOD else {"backend": task.backend}),
         **({} if task.setting is None else {"served": _served(task.topology, task.setting)}),
         **({} if task.start is None else {"start": task.start.provenance}),
@@ -183,9 +184,9 @@ def _check_method(method: str, task: PlanningTask, options: dict[str, Any]) -> N
         _check_setting(method, task, task.setting, options)
     if task.start is not None and method != "grace":
         raise UsageError(f"method {method} plans from nothing; leave out start, or use method grace")
-    if task.trace.counts_only and method not in _BY_LOAD:
+    if isinstance(task.recording, LoadProfile) and method not in _BY_LOAD:
         raise UsageError(
-            f"{task.trace.source}: counts only, and method {method} needs to know which experts fire together; "
+            f"{task.recording.source}: counts only, and method {method} needs to know which experts fire together; "
             f"use one of {', '.join(_BY_LOAD)}, or a trace of tokens"
         )
 
@@ -209,13 +210,13 @@ def _check_setting(method: str, task: PlanningTask, setting: Setting, options: d
     for name in _FOR_COPIES:
         if name in options:
             raise UsageError(f"option {name} is for plans for copies; leave it out, or {instead}")
-    if task.trace.counts_only:
-        raise UsageError(f"{task.trace.source}: counts only, and a plan for time needs a trace of tokens; plan for copies")
+    if isinstance(task.recording, LoadProfile):
+        raise UsageError(f"{task.recording.source}: counts only, and a plan for time needs a trace of tokens; plan for copies")
     if task.topology.num_nodes > MAX_MASK_NODES:
         raise UsageError(f"plans for time take up to {MAX_MASK_NODES} nodes, and {task.topology.source} has {task.topology.num_nodes}")
     if setting.model.num_experts != task.num_experts:
         raise MismatchError(
-            f"{setting.model.source} has {setting.model.num_experts} experts, but {task.trace.source} has {task.num_experts}; "
+            f"{setting.model.source} has {setting.model.num_experts} experts, but {task.recording.source} has {task.num_experts}; "
             "give the model of the trace"
         )
 

@@ -17,7 +17,7 @@ from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.constants import DEFAULT_REDUNDANCY
 from grace_moe.planning.option_values import is_within
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import LoadProfile, RoutingTrace, expert_loads
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (layers done, layers in all) as planning goes on."""
@@ -35,7 +35,8 @@ class PlanningTask:
         UsageError: on construction, if a limit is out of range or leaves experts without a slot.
     """
 
-    trace: RoutingTrace
+    recording: RoutingTrace | LoadProfile
+    """What was recorded of the model: tokens, or loads alone."""
     topology: Topology
     seed: int = 0
     """Of whatever a method draws at random; 0 .. 2**32 - 1."""
@@ -54,10 +55,10 @@ class PlanningTask:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        if not self.trace.num_layers:
-            raise UsageError(f"{self.trace.source}: the trace has no MoE layers; record it again")
-        if not self.trace.num_tokens:
-            raise UsageError(f"{self.trace.source}: the trace has no tokens; record some, or select others")
+        if not self.recording.num_layers:
+            raise UsageError(f"{self.recording.source}: the trace has no MoE layers; record it again")
+        if isinstance(self.recording, RoutingTrace) and not self.recording.num_tokens:
+            raise UsageError(f"{self.recording.source}: the trace has no tokens; record some, or select others")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed {self.seed} is out of range; use 0 to {2**32 - 1}")
         if self.backend is not None:
@@ -90,9 +91,16 @@ class PlanningTask:
             )
 
     @property
+    def trace(self) -> RoutingTrace:
+        """The recorded tokens. Raises UsageError where there are loads alone."""
+        if isinstance(self.recording, LoadProfile):
+            raise UsageError(f"{self.recording.source}: counts only, and this needs a trace of tokens")
+        return self.recording
+
+    @property
     def num_experts(self) -> int:
         """Experts of each layer."""
-        return self.trace.num_experts
+        return self.recording.num_experts
 
     @property
     def num_devices(self) -> int:
@@ -110,7 +118,7 @@ class PlanningTask:
         limit = self.num_experts if self.slots_per_device is None else min(self.slots_per_device, self.num_experts)
         if self.expert_bytes is None:
             return (limit,) * self.num_devices
-        stack = self.expert_bytes * self.trace.num_layers  # a slot in every layer
+        stack = self.expert_bytes * self.recording.num_layers  # a slot in every layer
         memory = (device.memory_bytes for node in self.topology.nodes for device in node.devices)
         return tuple(limit if m is None else min(limit, m // stack) for m in memory)
 
@@ -140,10 +148,19 @@ class PlanningTask:
 
     def layers(self) -> Iterator[tuple[int, npt.NDArray[np.integer[Any]]]]:
         """(layer id, `[tokens, k]` choices) of each layer; reports progress as each is done."""
-        for index, layer_id in enumerate(self.trace.layer_ids):
-            yield layer_id, self.trace.topk_ids[:, index]
+        trace = self.trace
+        for index, layer_id in enumerate(trace.layer_ids):
+            yield layer_id, trace.topk_ids[:, index]
             if self.progress is not None:
-                self.progress(index + 1, self.trace.num_layers)
+                self.progress(index + 1, trace.num_layers)
+
+    def loads(self) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """(layer id, `[experts]` loads) of each layer, for methods that go by load alone; reports progress as each is done."""
+        recording = self.recording
+        for index, (layer_id, loads) in enumerate(zip(recording.layer_ids, expert_loads(recording), strict=True)):
+            yield layer_id, loads
+            if self.progress is not None:
+                self.progress(index + 1, recording.num_layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,15 @@ import numpy as np
 
 from grace_moe.placement import Placement, PlacementDifference
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, expert_loads, skew
+from grace_moe.trace import LoadProfile, RoutingTrace, expert_loads, skew
 
 
-def describe(thing: RoutingTrace | Topology | Placement) -> dict[str, Any]:
+def describe(thing: RoutingTrace | LoadProfile | Topology | Placement) -> dict[str, Any]:
     """What `inspect` says of a file: plain values, in the order to show them."""
     if isinstance(thing, RoutingTrace):
         return _describe_trace(thing)
+    if isinstance(thing, LoadProfile):
+        return _describe_profile(thing)
     if isinstance(thing, Topology):
         return _describe_topology(thing)
     return _describe_placement(thing)
@@ -58,11 +60,26 @@ def _describe_trace(trace: RoutingTrace) -> dict[str, Any]:
     }
 
 
+def _describe_profile(profile: LoadProfile) -> dict[str, Any]:
+    return {
+        "kind": "trace",
+        "model": profile.model,
+        "dataset": profile.dataset,
+        "layers": profile.num_layers,
+        "layer_ids": list(profile.layer_ids),
+        "num_experts": profile.num_experts,
+        "tells": "how often each expert fires, not which fire together",
+        "expert_load_max_over_mean": round(float(skew(profile).mean()), 3),
+        "experts_never_chosen": int((profile.loads == 0).sum()),
+        "digest": profile.digest,
+    }
+
+
 def _tells(trace: RoutingTrace) -> str:
     """What the trace's rows stand for."""
     if trace.surrogate:
         return "tokens drawn to match counts of experts and pairs: to plan on, not to measure on"
-    return "how often each expert fires, not which fire together" if trace.counts_only else "each token's experts"
+    return "each token's experts"
 
 
 def _describe_topology(topology: Topology) -> dict[str, Any]:

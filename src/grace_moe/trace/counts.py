@@ -1,16 +1,16 @@
-"""Loads as choices: a trace that knows how often each expert fires, and nothing of which fire together."""
+"""Loads as rows of one choice each: how a file of a trace holds what an engine counted."""
 
 import numpy as np
 import numpy.typing as npt
 
 COUNT_ROWS = 65_536
-"""Most rows of such a trace: enough to keep loads to a part in thousands, few enough to plan on at once."""
+"""Most rows of a layer: enough to keep loads to a part in thousands, few enough to plan on at once."""
 MAX_CELLS = 2**23
 """Rows times layers: of models with over 128 layers rows are fewer."""
 
 
-def choices_of_loads(loads: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int16], bool]:
-    """`[rows, layers, 1]` choices of one expert a row, each expert as often as its load says; and whether loads had to be scaled for it.
+def whole_loads(loads: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], bool]:
+    """`[layers, experts]` loads as whole numbers that rows can hold; and whether they had to be scaled for it.
 
     Whole numbers of up to `COUNT_ROWS` a layer stay exactly as they are. Others are scaled to that, each layer by itself, to the nearest,
     and no expert that fired is lost.
@@ -22,9 +22,9 @@ def choices_of_loads(loads: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int
     totals = loads.sum(axis=1)
     exact = bool((loads == np.floor(loads)).all())
     if exact and totals.max() <= most:
-        return _ids(loads.astype(np.int64)), False
+        return loads.astype(np.int64), False
     whole = [row if exact and total <= most else _apportioned(row, most) for row, total in zip(loads, totals, strict=True)]
-    return _ids(np.stack(whole).astype(np.int64)), True
+    return np.stack(whole).astype(np.int64), True
 
 
 def _apportioned(loads: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.int64]:
@@ -41,9 +41,9 @@ def _apportioned(loads: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.in
     return share
 
 
-def _ids(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
-    """`[tokens, layers, 1]` experts, each as often as it has rows."""
-    ids = np.full((int(rows.sum(axis=1).max()), len(rows), 1), -1, dtype=np.int16)
-    for layer, row in enumerate(rows):
+def rows_of_loads(loads: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
+    """`[rows, layers, 1]` choices of one expert a row, each expert as often as its load says; -1 in layers with fewer."""
+    ids = np.full((int(loads.sum(axis=1).max()), len(loads), 1), -1, dtype=np.int16)
+    for layer, row in enumerate(loads):
         ids[: row.sum(), layer, 0] = np.repeat(np.arange(len(row), dtype=np.int16), row)
     return ids

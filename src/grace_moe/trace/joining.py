@@ -40,7 +40,6 @@ def concatenate(traces: Sequence[RoutingTrace]) -> RoutingTrace:
         phase=_joined(phases),
         topk_weights=_joined(weights),
         token_ids=_joined(tokens),
-        counts_only=any(trace.counts_only for trace in traces),
         surrogate=any(trace.surrogate for trace in traces),
         source=" + ".join(dict.fromkeys(trace.source for trace in traces)),
     )

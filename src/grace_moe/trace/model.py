@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import TraceError
-from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, MAX_LAYERS, MAX_TOKENS
+from grace_moe.files import MAX_EXPERTS, MAX_TOKENS
+from grace_moe.trace.names import faults_of_names
 from grace_moe.trace.store import read_fields, write_fields
 
 PREFILL, DECODE = 0, 1
@@ -53,8 +54,6 @@ class RoutingTrace:
     """`[tokens, layers, k]` routing weights."""
     token_ids: npt.NDArray[np.int32] | None = None
     """`[tokens]` what the tokens are, in the vocabulary: a front-end learns from it where a prompt should go."""
-    counts_only: bool = False
-    """Made of an engine's counts: it tells how often each expert fires and nothing of which fire together, as each row chooses one."""
     surrogate: bool = False
     """Drawn to match an engine's counts of experts and pairs: to plan on, and not to measure on."""
     source: str = "trace"
@@ -76,24 +75,13 @@ class RoutingTrace:
             raise self._error("num_experts", f"{self.num_experts} is not in 1..{MAX_EXPERTS}", "record it again")
         if ids.shape[2] < 1 or ids.shape[2] > self.num_experts:
             raise self._error("topk_ids", f"k = {ids.shape[2]} is not in 1..{self.num_experts}", "check num_experts")
-        if self.counts_only and ids.shape[2] != 1:
-            raise self._error("counts_only", f"k = {ids.shape[2]}, and counts have one expert a row", "import them again")
         if ids.size and (ids.min() < -1 or ids.max() >= self.num_experts):
             bad = int(ids.max()) if ids.max() >= self.num_experts else int(ids.min())
             raise self._error("topk_ids", f"expert id {bad} is not in -1..{self.num_experts - 1}", "check num_experts")
 
     def _check_names(self) -> None:
-        layers = self.topk_ids.shape[1]
-        if len(self.layer_ids) != layers or len(set(self.layer_ids)) != len(self.layer_ids):
-            raise self._error("layer_ids", f"{len(self.layer_ids)} numbers for {layers} layers", "name each layer once")
-        if layers > MAX_LAYERS:
-            raise self._error("layer_ids", f"{layers} layers are over the limit of {MAX_LAYERS}", "is it the right file?")
-        for layer in self.layer_ids:
-            if type(layer) is not int or not 0 <= layer <= MAX_LAYER_ID:
-                raise self._error("layer_ids", f"{layer!r} is not in 0..{MAX_LAYER_ID}", "give the model's own numbers of its layers")
-        for name in ("model", "dataset"):
-            if getattr(self, name).encode(errors="replace").decode() != getattr(self, name):
-                raise self._error(name, f"{getattr(self, name)!r} has bytes that are no text", "give it another name")
+        for fault in faults_of_names(self.num_layers, self.layer_ids, self.model, self.dataset):
+            raise self._error(*fault)
 
     def _check_distinct(self) -> None:
         for block in self._blocks():
@@ -172,7 +160,6 @@ class RoutingTrace:
             phase=None if self.phase is None else self.phase[tokens],
             topk_weights=None if self.topk_weights is None else self.topk_weights[tokens],
             token_ids=None if self.token_ids is None else self.token_ids[tokens],
-            counts_only=self.counts_only,
             surrogate=self.surrogate,
             source=self.source,
         )
@@ -197,8 +184,16 @@ class RoutingTrace:
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingTrace:
-        """Read a `grace-moe.trace` file. Raises TraceError with file, field and mend."""
-        return cls(**read_fields(Path(path)))
+        """Read a `grace-moe.trace` file of tokens; `read_recording` takes those of counts too.
+
+        Raises:
+            TraceError: with file, field and mend.
+        """
+        found = read_fields(Path(path))
+        if found.pop("counts_only"):
+            problem = "it tells how often each expert fires, not what a token costs"
+            raise TraceError(str(path), "counts_only", problem, "record tokens, or import an engine's record of them")
+        return cls(**found)
 
     def save(self, path: str | Path) -> None:
         """Write the trace whole, or nothing."""

@@ -4,14 +4,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from grace_moe.trace.load_profile import LoadProfile
 from grace_moe.trace.model import RoutingTrace
 
 _BLOCK = 65_536
 """Tokens that are counted together, so that counting takes little memory beside the trace."""
 
 
-def expert_loads(trace: RoutingTrace) -> npt.NDArray[np.int64]:
+def expert_loads(recording: RoutingTrace | LoadProfile) -> npt.NDArray[np.int64]:
     """`[layers, experts]` number of tokens that activate each expert (docs/method.md#profile: w)."""
+    if isinstance(recording, LoadProfile):
+        return recording.loads
+    trace = recording
     loads = np.zeros((trace.num_layers, trace.num_experts), dtype=np.int64)
     for start in range(0, trace.num_tokens, _BLOCK):
         for layer in range(trace.num_layers):
@@ -29,7 +33,7 @@ def activations(topk_ids: npt.NDArray[np.integer], num_experts: int) -> sparse.c
     return sparse.csr_array((values, (rows, topk_ids[chosen])), shape=(tokens, num_experts))
 
 
-def skew(trace: RoutingTrace) -> npt.NDArray[np.float64]:
+def skew(recording: RoutingTrace | LoadProfile) -> npt.NDArray[np.float64]:
     """`[layers]` largest expert load over the mean load."""
-    loads = expert_loads(trace)
+    loads = expert_loads(recording)
     return np.asarray(loads.max(axis=1) / np.maximum(loads.mean(axis=1), 1e-12))

@@ -19,7 +19,7 @@ _DTYPES = {"topk_ids": ("I16", "I32"), "request_ids": ("I32",), "phase": ("U8",)
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a `RoutingTrace` in a file: its arrays, and what its metadata says; every size is checked before use.
+    """The fields of a `RoutingTrace` in a file, and `counts_only`: its arrays, and what its metadata says; sizes are checked before use.
 
     Raises:
         TraceError: missing, truncated, of another format or a newer version, or out of range.
@@ -46,7 +46,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def write_fields(fields: dict[str, Any], path: Path) -> None:
-    """Write a trace's fields whole, or nothing; the same fields give the same bytes."""
+    """Write a trace's fields whole, or nothing; the same fields give the same bytes. Arrays may be left out, and flags that are not set."""
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -54,9 +54,9 @@ def write_fields(fields: dict[str, Any], path: Path) -> None:
         "model": fields["model"],
         "dataset": fields["dataset"],
         "layer_ids": json.dumps(list(fields["layer_ids"])),
-        **{name: "true" for name in ("counts_only", "surrogate") if fields[name]},
+        **{name: "true" for name in ("counts_only", "surrogate") if fields.get(name)},
     }
-    present = {name: np.ascontiguousarray(fields[name]) for name in _DTYPES if fields[name] is not None}
+    present = {name: np.ascontiguousarray(fields[name]) for name in _DTYPES if fields.get(name) is not None}
     write_atomically(path, _stable(save(present, metadata=metadata)))
 
 

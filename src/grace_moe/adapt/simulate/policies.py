@@ -13,7 +13,7 @@ from grace_moe.adapt.adapter import Adapter, AdaptOptions
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, choices_of_loads, expert_loads
+from grace_moe.trace import LoadProfile, RoutingTrace, expert_loads
 
 Ints = npt.NDArray[np.int64]
 
@@ -94,8 +94,8 @@ class Timer:
         """EPLB's placement on the window's loads, whenever the interval has passed."""
         if self._step % self._setting.interval:
             return None
-        setting, (ids, _) = self._setting, choices_of_loads(np.sum(self._loads, axis=0).astype(float))
-        counts = replace(_without_requests(setting.planned_on, ids), counts_only=True)
+        setting, loads = self._setting, np.sum(self._loads, axis=0)
+        counts = LoadProfile(loads=loads, layer_ids=setting.planned_on.layer_ids, model=setting.planned_on.model)
         return plan(counts, setting.topology, "eplb", slots_per_device=setting.slots)
 
 

@@ -11,7 +11,7 @@ from grace_moe.engines.equaliser.exchange import even_out
 from grace_moe.engines.equaliser.layer import PRICE, LayerState
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, check_same_model
-from grace_moe.trace import RoutingTrace, expert_loads
+from grace_moe.trace import LoadProfile, RoutingTrace, expert_loads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Equalised:
 
 
 def equalise(
-    placement: Placement, *, slots_per_device: int | None = None, trace: RoutingTrace | None = None, two_phases: bool = False
+    placement: Placement, *, slots_per_device: int | None = None, trace: RoutingTrace | LoadProfile | None = None, two_phases: bool = False
 ) -> Equalised:
     """Give every device of every layer the same number of experts.
 
@@ -58,7 +58,7 @@ def equalise(
 
     Args:
         slots_per_device: slots of each device; None = the most that any device holds now.
-        trace: routing that tells loads and co-activation, best the one planned on.
+        trace: routing that tells loads and co-activation, or loads alone; best the one planned on.
         two_phases: whether the engine chooses replicas in decode apart. Else a choice of its own for decode is left out.
 
     Raises:
@@ -70,13 +70,13 @@ def equalise(
     slots = _slots(placement, slots_per_device)
     done: Counter[str] = Counter()
     layers = []
+    loads = None if trace is None else expert_loads(trace)
     for index, layer in enumerate(placement.layers if two_phases else [replace(layer, decode_weights=()) for layer in placement.layers]):
-        ids = None if trace is None else trace.topk_ids[:, index]
-        experts = placement.num_experts
-        loads = np.ones(experts) if ids is None else np.bincount(ids[ids >= 0].ravel(), minlength=experts).astype(float)
-        layers.append(_equalised(LayerState(layer, placement.topology, loads, ids), slots, done))
+        ids = trace.topk_ids[:, index] if isinstance(trace, RoutingTrace) else None
+        of_layer = np.ones(placement.num_experts) if loads is None else loads[index].astype(float)
+        layers.append(_equalised(LayerState(layer, placement.topology, of_layer, ids), slots, done))
     equal = replace(placement, layers=tuple(layers))
-    final = equal if trace is None else even_out(equal, expert_loads(trace))
+    final = equal if loads is None else even_out(equal, loads)
     changed = zip(equal.layers, final.layers, strict=True)
     return Equalised(
         placement=final,

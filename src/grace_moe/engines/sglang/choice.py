@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.choice import DRAW_BITS, JointChoiceTable, ReplicaChoiceTable
-from grace_moe.engines.replica_choice import RankChoice, rank_choice
+from grace_moe.engines.live.replica_choice import RankChoice, rank_choice
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.topology import Topology
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from grace_moe.engines.backends import SGLANG, flags_of
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.notes import several
+from grace_moe.engines.recordings.imported import Hints
+from grace_moe.engines.recordings.notes import several
+from grace_moe.engines.recordings.torch_dumps import read_torch, torch_numbers
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.engines.slot_tables import matrix, slot_map
-from grace_moe.engines.torch_dumps import read_torch, torch_numbers
 from grace_moe.errors import MismatchError, PlacementError, TraceError
 from grace_moe.files import dump_json, read_json
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.notes import counted, several
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
-from grace_moe.engines.same_passes import repeated_passes
-from grace_moe.engines.torch_dumps import torch_integers
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.notes import counted, several
+from grace_moe.engines.recordings.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.recordings.same_passes import repeated_passes
+from grace_moe.engines.recordings.torch_dumps import torch_integers
 from grace_moe.errors import TraceError
 
 EXTEND, DECODE, MIXED, IDLE, TARGET_VERIFY = 1, 2, 3, 4, 5

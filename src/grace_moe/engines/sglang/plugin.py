@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
+from grace_moe.engines.live.live_plan import LivePlan, follows, plan_from_environment, told
 from grace_moe.engines.sglang.choice import Choosing
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.errors import GraceError, MismatchError

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.counts import Counts, trace_of_counts
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.loads import Loads, loads_of_object, numbers_of_list, summed, two_dimensions, widened
-from grace_moe.engines.responses import read_objects
+from grace_moe.engines.recordings.counts import Counts, profile_of_counts
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.loads import Loads, loads_of_object, numbers_of_list, summed, two_dimensions, widened
+from grace_moe.engines.recordings.responses import read_objects
+from grace_moe.engines.recordings.torch_dumps import read_torch, torch_integers, torch_numbers
 from grace_moe.engines.sglang.passes import Pass, read_pass, trace_of_passes
 from grace_moe.engines.sglang.responses import import_responses
-from grace_moe.engines.torch_dumps import read_torch, torch_integers, torch_numbers
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_EXPERTS, bounded_counts
 
@@ -64,7 +64,7 @@ def import_dump(paths: Sequence[Path], hints: Hints) -> Imported:
 
 def _import_loads(pieces: Sequence[Loads], hints: Hints, source: str) -> Imported:
     counts, layer_ids = summed(widened(pieces), source)
-    return trace_of_counts(counts, hints, source, field=COUNT, layer_ids=layer_ids)
+    return profile_of_counts(counts, hints, source, field=COUNT, layer_ids=layer_ids)
 
 
 def _numbers(value: Any, source: str) -> Counts:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
-from grace_moe.engines.responses import base64_bytes
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.recordings.responses import base64_bytes
 from grace_moe.errors import TraceError
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.imported import Hints
 from grace_moe.engines.plain_yaml import parse_yaml
+from grace_moe.engines.recordings.imported import Hints
 from grace_moe.engines.slot_map import SlotMap, filler_row
 from grace_moe.engines.slot_tables import MAX_LAYERS, matrix, slot_map
 from grace_moe.errors import MismatchError, PlacementError

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from grace_moe.engines.counts import trace_of_counts
-from grace_moe.engines.dumps import MAX_ELEMENTS
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.notes import counted, several
-from grace_moe.engines.same_passes import repeated_passes
+from grace_moe.engines.recordings.counts import profile_of_counts
+from grace_moe.engines.recordings.dumps import MAX_ELEMENTS
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.notes import counted, several
+from grace_moe.engines.recordings.same_passes import repeated_passes
+from grace_moe.engines.recordings.tokens import Tokens, trace_of_tokens
 from grace_moe.engines.slot_tables import MAX_LAYERS
-from grace_moe.engines.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import InputFileError, TraceError
 from grace_moe.files import bounded_counts, check_safetensors, read_json
 
@@ -54,7 +54,7 @@ def import_statistics(paths: Sequence[Path], hints: Hints) -> Imported:
     layers = tuple(sorted(total))
     if not layers:
         raise TraceError(str(folder), "layers", "none has counts", _AGAIN)
-    return trace_of_counts(np.stack([total[layer] for layer in layers]), hints, str(folder), layer_ids=layers)
+    return profile_of_counts(np.stack([total[layer] for layer in layers]), hints, str(folder), layer_ids=layers)
 
 
 def _import_raw(files: Sequence[Path], hints: Hints, num_experts: int) -> Imported:

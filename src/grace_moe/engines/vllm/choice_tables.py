@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grace_moe.choice import DRAW_BITS, ChoiceTable, JointChoiceTable, ReplicaChoiceTable
 from grace_moe.choice.joint import ORDER_BITS, host_masks
-from grace_moe.engines.replica_choice import RankChoice
+from grace_moe.engines.live.replica_choice import RankChoice
 
 MAX_NODES = 63
 """Nodes of a mask in the kernel; joint choice wants no more."""

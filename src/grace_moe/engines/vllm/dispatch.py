@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from grace_moe.engines.live_plan import LivePlan
+from grace_moe.engines.live.live_plan import LivePlan
 from grace_moe.engines.vllm.two_stages import Rows, TwoStages
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from grace_moe.engines.backends import VLLM, flags_of
-from grace_moe.engines.dumps import npy_array, read_npy
 from grace_moe.engines.exported import Exported
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
-from grace_moe.engines.responses import base64_bytes, read_objects
+from grace_moe.engines.recordings.dumps import npy_array, read_npy
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.recordings.responses import base64_bytes, read_objects
+from grace_moe.engines.recordings.tokens import Ids
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import slot_map
-from grace_moe.engines.tokens import Ids
 from grace_moe.engines.vllm.maps import read_map
 from grace_moe.errors import MismatchError, PlacementError, TraceError
 from grace_moe.files import dump_json, read_json

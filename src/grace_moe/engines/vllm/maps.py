@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.imported import Hints
+from grace_moe.engines.recordings.imported import Hints
 from grace_moe.engines.slot_map import IntMatrix
 from grace_moe.engines.slot_tables import MAX_LAYERS, matrix
 from grace_moe.errors import PlacementError

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grace_moe.engines.replanner import Measured
+from grace_moe.engines.live.replanner import Measured
 from grace_moe.engines.vllm.seams import sample_of
 
 Loads = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from grace_moe.choice.hashing import layer_salt
-from grace_moe.engines.given_maps import GivenMaps
-from grace_moe.engines.replica_choice import SEED, RankChoice, rank_choice
+from grace_moe.engines.live.given_maps import GivenMaps
+from grace_moe.engines.live.replica_choice import SEED, RankChoice, rank_choice
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.vllm.choice_tables import kernel_tables
 from grace_moe.engines.vllm.sampled import RouterSample
@@ -34,7 +34,7 @@ class ModelChoice:
     """Tells the nodes, the layers' numbers, and what the layers' own choices are."""
     rank: int
     choice: str
-    """A key of `engines.replica_choice.POLICIES`."""
+    """A key of `engines.live.replica_choice.POLICIES`."""
     given: GivenMaps
     device: torch.device
     sample: RouterSample | None = None

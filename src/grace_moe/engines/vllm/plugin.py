@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grace_moe.engines.live_plan import LivePlan, follows, plan_from_environment, told
-from grace_moe.engines.replanner import Serving
+from grace_moe.engines.live.live_plan import LivePlan, follows, plan_from_environment, told
+from grace_moe.engines.live.replanner import Serving
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import dispatch, start
 from grace_moe.engines.vllm.applied import Applied

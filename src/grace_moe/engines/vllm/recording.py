@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.model_config import ModelShape, shape_of_config
-from grace_moe.engines.requests import RoutedRequest, trace_of_requests
-from grace_moe.engines.tokens import Ids
+from grace_moe.engines.models.model_config import ModelShape, shape_of_config
+from grace_moe.engines.recordings.imported import Hints
+from grace_moe.engines.recordings.requests import RoutedRequest, trace_of_requests
+from grace_moe.engines.recordings.tokens import Ids
 from grace_moe.errors import ModelError, UsageError
 from grace_moe.trace import RecordingSizes, RoutingTrace, prompts_from_text
 
@@ -65,7 +65,9 @@ def record_with_vllm(
     record = _returned if returned else _captured
     routed = record(llm, prompts, sampling, shape, progress)
     hints = Hints.of(shape, model=name, dataset=dataset)
-    return trace_of_requests(routed, hints, num_experts=shape.num_experts, source=f"recording of {name}").trace, len(prompts)
+    trace = trace_of_requests(routed, hints, num_experts=shape.num_experts, source=f"recording of {name}").trace
+    assert isinstance(trace, RoutingTrace)
+    return trace, len(prompts)
 
 
 def _returned(

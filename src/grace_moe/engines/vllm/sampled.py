@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grace_moe.engines.window_adapter import TOKENS_PER_WINDOW, SeenChoices
+from grace_moe.engines.live.window_adapter import TOKENS_PER_WINDOW, SeenChoices
 
 Longs = npt.NDArray[np.int64]
 

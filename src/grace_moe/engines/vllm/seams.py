@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from grace_moe.engines.given_maps import GivenMaps
-from grace_moe.engines.live_plan import LivePlan, follows, told
+from grace_moe.engines.live.given_maps import GivenMaps
+from grace_moe.engines.live.live_plan import LivePlan, follows, told
 from grace_moe.engines.vllm.choice_tables import MAX_NODES
 from grace_moe.engines.vllm.model_choice import ModelChoice
 from grace_moe.engines.vllm.own_tokens import best_choice, routes_own_tokens, why_not

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.live_plan import LivePlan, switch
+from grace_moe.engines.live.live_plan import LivePlan, switch
 from grace_moe.errors import GraceError, MismatchError
 
 if TYPE_CHECKING:

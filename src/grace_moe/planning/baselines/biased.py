@@ -3,7 +3,6 @@
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.planning.groups.affinity import layer_loads
 from grace_moe.planning.groups.contiguous import contiguous_groups
 from grace_moe.planning.groups.even_layers import layer_of_devices
 from grace_moe.planning.task import PlannedLayers, PlanningTask
@@ -33,10 +32,7 @@ def biased(task: PlanningTask) -> PlannedLayers:
     notes: tuple[str, ...] = ()
     if not num_hot:
         notes = (f"no expert is replicated: a copy on all {task.num_devices} devices needs more slots than allowed",)
-    layers = tuple(
-        layer_of_devices(layer_id, biased_devices(layer_loads(ids, task.num_experts), task.num_devices, num_hot))
-        for layer_id, ids in task.layers()
-    )
+    layers = tuple(layer_of_devices(layer_id, biased_devices(loads, task.num_devices, num_hot)) for layer_id, loads in task.loads())
     return PlannedLayers(layers=layers, replica_choice="tar", notes=notes)
 
 

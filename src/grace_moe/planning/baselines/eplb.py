@@ -162,8 +162,7 @@ def eplb(task: PlanningTask, *, policy: str = "auto", num_groups: int | None = N
     node_of_device = task.topology.node_of_device if policy == "hierarchical" else np.zeros(task.num_devices, dtype=np.int64)
     slots = task.equal_slots
     layers = []
-    for layer_id, topk_ids in task.layers():
-        loads = layer_loads(topk_ids, task.num_experts)
+    for layer_id, loads in task.loads():
         held = rebalance(loads, slots * task.num_devices, groups, nodes, task.num_devices)
         layers.append(_layer_of_slots(layer_id, resolve_duplicates(loads, held, node_of_device), task.num_experts))
     return PlannedLayers(

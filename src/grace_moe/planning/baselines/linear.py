@@ -12,5 +12,5 @@ def linear(task: PlanningTask) -> PlannedLayers:
     Reads nothing of the trace but its number of experts. `redundancy` has no effect.
     """
     groups = contiguous_groups(task.num_experts, task.num_devices)
-    layers = tuple(layer_of_groups(layer_id, groups, task.num_experts) for layer_id, _ in task.layers())
+    layers = tuple(layer_of_groups(layer_id, groups, task.num_experts) for layer_id, _ in task.loads())
     return PlannedLayers(layers=layers, notes=no_replicas(task, "linear"))

@@ -8,5 +8,5 @@ from grace_moe.planning.task import PlannedLayers, PlanningTask
 def round_robin(task: PlanningTask) -> PlannedLayers:
     """Expert e on device e mod D. Reads nothing of the trace but its number of experts. `redundancy` has no effect."""
     devices = [(expert % task.num_devices,) for expert in range(task.num_experts)]
-    layers = tuple(layer_of_devices(layer_id, devices) for layer_id, _ in task.layers())
+    layers = tuple(layer_of_devices(layer_id, devices) for layer_id, _ in task.loads())
     return PlannedLayers(layers=layers, notes=no_replicas(task, "round_robin"))

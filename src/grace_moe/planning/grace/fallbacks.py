@@ -9,6 +9,7 @@ from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.baselines.eplb import eplb
 from grace_moe.planning.task import PlannedLayers, PlanningTask
+from grace_moe.trace import LoadProfile
 
 _MANY = f"more nodes than the search takes ({MAX_MASK_NODES}): placed by load (eplb), replicas chosen "
 MANY_NODES = {"joint": _MANY + "jointly", "tar": _MANY + "near by", "wrr": _MANY + "by weight"}
@@ -31,7 +32,7 @@ def plan_by_load(task: PlanningTask) -> PlannedLayers | None:
     if task.topology.num_nodes > MAX_MASK_NODES:
         planned, choice = eplb(task), CHOICE_FOR[task.sends]
         return PlannedLayers(layers=planned.layers, replica_choice=choice, notes=(*planned.notes, MANY_NODES[choice]))
-    if task.trace.counts_only:
+    if isinstance(task.recording, LoadProfile):
         planned = eplb(task)
         choice = "wrr" if task.sends == "everything" else "tar"
         return PlannedLayers(layers=planned.layers, replica_choice=choice, notes=(*planned.notes, COUNTS_ONLY))

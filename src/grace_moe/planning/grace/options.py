@@ -12,6 +12,7 @@ from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning.constants import MAX_DECODE_BATCH
 from grace_moe.planning.option_values import check_choice, is_within
 from grace_moe.planning.task import PlanningTask
+from grace_moe.trace import LoadProfile
 
 DECODE_CHOICES = ("tokens", "experts")
 """What the replica choice of decode goes by: prefill's tables, or few active experts on a device."""
@@ -61,17 +62,17 @@ def check_task(task: PlanningTask, options: GraceOptions) -> None:
         UsageError: they ask for more than the trace tells, or than the search takes.
         MismatchError: the placement to start from is of another model, topology or number of slots.
     """
-    trace, topology = task.trace, task.topology
-    if options.decode == "experts" and trace.counts_only:
-        raise UsageError(f"{trace.source}: counts only, and decode experts needs a trace of tokens; plan with decode tokens")
+    recording, topology = task.recording, task.topology
+    if options.decode == "experts" and isinstance(recording, LoadProfile):
+        raise UsageError(f"{recording.source}: counts only, and decode experts needs a trace of tokens; plan with decode tokens")
     if options.request_placement or task.start is not None:
         if topology.num_nodes > MAX_MASK_NODES:
             raise UsageError(
                 f"request_placement and start take up to {MAX_MASK_NODES} nodes, and {topology.source} has {topology.num_nodes}; "
                 "plan without them"
             )
-        if trace.counts_only:
-            raise UsageError(f"{trace.source}: counts only, and request_placement and start need a trace of tokens; plan without them")
+        if isinstance(recording, LoadProfile):
+            raise UsageError(f"{recording.source}: counts only, and request_placement and start need a trace of tokens; plan without them")
     if options.request_placement:
         if task.sends == "everything":
             raise UsageError(f"request_placement saves nothing with {task.backend}, which sends every token everywhere; plan without it")

@@ -30,6 +30,8 @@ class Listener:
     """Told the name of each run as it begins."""
     on_tokens: Callable[[Sequence[Said]], None] = lambda _: None
     """Told the new tokens of one pass of one rank."""
+    on_metrics: Callable[[int], None] = lambda _: None
+    """Told the port, where metrics of adaptation are served from now on."""
 
 
 SILENT = Listener()

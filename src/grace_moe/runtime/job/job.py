@@ -47,6 +47,8 @@ class Job:
     """Time the phases of every MoE layer; not for vanilla dispatch, whose phases are Transformers' own."""
     adapt: str = ""
     """Path of the trace that the placement was planned on, where experts may move while it runs; not of vanilla dispatch."""
+    metrics_port: int | None = None
+    """Port of rank 0's machine that serves metrics of adaptation; 0 = a free one; None = no metrics."""
     keep_routing: bool = False
     """Keep what the router chose; not of vanilla dispatch, either."""
 

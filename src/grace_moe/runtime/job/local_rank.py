@@ -49,4 +49,8 @@ def do_job(data: bytes, folder: Path, events: int | None) -> int:
 
 
 def _told_through(events: int) -> Listener:
-    return Listener(on_run=lambda name: tell(events, run=name), on_tokens=partial(tell_tokens, events))
+    return Listener(
+        on_run=lambda name: tell(events, run=name),
+        on_tokens=partial(tell_tokens, events),
+        on_metrics=lambda port: tell(events, metrics=port),
+    )

@@ -69,6 +69,8 @@ class StartingRanks:
             self.codes[rank] = code
         elif "run" in event:
             listener.on_run(event["run"])
+        elif "metrics" in event:
+            listener.on_metrics(event["metrics"])
         else:
             listener.on_tokens([Said(*said) for said in event["tokens"]])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -31,6 +31,9 @@ from grace_moe.trace import RoutingTrace
 if TYPE_CHECKING:
     from grace_moe.adapt import AdaptStatus
     from grace_moe.runtime.migration.adaptation import Adaptation
+
+VIEW_EVERY = 10
+"""Steps between two views of traffic, for metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,26 @@ def _generate(
     for_all = partial(for_all, mine, job.options, num_batches=num_batches, tokenizer=tokenizer, on_tokens=listener.on_tokens)
     if not job.adapt:
         return for_all(before_step=before_step), None
-    with _adapting(job, loaded) as adaptation:
+    with _adapting(job, loaded, member, listener) as adaptation:
         return for_all(before_step=adaptation.begin_step), adaptation.status
 
 
-def _adapting(job: Job, loaded: LoadedModel) -> AbstractContextManager[Adaptation]:
-    from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting, policy_of
+@contextmanager
+def _adapting(job: Job, loaded: LoadedModel, member: Membership, listener: Listener) -> Iterator[Adaptation]:
+    """Let experts move, and serve metrics of it on rank 0 where the job asks for them. Collective."""
+    from grace_moe.adapt.telemetry import MetricsServer
+    from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting, copy_bytes, policy_of
 
-    options = AdaptingOptions(policy=policy_of(loaded), timeout_seconds=job.timeout_seconds)
-    return adapting(loaded, RoutingTrace.load(job.adapt), options=options, seed=job.seed)
+    view_every = 0 if job.metrics_port is None else VIEW_EVERY
+    options = AdaptingOptions(policy=policy_of(loaded), timeout_seconds=job.timeout_seconds, view_every=view_every)
+    with adapting(loaded, RoutingTrace.load(job.adapt), options=options, seed=job.seed) as adaptation:
+        if job.metrics_port is None or member.rank != 0:
+            yield adaptation
+            return
+        server = MetricsServer(lambda: adaptation.status, lambda: adaptation.view, copy_bytes=copy_bytes(loaded), port=job.metrics_port)
+        with closing(server):
+            listener.on_metrics(server.port)
+            yield adaptation
 
 
 def _report(loaded: LoadedModel, placement: Placement, generation: GenerationResult, adapt: AdaptStatus | None) -> _RankReport:

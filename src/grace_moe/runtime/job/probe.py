@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 from grace_moe.discover.declared import Declaration
+from grace_moe.discover.evidence import doubtful, sure_tiers
 from grace_moe.discover.finding import Discovery, discover, topology_of
 from grace_moe.discover.launcher import declared_by_launcher, declared_by_machine, wrong_sizes
 from grace_moe.discover.link_kinds import nvml_link_kinds
-from grace_moe.discover.measured import Measured, filled, pairs_to_measure, rounds_of
+from grace_moe.discover.measured import Measured, Sample, gathered, pairs_to_measure, rounds_of
 from grace_moe.discover.rank_facts import RankFacts, facts_of_this_rank
 from grace_moe.discover.reading import Declared, declarations_of
 from grace_moe.discover.tiers import FoundTier
@@ -26,17 +27,23 @@ from grace_moe.topology import Topology
 
 MOST_PAIRS = 2048
 """Pairs that are measured one by one; of more, one of every two machines stands for the others."""
-_PINGS = 11
+_PINGS = 7
 _CHUNKS = 10
 """Messages of a stream, sent without waiting. Between their arrivals neither latency counts, nor what a link lets through at once."""
 _FIRST_BYTES, _MOST_BYTES = 64 * 2**10, 2**26
 """Of a message of a stream."""
-_LONG_ENOUGH_S = 0.03
-"""A stream that takes so long tells the bandwidth; of shorter ones the messages are doubled."""
-_FEWEST, _MOST = 3, 6
-"""Streams a direction."""
-_STABLE = 0.04
-"""The two fastest streams differ by less: what disturbs a stream makes it slower, so the fastest tells the link."""
+_LONG_ENOUGH_S = 0.02
+"""A stream that takes so long tells the bandwidth; of shorter ones the messages are made larger."""
+_STREAMS = 2
+"""Of a direction, each time that it is measured."""
+_MOST_AGAIN = 5
+"""Times that doubted pairs are measured again."""
+_ENOUGH_S = 8.0
+"""Since the first stream: later, doubted pairs are not measured again; half as long again as the first time where that is more."""
+_UNSURE = 3.0
+"""Times as long, where not all streams show the same tiers."""
+_TOGETHER = 3
+"""Times that sharing is measured."""
 _SHARED = 0.8
 """Of what devices send alone; less together, and they share the link."""
 _SAMPLES = 2
@@ -98,6 +105,8 @@ class Probe:
     world_size: int
     device: torch.device = field(default_factory=rank_device)
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)
+    """Of messages, by sender, which made a stream long enough."""
 
     def facts(self) -> tuple[RankFacts, ...]:
         """What every rank knows of itself. Collective."""
@@ -106,28 +115,45 @@ class Probe:
         return tuple(found)
 
     def measure(self, machines: list[str], on_round: Callable[[int, int], None] = lambda done, total: None) -> Measured:
-        """Every pair, in rounds in which no machine has two. Collective: all ranks get all of it.
+        """Every pair, and those in doubt again. Collective: all ranks get all of it.
 
         Args:
             machines: of each rank, its machine.
-            on_round: told how many rounds are done, of how many.
+            on_round: told how many rounds are done, of how many; doubted pairs are told by themselves.
         """
-        pairs = pairs_to_measure(machines, MOST_PAIRS)
+        every = pairs_to_measure(machines, MOST_PAIRS)
+        began = time.perf_counter()
+        samples = self._measured_once(every, machines, on_round)
+        enough = max(_ENOUGH_S, 1.5 * (time.perf_counter() - began))
+        measured = gathered(samples, machines)
+        for _ in range(_MOST_AGAIN):
+            seconds = time.perf_counter() - began
+            late = seconds > enough and (seconds > _UNSURE * enough or not sure_tiers(measured)[1])
+            again = self._as_rank_0_has([] if late else sorted(set(every) & set(doubtful(measured))))
+            if not again:
+                break
+            samples += self._measured_once(again, machines, on_round)
+            measured = gathered(samples, machines)
+        return measured
+
+    def _measured_once(self, pairs: list[tuple[int, int]], machines: list[str], on_round: Callable[[int, int], None]) -> list[Sample]:
+        """Both directions of each pair, in rounds in which no machine has two. Collective: all ranks get all of it."""
         rounds = rounds_of(pairs, machines)
-        mine: list[tuple[int, int, float, float]] = []  # sender, receiver, bandwidth, latency
+        mine = []
         for number, together in enumerate(rounds):
             mine += [self._pair(pair) for pair in together if self.rank in pair]
             dist.barrier()
             on_round(number + 1, len(rounds))
         everyone: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyone, mine)
-        rows = [row for rank in everyone for row in rank]
-        bandwidth = filled({(sender, receiver): value for sender, receiver, value, _ in rows}, machines)
-        latency = filled({(sender, receiver): value for sender, receiver, _, value in rows}, machines)
-        latency = (latency + latency.T) / 2
-        np.fill_diagonal(bandwidth, np.inf)
-        np.fill_diagonal(latency, 0.0)
-        return Measured(bandwidth=bandwidth, latency_s=latency, num_measured=len(pairs))
+        return [sample for rank in everyone for sample in rank]
+
+    def _as_rank_0_has(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Its pairs, on all ranks: clocks and last digits may differ. Collective."""
+        told: list[Any] = [pairs]
+        dist.broadcast_object_list(told, 0)
+        agreed: list[tuple[int, int]] = told[0]
+        return agreed
 
     def shared(self, tiers: Sequence[FoundTier], node: int) -> dict[int, float]:
         """By tier, bytes per second that all ranks of a node send over it together, where that is less than each alone. Collective."""
@@ -146,51 +172,68 @@ class Probe:
                 found[number] = float(np.median(together))
         return found
 
-    def _pair(self, pair: tuple[int, int]) -> tuple[int, int, float, float]:
-        """(the other, this rank, bandwidth from the other to this rank, latency)."""
-        other = pair[1] if self.rank == pair[0] else pair[0]
-        latency = bandwidth = 0.0
-        for sending in (self.rank == pair[0], self.rank != pair[0]):
-            pings = [self._message(other, sending) for _ in range(_PINGS + 1)][1:]  # a connection's first message takes longer
-            rate = self._bandwidth(other, sending)
-            if sending:
-                latency = float(np.median(pings)) / 2
+    def _pair(self, pair: tuple[int, int]) -> Sample:
+        """What this rank receives from the other, after or before it has sent as much."""
+        first, second = pair
+        if self.rank == first:
+            self._send_streams(second)
+            return self._receive_streams(second)
+        sample = self._receive_streams(first)
+        self._send_streams(first)
+        return sample
+
+    def _send_streams(self, other: int) -> None:
+        """The other end of `_receive_streams`."""
+        for _ in range(_PINGS + 1):
+            self._message(other, sending=False)
+        while size := self._told(other):
+            for _ in range(_CHUNKS):
+                dist.send(self._buffer(size), other)
+                self._finish()
+
+    def _receive_streams(self, other: int) -> Sample:
+        """This end tells the other how large messages are; messages grow until a stream is long enough."""
+        pings = [self._message(other, sending=True) for _ in range(_PINGS + 1)][1:]  # a connection's first message takes longer
+        size = self._sizes.get(other, _FIRST_BYTES)
+        rates: list[float] = []
+        while len(rates) < _STREAMS:
+            each = self._seconds_a_message(other, size, min(pings))
+            if each * _CHUNKS >= _LONG_ENOUGH_S or size == _MOST_BYTES:
+                rates.append(size / each)
             else:
-                bandwidth = rate
-        return other, self.rank, bandwidth, latency
+                size = int(min(_MOST_BYTES, size * min(16, max(1.25, 1.25 * _LONG_ENOUGH_S / (each * _CHUNKS)))))
+        self._tell(other, 0)
+        self._sizes[other] = size
+        return Sample(sender=other, receiver=self.rank, rates=tuple(rates), latency_s=float(np.median(pings)) / 2)
 
-    def _bandwidth(self, other: int, sending: bool) -> float:
-        """Bytes per second, on the receiver's end, which decides how large messages are and how many streams there are."""
-        size = _FIRST_BYTES
-        while self._agreed(other, not sending, (took := self._stream(other, size, sending)) < _LONG_ENOUGH_S and size < _MOST_BYTES):
-            size *= 2
-        streams = [took]
-        while self._agreed(other, not sending, not _settled(streams)):
-            streams.append(self._stream(other, size, sending))
-        return (_CHUNKS - 1) * size / min(streams)
+    def _seconds_a_message(self, other: int, size: int, round_trip: float) -> float:
+        """Of a stream's messages: the median of all slopes between arrivals, as a late one does not count.
 
-    def _agreed(self, other: int, deciding: bool, wish: bool) -> bool:
-        """The wish of the end that decides, on both ends."""
-        told = torch.tensor([int(wish)], device=self.device)
-        if deciding:
-            dist.send(told, other)
-        else:
-            dist.recv(told, other)
-        return bool(told.item())
-
-    def _stream(self, other: int, size: int, sending: bool) -> float:
-        """Seconds from the first message's arrival to the last's, as the median of all slopes has it: a late one does not count."""
+        A rank that waits for a core finds several messages when it wakes up, as if they had come fast. So it is no less than what the
+        stream has taken since it was asked for, up to the message of its second half at which that is least.
+        """
+        asked = time.perf_counter()
+        self._tell(other, size)
         moments = []
         for _ in range(_CHUNKS):
-            if sending:
-                dist.send(self._buffer(size), other)
-            else:
-                dist.recv(self._buffer(size), other)
+            dist.recv(self._buffer(size), other)
             self._finish()
             moments.append(time.perf_counter())
         first, last = np.triu_indices(_CHUNKS, 1)
-        slopes = np.diff(np.array(moments)[np.stack([first, last])], axis=0)[0] / (last - first)
-        return max(float(np.median(slopes)) * (_CHUNKS - 1), 1e-9)
+        arrived = np.array(moments)
+        slope = float(np.median((arrived[last] - arrived[first]) / (last - first)))
+        whole = (arrived - asked - round_trip) / np.arange(1, _CHUNKS + 1)
+        return max(slope, float(whole[_CHUNKS // 2 :].min()), 1e-9)
+
+    def _tell(self, other: int, size: int) -> None:
+        """The size of the next stream's messages; 0 = there is none."""
+        dist.send(torch.tensor([size], device=self.device), other)
+
+    def _told(self, other: int) -> int:
+        """What `_tell` says."""
+        size = torch.zeros(1, dtype=torch.int64, device=self.device)
+        dist.recv(size, other)
+        return int(size.item())
 
     def _message(self, other: int, sending: bool) -> float:
         """Seconds of one byte there and one back."""
@@ -210,9 +253,9 @@ class Probe:
 
     def _together(self, links: list[tuple[int, int]], bandwidth: float) -> float:
         """Bytes per second of several links at once, all ranks of a node sending: what is under way until the last has arrived."""
-        size = int(min(_MOST_BYTES, max(8 * _FIRST_BYTES, 2 * _LONG_ENOUGH_S * bandwidth)))  # over what a link lets through at once
+        size = int(min(_MOST_BYTES, max(8 * _FIRST_BYTES, 3 * _LONG_ENOUGH_S * bandwidth)))  # over what a link lets through at once
         seconds = []
-        for _ in range(_FEWEST):
+        for _ in range(_TOGETHER):
             dist.barrier()
             took = 0.0
             works = [dist.irecv(torch.empty(size, dtype=torch.uint8, device=self.device), a) for a, b in links if self.rank == b]
@@ -235,14 +278,6 @@ class Probe:
             self._buffers = {size: torch.zeros(size, dtype=torch.uint8, device=self.device)}
             largest = size
         return self._buffers[largest][:size]
-
-
-def _settled(streams: list[float]) -> bool:
-    """Whether more of the same would hardly change the least."""
-    if len(streams) < _FEWEST:
-        return False
-    least, second = sorted(streams)[:2]
-    return len(streams) >= _MOST or second - least <= _STABLE * second
 
 
 def _own_facts(device: torch.device) -> RankFacts:

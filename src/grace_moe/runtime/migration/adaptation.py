@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -26,8 +28,13 @@ from grace_moe.runtime.model.session import ExpertParallelSession
 from grace_moe.runtime.model.step import Step
 from grace_moe.trace import RoutingTrace
 
-LEAST_CHUNK = 2**14
+if TYPE_CHECKING:
+    from grace_moe.adapt.telemetry import TrafficView
+
+LEAST_CHUNK = 2**12
 """Bytes; below it, a chunk costs its way and not its size. Not tuned."""
+SHARE = 0.1
+"""Of what dispatch sends between nodes in a step, what moves may add to it. Not tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +50,18 @@ class AdaptingOptions:
     boundary: int = 5
     """Steps between two moments at which ranks agree. Not tuned."""
     bytes_per_step: int | None = None
-    """That a rank sends of experts a step, at most; None = a tenth of what dispatch sends."""
+    """That a rank sends of experts a step, at most; None = a tenth of what dispatch sends between nodes in the lightest of recent steps."""
     patience_seconds: float = 10.0
     """After which a part of an expert that was to come in some step is late, and the migration is rolled back."""
     timeout_seconds: float = 45.0
     """How long a rank waits for another where ranks agree."""
+    view_every: int = 0
+    """Steps between two views of traffic, for `Adaptation.view`; 0 = none."""
 
     def __post_init__(self) -> None:
-        if self.boundary < 1 or not (self.bytes_per_step is None or self.bytes_per_step > 0) or not self.patience_seconds > 0:
-            raise UsageError(f"{self}: boundary, bytes_per_step and patience_seconds are above 0")
+        wrong = self.boundary < 1 or self.view_every < 0 or not self.patience_seconds > 0
+        if wrong or not (self.bytes_per_step is None or self.bytes_per_step > 0):
+            raise UsageError(f"{self}: boundary, bytes_per_step and patience_seconds are above 0, view_every is 0 or more")
 
 
 class Adaptation:
@@ -74,6 +84,10 @@ class Adaptation:
         self._steps = 0
         self._told: Told | None = None
         self._closed = self._moving = False
+        self._sent = 0
+        """By dispatch, as of the last step."""
+        self._lightest = sys.maxsize
+        """Bytes that dispatch sent in the step of the fewest since the last boundary."""
 
     @property
     def serving(self) -> Placement:
@@ -82,12 +96,13 @@ class Adaptation:
 
     @property
     def status(self) -> AdaptStatus:
-        """How it goes, alike on every rank as of the last boundary; rank 0 alone knows the reason of a decision to stay."""
+        """How it goes, as of the last boundary; rank 0 alone knows the reason of a decision to stay. What of this rank has died since is
+        seen dead. May be asked from another thread."""
         counts, votes = self._migration.counts, () if self._told is None else self._told.votes
         state = "watching" if self._migration.state == WATCHING else "moving"
         return AdaptStatus(
             state="stopped" if self._closed or self._migration.state == STOPPED else state,
-            alive=not self._closed and self._migration.state != STOPPED and all(vote.alive for vote in votes),
+            alive=not self._closed and self._migration.state != STOPPED and self._alive and all(vote.alive for vote in votes),
             steps=self._steps,
             plan_age_steps=self._steps - counts.switched_step,
             plan_since=counts.switched_at,
@@ -103,6 +118,11 @@ class Adaptation:
             last_error=counts.error,
         )
 
+    @property
+    def view(self) -> TrafficView | None:
+        """What recent traffic costs, on rank 0, if `view_every` asks for it; None before the first."""
+        return self._answer.view
+
     def begin_step(self, step: Step) -> None:
         """Call before every forward pass, on every rank: tells the session, agrees with the other ranks, and lets layers switch.
 
@@ -111,10 +131,13 @@ class Adaptation:
         """
         if torch.is_grad_enabled():
             raise UsageError("adapt: gradients are on, and optimiser states do not move with experts; serve under torch.no_grad()")
-        if self._steps % self._options.boundary == 0:
+        self._note_sent()
+        at_boundary = self._steps % self._options.boundary == 0
+        if at_boundary:
             self._boundary()
         self._session.begin_step(step)
-        self._migration.step()
+        # Samples go over the same links at boundaries: what moves waits for the steps between them.
+        self._migration.step(quiet=not at_boundary or self._options.boundary == 1)
         self._steps += 1
 
     def _boundary(self) -> None:
@@ -124,9 +147,8 @@ class Adaptation:
             if self._decider is not None:
                 self._ask(self._decider, self._told)
         idle, failure = self._mover.idle, self._mover.failure  # in this order: a failure is noted before the task ends
-        alive = self._mover.alive and (self._decider is None or self._decider.alive)
         vote = Vote(
-            alive=int(alive),
+            alive=int(self._alive),
             idle=int(idle),
             offer=self._migration.offered_bytes,
             chunk=self._chunk_bytes(),
@@ -136,6 +158,11 @@ class Adaptation:
         )
         assert self._session.sampler is not None
         self._ballot.tell(vote, failure, self._session.sampler.packed())
+
+    @property
+    def _alive(self) -> bool:
+        """Whether this rank's mover runs, and what decides beside it."""
+        return self._mover.alive and (self._decider is None or self._decider.alive)
 
     def _ask(self, decider: Decides, told: Told) -> None:
         """Give what all ranks sampled to what decides, and take its proposal."""
@@ -150,10 +177,19 @@ class Adaptation:
             self._migration.offer(self._answer.plan)
             self._moving = True
 
+    def _note_sent(self) -> None:
+        """Take in what dispatch sent in the last step: prefill sends far more than decode, and moves must not hold up the lightest."""
+        meter = self._session.meter
+        sent = meter.cross_node_bytes if meter.topology.num_nodes > 1 else meter.intra_node_bytes
+        if self._steps:
+            self._lightest = min(self._lightest, sent - self._sent)
+        self._sent = sent
+
     def _chunk_bytes(self) -> int:
+        lightest, self._lightest = self._lightest, sys.maxsize
         if self._options.bytes_per_step is not None:
             return self._options.bytes_per_step
-        return max(LEAST_CHUNK, int(self._session.meter.sent.sum()) // max(1, self._steps) // 10)
+        return LEAST_CHUNK if lightest == sys.maxsize else max(LEAST_CHUNK, int(SHARE * lightest))
 
     def close(self) -> None:
         """Stop watching and moving; what serves goes on serving. Collective."""
@@ -190,7 +226,7 @@ def adapting(
     placement = loaded.placement
     if (planned_on.layer_ids, planned_on.num_experts) != (placement.layer_ids, placement.num_experts):
         raise MismatchError(f"{planned_on.source}: layers or experts are not those of {placement.source}; give the trace it was planned on")
-    decider = DecidingProcess(placement, planned_on, options.policy, seed) if dist.get_rank() == 0 else None
+    decider = DecidingProcess(placement, planned_on, options.policy, seed, view_every=options.view_every) if dist.get_rank() == 0 else None
     link = Link(timedelta(seconds=options.timeout_seconds))
     adaptation = started(loaded, planned_on.top_k, decider, link, options, seed=seed)
     try:
@@ -204,9 +240,13 @@ def adapting(
 def policy_of(loaded: LoadedModel) -> AdaptOptions:
     """The default policy, its moves priced by the bytes of this model's experts over those of a token's way there and back."""
     slots = int(loaded.placement.slots_per_device().max()) * len(loaded.placement.layers)
-    text = loaded.model.config.get_text_config()
-    move = loaded.expert_bytes / slots / (2 * text.hidden_size * loaded.model.dtype.itemsize)
+    move = loaded.expert_bytes / slots / copy_bytes(loaded)
     return AdaptOptions(decision=DecisionOptions(prices=Prices(move=move, local_move=move / 10)))
+
+
+def copy_bytes(loaded: LoadedModel) -> int:
+    """That a copy of a token sends there and back."""
+    return 2 * int(loaded.model.config.get_text_config().hidden_size) * int(loaded.model.dtype.itemsize)
 
 
 def started(loaded: LoadedModel, top_k: int, decider: Decides | None, link: Link, options: AdaptingOptions, *, seed: int = 0) -> Adaptation:

@@ -24,7 +24,7 @@ class Vote:
     offer: int = 0
     """Bytes of the plan that rank 0 proposes."""
     chunk: int = 0
-    """Bytes that a rank sends a step, by rank 0."""
+    """Bytes of experts that it would send in a step; the mean over ranks counts."""
     decisions: int = 0
     """Of rank 0, so far."""
     skipped: int = 0

@@ -14,12 +14,15 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from grace_moe.adapt import AdaptOptions
 from grace_moe.placement import Placement
 from grace_moe.runtime.model.choice_sampler import SampledStep
 from grace_moe.trace import RoutingTrace
+
+if TYPE_CHECKING:
+    from grace_moe.adapt.telemetry import TrafficView
 
 _WAITING = 64
 """Messages that wait for it at most; while it plans for longer, steps go unwatched."""
@@ -34,6 +37,8 @@ class Answer:
     reason: str = ""
     plan: bytes = b""
     """Proposed now (`plan.proposal`); empty = nothing."""
+    view: TrafficView | None = None
+    """The last view of traffic; None = none yet, or none is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +83,14 @@ class Decides(Protocol):
 class DecidingProcess:
     """`Decides`, by an `Adapter` in a process of its own. A thread waits for its answers."""
 
-    def __init__(self, serving: Placement, planned_on: RoutingTrace, options: AdaptOptions, seed: int) -> None:
+    def __init__(self, serving: Placement, planned_on: RoutingTrace, options: AdaptOptions, seed: int, *, view_every: int = 0) -> None:
+        """`view_every`: steps between two views of traffic; 0 = none."""
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "grace_moe.runtime.migration.deciding", str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         theirs.close()
         self._messages: SimpleQueue[Any] = SimpleQueue()
-        self._messages.put((serving, planned_on, options, seed))
+        self._messages.put((serving, planned_on, options, seed, view_every))
         self._answer, self._plan = Answer(), b""
         self._thread = Thread(target=self._talk, args=(ours,), name="grace-moe-decider", daemon=True)
         self._thread.start()

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from grace_moe.adapt import Adapter
+from grace_moe.adapt.telemetry import traffic_view
 from grace_moe.placement import Placement
 from grace_moe.runtime.migration.decider import Answer, Watched
 from grace_moe.runtime.migration.plan import own_choices, proposal
@@ -24,15 +25,18 @@ _LOWEST_PRIORITY = 19
 def main(pipe: Connection) -> None:
     """Take messages as `DecidingProcess` sends them, and answer each."""
     os.nice(_LOWEST_PRIORITY)
-    serving, planned_on, options, seed = pipe.recv()
+    serving, planned_on, options, seed, view_every = pipe.recv()
     adapter = Adapter(serving, planned_on, options=options, seed=seed)
     answer = Answer()
     proposed: Placement | None = None
+    viewed = 0
     pipe.send(answer)
     while True:
         message = pipe.recv()
         if isinstance(message, Watched):
             answer, proposed = _watched(adapter, answer, proposed, message.steps)
+            if view_every and adapter.monitor.step // view_every > viewed:
+                viewed, answer = adapter.monitor.step // view_every, replace(answer, view=traffic_view(adapter))
         elif proposed is not None:
             adapter.serving, proposed = _switched(adapter.serving, proposed, message.layers), None
         pipe.send(answer)

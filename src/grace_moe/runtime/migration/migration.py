@@ -54,7 +54,7 @@ class Migration:
         self._session, self._weights, self._mover, self._ballot = session, weights, mover, ballot
         self._offer = torch.empty(0, dtype=torch.uint8)
         self._plan: MigrationPlan | None = None
-        self._stage = self._chunk_bytes = 0
+        self._stage = 0
         self._renewing, self._failed_in = False, ""
         self.switched: list[int] = []
         """Indices of the layers of the last migration that have switched."""
@@ -79,10 +79,10 @@ class Migration:
         """Propose a migration, on rank 0."""
         self._offer = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
 
-    def step(self) -> None:
-        """A pass comes: one more chunk may go."""
+    def step(self, *, quiet: bool) -> None:
+        """A pass comes: if it is quiet, one more part of what the mover does may be done. Alike on all ranks."""
         self._steps += 1
-        if self.state == MOVING:
+        if quiet and self.state in (PREPARING, MOVING):
             self._mover.grant()
 
     def boundary(self, told: Told) -> None:
@@ -95,41 +95,42 @@ class Migration:
             if dist.get_rank() != 0:
                 self._offer = torch.empty(told.votes[0].offer, dtype=torch.uint8)
             self._ballot.share(self._offer)
-            self._chunk_bytes = told.votes[0].chunk
             self.state = SHARING
         elif self.state == SHARING:
             self._prepare()
         elif self.state == PREPARING and all_idle:
-            self._begin_stage(0)
+            self._begin_stage(0, told)
         elif self.state == MOVING and all_idle:
-            self._switch()
+            self._switch(told)
         elif self.state == RENEWING and all_idle:
             self._renew(told)
 
     def _prepare(self) -> None:
-        """Let the mover read the plan and make the layers' routes: both take too long for a boundary."""
+        """Let the mover read the plan and make the layers' routes, a layer a step: it would hold up a step that all of them fell into."""
         told, self._offer = self._offer.numpy().tobytes(), torch.empty(0, dtype=torch.uint8)
         self.state = PREPARING
 
         def prepare() -> None:
-            self._plan = migration_plan(told, self.serving, self._session.routes, rank_device())
+            routes = self._session.routes
+            self._plan = migration_plan(told, self._first, routes, rank_device(), before_layer=self._mover.granted)
 
         self.switched = []
         self._mover.do(prepare)
 
-    def _begin_stage(self, stage: int) -> None:
+    def _begin_stage(self, stage: int, told: Told) -> None:
         assert self._plan is not None
         if stage == len(self._plan.stages):
             self.counts.migrations += 1
             self._plan, self.state = None, WATCHING
             return
         self._stage, self.state = stage, MOVING
-        self._mover.do(partial(self._mover.move, self._plan, self._plan.stages[stage], self._chunk_bytes, self._slot_of))
+        chunk_bytes = sum(vote.chunk for vote in told.votes) // len(told.votes)
+        self._mover.do(partial(self._mover.move, self._plan, self._plan.stages[stage], chunk_bytes, self._slot_of))
 
     def _slot_of(self, layer: int, expert: int) -> int:
         return self._session.routes[self._layers[layer].layer_id].local_experts.index(expert)
 
-    def _switch(self) -> None:
+    def _switch(self, told: Told) -> None:
         """All ranks have all that the stage brings: put it into the slots, and send tokens by the new routes from this pass on."""
         assert self._plan is not None
         plan, stage = self._plan, self._plan.stages[self._stage]
@@ -139,14 +140,14 @@ class Migration:
         self._mover.arrived = {}
         for layer in stage.layers:
             self._session.routes[plan.routes[layer].layer_id] = plan.routes[layer]
-            self._layers[layer] = plan.placement.layers[layer]
+            self._layers[layer] = plan.layers[layer]
         self.switched += stage.layers
         counts = self.counts
         counts.layers_switched += len(stage.layers)
         counts.copies_moved += sum(map(len, stage.rounds))
         counts.gain, counts.reason = plan.gain, plan.reason
         counts.switched_step, counts.switched_at = self._steps, time.time()
-        self._begin_stage(self._stage + 1)
+        self._begin_stage(self._stage + 1, told)
 
     def _roll_back(self) -> None:
         """Serve on as before. What was the cause is known when all movers have let go: others may have seen more of it."""

@@ -74,7 +74,7 @@ class Mover:
             self._changed.notify_all()
 
     def grant(self) -> None:
-        """A step begins: one more chunk may go."""
+        """A step begins: one more part of the task may be done."""
         with self._changed:
             self._granted_at.append(time.monotonic())
             self._changed.notify_all()
@@ -99,7 +99,7 @@ class Mover:
         first = 0
         for moves in stage.rounds:
             mine = [move for move in moves if self._rank in (move.source, move.target)]
-            weights = self._weights[plan.placement.layer_ids[moves[0].layer]]
+            weights = self._weights[plan.routes[moves[0].layer].layer_id]
             first = self._round(mine, weights, chunk_bytes, first, slot_of)
 
     def renew(self) -> None:
@@ -124,7 +124,7 @@ class Mover:
         return first + len(starts)
 
     def _chunk(self, number: int, parts: list[tuple[Move, torch.Tensor]]) -> None:
-        deadline = self._granted(number) + self._patience
+        deadline = self.granted(number) + self._patience
         parts = sorted(parts, key=lambda part: part[0].source == self._rank)  # receives are posted first: see `Channel`
         works = []
         for move, part in parts:
@@ -151,8 +151,8 @@ class Mover:
                 raise
             self._fail(4 * number + 2 * (other == move.target) + 1, other, move, "the connection broke")
 
-    def _granted(self, number: int) -> float:
-        """When a chunk's step began; waits for it."""
+    def granted(self, number: int) -> float:
+        """When the step of the task's n-th part began, counted from 0; a task waits for it here."""
         with self._changed:
             while len(self._granted_at) <= number and not self._cancelled:
                 self._changed.wait(_POLL_SECONDS)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grace_moe.engines.dumps import MAX_BYTES
+from grace_moe.engines.recordings.dumps import MAX_BYTES
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_JSON_BYTES, open_regular, parse_json, read_json
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.tokens import UNKNOWN, Ids, Tokens, trace_of_tokens
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.tokens import UNKNOWN, Ids, Tokens, trace_of_tokens
 from grace_moe.errors import TraceError
 from grace_moe.trace import DECODE, PREFILL
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.layers import choose_layers, numbers_of_rows
-from grace_moe.engines.notes import counted, several
-from grace_moe.engines.signs import BY_CHANCE, signs
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.layers import choose_layers, numbers_of_rows
+from grace_moe.engines.recordings.notes import counted, several
+from grace_moe.engines.recordings.signs import BY_CHANCE, signs
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.trace import RoutingTrace
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grace_moe.cost.sizes import ModelSizes
-from grace_moe.engines.model_config import ModelShape, config_number, read_config, shape_of_config
+from grace_moe.engines.models.model_config import ModelShape, config_number, read_config, shape_of_config
 
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim", "model_dim")
 _EXPERT = (

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.equaliser import Replanned, Window, replan, spread_evenly
-from grace_moe.engines.given_maps import GivenMaps
-from grace_moe.engines.window_adapter import SeenChoices, WindowAdapter
+from grace_moe.engines.live.given_maps import GivenMaps
+from grace_moe.engines.live.window_adapter import SeenChoices, WindowAdapter
 from grace_moe.placement import LayerPlacement, Placement
 
 Loads: TypeAlias = npt.NDArray[np.int64]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grace_moe.engines.model_config import ModelShape
+from grace_moe.engines.models.model_config import ModelShape
 from grace_moe.errors import UsageError
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import LoadProfile, RoutingTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Hints:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A trace from an engine, and what its user should know."""
+    """Tokens or loads from an engine, and what its user should know."""
 
-    trace: RoutingTrace
+    trace: RoutingTrace | LoadProfile
     notes: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grace_moe.engines.layer_rules import SWITCHES, depth, moe_layers
+from grace_moe.engines.models.layer_rules import SWITCHES, depth, moe_layers
 from grace_moe.errors import InputFileError
 from grace_moe.files import MAX_EXPERTS, MAX_LAYERS, read_json
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.layers import choose_layers, numbers_of_rows
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.layers import choose_layers, numbers_of_rows
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, check_budget, read_json
 from grace_moe.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from grace_moe.engines.surrogate import Surrogate
+    from grace_moe.engines.recordings.surrogate import Surrogate
 
 TOKENS = 4_096
 """Tokens of a surrogate: counts of pairs keep their size to some percent."""
@@ -83,7 +83,7 @@ def import_coactivation(path: Path, hints: Hints) -> Imported | None:
 
 def _draw(layers: list[PairCounts], k: int) -> list[Surrogate]:
     """A surrogate of each layer; the same whatever the number of threads."""
-    from grace_moe.engines.surrogate import draw_surrogate
+    from grace_moe.engines.recordings.surrogate import draw_surrogate
 
     with ThreadPoolExecutor(max_workers=min(len(layers), os.cpu_count() or 1)) as pool:
         numbered = enumerate(layers)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.equaliser import equalise, without_devices
-from grace_moe.engines.given_maps import GivenMaps, LiveMap
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.replanner import Replanner, Serving
+from grace_moe.engines.live.given_maps import GivenMaps, LiveMap
+from grace_moe.engines.live.replanner import Replanner, Serving
+from grace_moe.engines.recordings.imported import Hints
 from grace_moe.engines.slot_map import SlotMap
 from grace_moe.engines.slot_tables import matrix, slot_map
 from grace_moe.errors import GraceError, PlacementError, UsageError

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.counts import trace_of_counts
-from grace_moe.engines.csv_rows import read_rows
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.signs import WRONG_STRIDE, is_partitioned
-from grace_moe.engines.tokens import Tokens, trace_of_tokens
+from grace_moe.engines.recordings.counts import profile_of_counts
+from grace_moe.engines.recordings.csv_rows import read_rows
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.signs import WRONG_STRIDE, is_partitioned
+from grace_moe.engines.recordings.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_LAYERS, check_budget
 
@@ -54,7 +54,7 @@ def import_csv(paths: Sequence[Path], hints: Hints) -> Imported:
         counts, column = np.zeros((len(layers), experts), dtype=np.int64), {layer: index for index, layer in enumerate(layers)}
         for run in runs:
             counts[column[run.layer]] += np.bincount(run.experts, minlength=experts)
-        imported = trace_of_counts(counts, hints, source, field="rows", layer_ids=layers)
+        imported = profile_of_counts(counts, hints, source, field="rows", layer_ids=layers)
         odd = (WRONG_STRIDE.format(rows=f"{experts} rows", experts=experts),) if is_partitioned([r.experts for r in runs], experts) else ()
         return Imported(trace=imported.trace, notes=(*imported.notes, *odd, "give --top-k, or --model, to import tokens from this CSV"))
     imported = trace_of_tokens(_tokens(runs, layers, hints.top_k, experts, size), hints)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.engines.coactivation import import_coactivation
-from grace_moe.engines.counts import Counts, trace_of_counts
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.load_arrays import read_arrays
-from grace_moe.engines.load_tables import read_load_csv
-from grace_moe.engines.responses import read_objects
+from grace_moe.engines.recordings.coactivation import import_coactivation
+from grace_moe.engines.recordings.counts import Counts, profile_of_counts
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.load_arrays import read_arrays
+from grace_moe.engines.recordings.load_tables import read_load_csv
+from grace_moe.engines.recordings.responses import read_objects
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, read_json
 
@@ -55,7 +55,7 @@ def import_loads(paths: Sequence[Path], hints: Hints) -> Imported:
     if all(path.suffix == ".csv" for path in paths):
         pieces = widened(pieces)  # a rank may have none of the last experts
     counts, layer_ids = summed(pieces, source)
-    imported = trace_of_counts(counts, hints, source, field="loads", layer_ids=layer_ids)
+    imported = profile_of_counts(counts, hints, source, field="loads", layer_ids=layer_ids)
     if hints.num_experts is not None or not all(path.suffix == ".csv" for path in paths):
         return imported
     guessed = f"{counts.shape[1]} experts, as the highest number says: --num-experts, where there are more"

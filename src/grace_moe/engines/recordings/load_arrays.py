@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from grace_moe.engines.dumps import MAX_BYTES, npy_array, read_npz
+from grace_moe.engines.recordings.dumps import MAX_BYTES, npy_array, read_npz
 from grace_moe.errors import TraceError
 from grace_moe.files import check_safetensors, parse_json, read_bytes
 

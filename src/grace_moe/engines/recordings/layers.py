@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints
-from grace_moe.engines.notes import counted, several
+from grace_moe.engines.recordings.imported import Hints
+from grace_moe.engines.recordings.notes import counted, several
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_LAYER_ID
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.csv_rows import read_rows
+from grace_moe.engines.recordings.csv_rows import read_rows
 from grace_moe.errors import TraceError
 from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, check_budget
 

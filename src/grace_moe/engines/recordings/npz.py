@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.counts import trace_of_counts
-from grace_moe.engines.dumps import read_npz
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.tokens import Tokens, trace_of_tokens
+from grace_moe.engines.recordings.counts import profile_of_counts
+from grace_moe.engines.recordings.dumps import read_npz
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.tokens import Tokens, trace_of_tokens
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_EXPERTS, MAX_LAYER_ID, narrow
 
@@ -32,7 +32,7 @@ def import_npz(paths: Sequence[Path], hints: Hints) -> Imported:
     source, arrays = str(paths[0]), read_npz(paths[0], "iuf")
     layer_ids = None if "layer_ids" not in arrays else _layer_ids(_whole(arrays, "layer_ids", source), source)
     if "expert_load" in arrays and "topk_ids" not in arrays:
-        return trace_of_counts(arrays["expert_load"], hints, source, field="expert_load", layer_ids=layer_ids)
+        return profile_of_counts(arrays["expert_load"], hints, source, field="expert_load", layer_ids=layer_ids)
     if "topk_ids" not in arrays or arrays["topk_ids"].ndim != 3:
         raise TraceError(source, "topk_ids", "missing, or not [tokens, layers, k]", "name the array of expert ids topk_ids")
     ids, experts = _whole(arrays, "topk_ids", source), _num_experts(arrays, hints, source)

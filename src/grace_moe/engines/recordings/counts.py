@@ -1,4 +1,4 @@
-"""From loads that an engine kept (how often each expert fired) to a trace that knows loads alone."""
+"""From loads that an engine kept (how often each expert fired) to a profile of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.imported import Hints, Imported
-from grace_moe.engines.layers import choose_layers, numbers_of_rows
-from grace_moe.engines.signs import even_counts
+from grace_moe.engines.recordings.imported import Hints, Imported
+from grace_moe.engines.recordings.layers import choose_layers, numbers_of_rows
+from grace_moe.engines.recordings.signs import even_counts
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.files import MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, bounded_counts
-from grace_moe.trace import RoutingTrace, choices_of_loads
+from grace_moe.trace import LoadProfile, whole_loads
 
 COUNTS_NOTE = "counts only: they tell how often each expert fires, not which fire together, so plans on them are by load alone"
 
@@ -21,12 +21,12 @@ Counts = npt.NDArray[Any]
 """`[layers, experts]` whole numbers or floats."""
 
 
-def trace_of_counts(
+def profile_of_counts(
     counts: Counts, hints: Hints, source: str, *, field: str = "counts", layer_ids: Sequence[int] | None = None
 ) -> Imported:
-    """A trace of `[layers, experts]` counts or mean loads: each row one expert a layer, as often as it was counted.
+    """A profile of `[layers, experts]` counts or mean loads, as whole numbers (`trace.whole_loads`).
 
-    Counts become rows as `trace.choices_of_loads` says. Layers without any count, or that `hints.layer_ids` leaves out, are left out.
+    Layers without any count, or that `hints.layer_ids` leaves out, are left out.
 
     Args:
         field: what the counts are called in the file.
@@ -43,18 +43,10 @@ def trace_of_counts(
         raise TraceError(source, field, f"{loads.shape[1]} counts a layer for {hints.num_experts} experts", "check the number of experts")
     numbers = numbers_of_rows(len(loads), hints, source, layer_ids)
     rows, kept, notes = choose_layers(numbers, np.asarray(loads.any(axis=1)), hints, source, own=layer_ids is not None)
-    ids, scaled = choices_of_loads(loads[rows])
-    trace = RoutingTrace(
-        topk_ids=ids,
-        num_experts=loads.shape[1],
-        layer_ids=kept,
-        model=hints.model,
-        dataset=hints.dataset,
-        counts_only=True,
-        source=source,
-    )
-    said = (f"loads are scaled to {len(trace.topk_ids):,} rows a layer; an expert that fired at all keeps one",) if scaled else ()
-    return Imported(trace=trace, notes=(*notes, *said, *even_counts(loads[rows]), COUNTS_NOTE))
+    whole, scaled = whole_loads(loads[rows])
+    profile = LoadProfile(loads=whole, layer_ids=kept, model=hints.model, dataset=hints.dataset, source=source)
+    said = (f"loads are scaled to {whole.sum(axis=1).max():,} rows a layer; an expert that fired at all keeps one",) if scaled else ()
+    return Imported(trace=profile, notes=(*notes, *said, *even_counts(loads[rows]), COUNTS_NOTE))
 
 
 def _checked(counts: Counts, source: str, field: str) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.engines.dumps import check_archive
+from grace_moe.engines.recordings.dumps import check_archive
 from grace_moe.errors import MissingExtraError, TraceError
 from grace_moe.files import budget_of, check_budget, open_regular
 

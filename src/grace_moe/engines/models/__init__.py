@@ -1,0 +1,1 @@
+"""What a model's own config says of its layers and experts."""

@@ -1,0 +1,1 @@
+"""What engines and people recorded, read as traces and load profiles."""
