@@ -1,7 +1,6 @@
-"""Plans for a front-end that may fail, and costs that foretell a whole request from its first tokens."""
+"""Costs that foretell a whole request from its first tokens, by hand; and what a search counts of tokens that may be placed or not."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +8,6 @@ from grace_moe.choice import FIRST_TOKENS
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.grace.layer_placement import placed_or_not
 from grace_moe.planning.grace.learnt_costs import evening, with_learnt_costs
-from grace_moe.planning.grace.request_placement import with_requests_placed
 from grace_moe.planning.grace.source_costs import with_source_costs
 from grace_moe.planning.grace.uncertainty import load_shares
 from tests.planning.test_constants import problem_of
@@ -61,14 +59,3 @@ def test_every_token_counts_as_placed_and_as_not():
     assert pins.tolist() == [1, 0, -1, -1]
     share, _ = load_shares(ids, np.arange(4), 3)
     assert share.tolist() == load_shares(ids[:2], np.arange(2), 3)[0].tolist()
-
-
-@pytest.mark.parametrize(("allowed", "counted"), [(-1.0, True), (10.0, False)])
-def test_requests_that_are_dealt_count_where_a_plan_would_lose_too_much(monkeypatch, allowed, counted):
-    monkeypatch.setattr("grace_moe.planning.grace.request_placement.DEALT_LOSS", allowed)
-    kinds = [[0, 1], [1, 2], [0, 2]] * 4, [[3, 4], [4, 5], [3, 5]] * 4
-    problem, _ = problem_of([pair for request in range(8) for pair in kinds[request % 2]], 6, np.repeat(np.arange(8), 12))
-    (placed,) = with_requests_placed([problem], 1, lambda: None)
-    assert placed.counts_dealt is counted
-    assert placed.node_of_request[::2].tolist() == [placed.node_of_request[0]] * 4
-    assert placed.node_of_request[1::2].tolist() == [1 - placed.node_of_request[0]] * 4

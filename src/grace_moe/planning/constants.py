@@ -44,8 +44,6 @@ CAUTION = 16
 
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node. Not tuned."""
-DEALT_LOSS = 0.01
-"""Share by which copies of requests that are dealt may rise by planning for a front-end. A promise, not tuned."""
 COST_WINDOWS = 512
 """Windows of requests that costs are learnt from (step 13). Not tuned: bounds memory."""
 COST_RIDGE = 3.0

@@ -115,9 +115,9 @@ def _search_copies(
         if problem.apart:
             token, ids = pairs_apart(ids)
             options, tokens = _per_pair(options, len(ids) / max(1, len(tokens))), tokens[token]
-        pinned = None if pins is None else pins[tokens]
-        if pinned is not None and problem.counts_dealt:
-            ids, pinned = placed_or_not(ids, pinned)
+        pinned = None
+        if pins is not None:
+            ids, pinned = placed_or_not(ids, pins[tokens])
         copies = search(ids, share, covariance, limits, options, problem.seed, copies, pinned)
     return copies
 

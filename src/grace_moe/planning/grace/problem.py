@@ -43,8 +43,6 @@ class LayerProblem:
     """Of which `start` are the copies, where it serves already: few experts should move. None = there is none."""
     node_of_request: npt.NDArray[np.int64] | None = None
     """`[requests]` the node that a front-end sends each request to; None = dealt to the devices in turn."""
-    counts_dealt: bool = False
-    """Whether copies are also counted as if requests were dealt in turn, with the same weight as from `node_of_request`."""
     loads_certain: bool = False
     """Whether loads are taken as they are, without doubt: requests will be placed so that they are even (step 4)."""
     sends: Sends = "nodes"

@@ -3,9 +3,6 @@
 Placed requests even the load out by themselves: topics may stay together. So the layers are planned once as if loads were certain, and
 again with a node for each request; requests may then change theirs. The planning that follows starts from these copies, knows each
 request's node, and judges balance with it.
-
-A front-end may fail, and requests are then dealt. Where that would send more than a plan without a front-end, copies of requests that are
-dealt count as much as of those that are placed.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import numpy.typing as npt
 
 from grace_moe.choice.front_end import place_requests
 from grace_moe.placement import LayerPlacement, Placement
-from grace_moe.planning.constants import DEALT_LOSS
 from grace_moe.planning.grace.node_names import align_nodes, rename_nodes, share_out
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.search.node_copies import copies_on_nodes
@@ -32,11 +28,7 @@ def with_requests_placed(problems: Sequence[LayerProblem], threads: int, on_laye
     """The problems with a node for every request, and copies to begin from that suit them."""
     layers = plan_layers_once([replace(problem, loads_certain=True) for problem in problems], threads, on_layer)
     placed = _shared_out(problems, _named_alike(problems, layers))
-    again = plan_layers_once([replace(problem, loads_certain=True) for problem in placed], threads, on_layer)
-    if request_costs(problems, again).sum() > (1 + DEALT_LOSS) * request_costs(problems, layers).sum():
-        placed = [replace(problem, counts_dealt=True) for problem in placed]
-        again = plan_layers_once([replace(problem, loads_certain=True) for problem in placed], threads, lambda: None)
-    return _shared_out(placed, again)
+    return _shared_out(placed, plan_layers_once([replace(problem, loads_certain=True) for problem in placed], threads, on_layer))
 
 
 def _shared_out(problems: Sequence[LayerProblem], layers: Sequence[LayerPlacement]) -> list[LayerProblem]:
