@@ -113,8 +113,8 @@ def _check_memory(placement: Placement, slots: int) -> None:
     for device in (device for node in placement.topology.nodes for device in node.devices):
         if device.memory_bytes is not None and slots * stack > device.memory_bytes:
             raise UsageError(
-                f"{placement.source}: {device.name}: memory_bytes: room for {device.memory_bytes // stack} experts a layer, and engines need "
-                f"equal slots, {slots} on every device; plan for copies with fewer --slots-per-device, or without it"
+                f"{placement.source}: {device.name}: memory_bytes: room for {device.memory_bytes // stack} experts a layer, and "
+                f"engines need equal slots, {slots} on every device; plan for copies with fewer --slots-per-device, or without it"
             )
 
 
