@@ -27,7 +27,7 @@ from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import Placement
 from grace_moe.trace import synthetic_trace
 
-SEEN, REQUESTS, TOKENS, LAYERS = 3000, 9000, 20, 2
+SEEN, REQUESTS, TOKENS, LAYERS = 3000, 7000, 20, 1
 """Requests that `diagnose` sees, requests in all, and tokens of each."""
 MODEL = ModelSizes(
     num_experts=32, top_k=4, hidden_size=4096, expert_size=1536, weight_bytes=1.0, moe_layers=LAYERS, source="32 experts of 18.9 MB"
