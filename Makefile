@@ -65,8 +65,9 @@ gpu: $(READY) ## what the GPUs of this machine can tell: a page, a calibration, 
 	  $(BIN)/grace-moe calibrate -o $(GPU_RESULTS)/topology.json $(GPU_RESULTS)/experts.csv --topology $$base; \
 	  $(BIN)/pytest tests -k cuda; fi
 
+# Two versions of numba would throw away each other's compiled kernels: hence a cache of its own.
 contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, ten minutes)
-	SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
+	NUMBA_CACHE_DIR=$(CURDIR)/$(CONTRACT)/numba SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
 
 contract-ready: $(CONTRACT)/.ready ## the environment alone
 

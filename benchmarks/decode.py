@@ -27,7 +27,7 @@ HEADER = ["| method | active experts | between nodes | busiest device | replicas
 def in_decode(placement: Placement, trace: RoutingTrace, bounds: DecodeBounds) -> Placement:
     """What `plan(..., decode="experts")` makes of the same layers."""
     planned = PlannedLayers(layers=placement.layers, replica_choice=placement.replica_choice)
-    task = PlanningTask(trace=trace, topology=placement.topology)
+    task = PlanningTask(recording=trace, topology=placement.topology)
     sources = order_of_requests(trace)[0] % placement.topology.num_devices
     layers = with_decode_weights(planned, task, sources, bounds).layers
     return Placement(topology=placement.topology, num_experts=placement.num_experts, layers=layers, replica_choice=placement.replica_choice)

@@ -143,11 +143,11 @@ def main() -> None:
             topology = Topology.parse(shape)
             for layer in np.linspace(0, trace.num_layers - 1, arguments.layers + 2)[1:-1].round().astype(int).tolist():
                 began = time.perf_counter()
-                slots = PlanningTask(trace=trace, topology=topology).equal_slots
+                slots = PlanningTask(recording=trace, topology=topology).equal_slots
                 ours, traffic, best, best_traffic = default_against_long(
                     Problem(trace, layer, topology, slots), arguments.effort, arguments.seeds
                 )
-                tight = PlanningTask(trace=trace, topology=topology, redundancy=1).equal_slots
+                tight = PlanningTask(recording=trace, topology=topology, redundancy=1).equal_slots
                 plain = default_against_kahypar(Problem(trace, layer, topology, tight))
                 cells = [f"{trace.model}, {trace.dataset}", shape, str(trace.layer_ids[layer]), f"{ours:.4f}", f"{best:.4f}"]
                 cells += [f"{ours / best - 1:+.1%}", f"{traffic:.4f}", f"{best_traffic:.4f}"]

@@ -1,11 +1,11 @@
 """Plans for time against plans for copies, modelled by `cost`. Writes a results page in Markdown.
 
-    python benchmarks/plan_for_time.py TRACE... [--layers 2] [--out page.md]
+    python benchmarks/plan_for_time.py TRACE... [--layers 2] [--cases 7 8] [--out page.md]
 
-Plans are made on one half of the requests and timed on the other. `copies` is `plan(backend=...)`, which knows the devices' speeds; as if
-equal is the same on equal devices. GEM (arXiv 2605.19945) and ViBE (arXiv 2606.00735) are our own restatements, which know speeds and no
-traffic. GEM: experts are exchanged between devices until the slowest is no faster, no replicas. ViBE: heavy experts to fast devices, here
-with EPLB's replicas.
+Plans are made on one half of the requests and timed on the other, each request once on every device: a batch has as many tokens on each.
+`copies` is `plan(backend=...)`, which knows the devices' speeds; as if equal is the same on equal devices. GEM (arXiv 2605.19945) and ViBE
+(arXiv 2606.00735) are our own restatements, which know speeds and no traffic. GEM: experts are exchanged between devices until the slowest
+is no faster, no replicas. ViBE: heavy experts to fast devices, here with EPLB's replicas.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from grace_moe.evaluation.flows import replay_flows
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning.baselines.eplb import add_replicas
 from grace_moe.topology import Link
+from small_optimum import everywhere
 
 GPT_OSS = ModelSizes(num_experts=32, top_k=4, hidden_size=2880, expert_size=2880, weight_bytes=0.5625, moe_layers=24, source="gpt-oss-20b")
 GBIT = 1e9 / 8
@@ -36,9 +37,14 @@ def gbit(shape: str, rate: float) -> Topology:
 
 def edge() -> Topology:
     """Two fast nodes and an edge node of a quarter of their speed, behind 10 Gbit/s."""
+    return with_matrix(slow_node(), lambda a, b: 10 * GBIT if 2 in (a, b) else 200 * GBIT)
+
+
+def slow_node() -> Topology:
+    """Three nodes with links alike, one of a quarter of the others' speed."""
     topology = gbit("3x2", 200)
     slow = replace(topology.nodes[2], devices=tuple(replace(device, relative_speed=0.25) for device in topology.nodes[2].devices))
-    return with_matrix(replace(topology, nodes=(*topology.nodes[:2], slow)), lambda a, b: 10 * GBIT if 2 in (a, b) else 200 * GBIT)
+    return replace(topology, nodes=(*topology.nodes[:2], slow))
 
 
 def bad_pair() -> Topology:
@@ -65,6 +71,7 @@ def cases() -> list[tuple[str, str, Topology, str, int, str]]:
         ("NVL72", "1x16 GB200", Topology.parse("1x16:gb200-nvl72"), "prefill", 32_768, "hierarchical"),
         ("2+1", "2 fast nodes, a slow edge node", edge(), "prefill", 32_768, "hierarchical"),
         ("bad pair", "4x2, one pair of nodes at an eighth", bad_pair(), "prefill", 32_768, "hierarchical"),
+        ("2+1", "2 fast nodes, a slow node, links alike", slow_node(), "prefill", 32_768, "hierarchical"),
     ]
 
 
@@ -131,7 +138,8 @@ def timed(case: tuple[str, str, Topology, str, int, str], trace: RoutingTrace, m
     if len(set(topology.relative_speed)) > 1:
         equal = Topology.parse(topology.shape)
         plans["equal"] = replace(plan(planning_half, equal, backend=backend), topology=topology)
-    flows = {name: replay_flows(placed, measuring_half, topology)[0] for name, placed in plans.items()}
+    measured = everywhere(measuring_half, topology.num_devices)
+    flows = {name: replay_flows(placed, measured, topology, phase=phase)[0] for name, placed in plans.items()}
     return {name: 1e3 * step_time(each, topology, setting).total for name, each in flows.items()}
 
 
@@ -140,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="+", type=Path)
     parser.add_argument("--layers", type=int, default=2, help="of each trace, spread over it")
+    parser.add_argument("--cases", nargs="+", type=int, help="numbers of the cases to run, from 0; all unless given")
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/plan_for_time_{date.today()}.md"))
     options = parser.parse_args()
     rows = []
@@ -149,7 +158,7 @@ def main() -> None:
         ids = tuple(whole.layer_ids[layer] for layer in layers)
         trace = replace(whole, topk_ids=whole.topk_ids[:, layers], layer_ids=ids, topk_weights=None)
         model = GPT_OSS if trace.num_experts == 32 else replace(OLMOE, num_experts=trace.num_experts, top_k=trace.top_k)
-        for case in cases():
+        for case in [case for number, case in enumerate(cases()) if options.cases is None or number in options.cases]:
             regime, cluster, _, phase, batch, _ = case
             found = timed(case, trace, model)
             over = {name: f"{found['time'] / found[name]:.3f}" if name in found else "" for name in ("copies", "equal", "vibe", "gem")}

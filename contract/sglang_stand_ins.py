@@ -25,10 +25,16 @@ PLANNED = (1, 2, 4)
 
 
 @pytest.fixture
-def sglang(monkeypatch):
+def _forgotten():
+    """After the test no module of theirs is left, so that a later one meets neither its hooks nor its stand-ins."""
+    yield
+    for name in [n for n in sys.modules if n.partition(".")[0] == "sglang"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def sglang(_forgotten, monkeypatch):
     """Their package from the wheel; stand-ins for what a running server would know."""
-    for name in [n for n in sys.modules if n == "sglang" or n.startswith("sglang.")]:
-        monkeypatch.delitem(sys.modules, name)
     moe = SimpleNamespace(
         init_expert_location="trivial",
         ep_num_redundant_experts=SLOTS - EXPERTS,

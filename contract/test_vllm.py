@@ -48,10 +48,11 @@ RECORD = ("--text", EMBEDDED / "prose.txt", "--requests", 6, "--prompt-tokens", 
 
 
 @pytest.fixture(scope="module")
-def trace(model, tmp_path_factory):
+def trace(model, nursery, tmp_path_factory):
     """Recorded by vLLM's own router."""
     path = tmp_path_factory.mktemp("trace") / "vllm.safetensors"
-    command("record", model, "--engine", "vllm", *RECORD, "-o", path)
+    words = ["record", model, "--engine", "vllm", *RECORD, "-o", path]
+    assert nursery.call("serving.command", words=list(map(str, words))) == [{"code": 0}]
     return path
 
 

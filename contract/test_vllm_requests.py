@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import signal
+import select
 import socket
 import subprocess
 import sys
@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,38 +22,31 @@ from grace_moe import Topology, plan
 from serving.fixtures import NEW_TOKENS
 from serving.rank import EPLB
 
-CONTRACT = Path(__file__).parent
 SECONDS = 300
 """For the server to start, and for an answer."""
 
 
 @contextmanager
-def started(module, *arguments, log, **environment):
-    """A Python module as a process, of which nothing is left afterwards. Gives the process, whose output goes to the log."""
-    path = os.pathsep.join([str(CONTRACT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    names = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
+def front_end(*arguments, log):
+    """`grace-moe front` as a process. Gives its id."""
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | names,
-        )
+        process = subprocess.Popen([sys.executable, "-m", "grace_moe", "front", *map(str, arguments)], stdout=out, stderr=subprocess.STDOUT)
         try:
-            yield process
+            yield process.pid
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
 
 
-def until(question, process, log):
+def until(question, pid, log):
     """The first true answer. Fails where the process ends first, or time is up, with what it said last."""
-    end = time.monotonic() + SECONDS
-    while not (answer := question()):
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(log.read_text(errors="replace")[-5000:])
-        time.sleep(0.2)
+    end, ended = time.monotonic() + SECONDS, os.pidfd_open(pid)
+    try:
+        while not (answer := question()):
+            if select.select([ended], [], [], 0.2)[0] or time.monotonic() > end:
+                pytest.fail(log.read_text(errors="replace")[-5000:])
+    finally:
+        os.close(ended)
     return answer
 
 
@@ -89,7 +81,7 @@ def trace(routing, alone, prompts):
 
 
 @pytest.fixture(scope="module")
-def front(model, trace, tmp_path_factory):
+def front(model, trace, nursery, tmp_path_factory):
     """Addresses of the front-end and of the server behind it."""
     folder = tmp_path_factory.mktemp("front")
     trace.save(folder / "trace.safetensors")
@@ -101,12 +93,12 @@ def front(model, trace, tmp_path_factory):
     options += ["--max-model-len", 256, "--max-num-seqs", 8, "--host", "127.0.0.1", "--port", port, "--kv-cache-memory-bytes", 2**26]
     options += ["--data-parallel-size", 2, "--enable-expert-parallel", "--enable-eplb"]
     options += ["--eplb-config", json.dumps(EPLB | {"num_redundant_experts": 16})]
-    log, own = folder / "server.log", folder / "front.log"
     names = {"GRACE_MOE_PLAN": str(folder / "plan.json"), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    ours = ["front", "--placement", folder / "plan.json", "--trace", folder / "trace.safetensors", "--engine", "vllm", "--json"]
-    with started("vllm.entrypoints.openai.api_server", *options, log=log, **names) as process:
-        until(lambda: get(f"{server}/health"), process, log)
-        with started("grace_moe", *ours, "--upstream", server, "--port", 0, log=own) as proxy:
+    ours = ["--placement", folder / "plan.json", "--trace", folder / "trace.safetensors", "--engine", "vllm", "--json"]
+    own = folder / "front.log"
+    with nursery.running("serving.server", environment=names, words=list(map(str, options))) as (pid, log):
+        until(lambda: get(f"{server}/health"), pid, log)
+        with front_end(*ours, "--upstream", server, "--port", 0, log=own) as proxy:
             until(lambda: own.read_text().endswith("}\n"), proxy, own)
             yield json.loads(own.read_text())["listening"], server
 

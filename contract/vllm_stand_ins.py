@@ -1,5 +1,6 @@
 """vLLM's own balancer in this process, on one rank of four, with our plug-in; and vLLM as it was, after a test that registers it."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -59,24 +60,44 @@ class Model:
             layer.eplb_state.set_layer_state(index, load, slots, counts)
 
 
-@pytest.fixture
-def vllm_put_back(monkeypatch):
-    """After the test all that our plug-in wraps in vLLM is vLLM's again, so that a later test does not meet the wrappers of this one."""
+def _wrapped():
+    """What our plug-in wraps in vLLM: (owner, name)."""
     from vllm.distributed.eplb import eplb_state
-    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
     from vllm.model_executor.layers.fused_moe.router import base_router
     from vllm.model_executor.models import interfaces
     from vllm.v1.worker import gpu_model_runner
 
-    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
-    monkeypatch.setattr(seams, "_choices", {})
     wrapped = [(eplb_state.EplbState, name) for name in ("__init__", "add_model", "update_mapping", "prepare_forward", "rearrange")]
     wrapped += [(eplb_state, "_commit_eplb_maps"), (eplb_state, "_commit_eplb_maps_for_layer")]
     wrapped += [(base_router, "eplb_map_to_physical_and_record"), (gpu_model_runner.GPUModelRunner, "execute_model")]
     wrapped += [(interfaces, "get_mixture_of_experts_model"), (gpu_model_runner, "get_mixture_of_experts_model")]
-    wrapped += [(eplb_state, "current_platform")]
-    for owner, name in wrapped:
+    return [*wrapped, (eplb_state, "current_platform")]
+
+
+@pytest.fixture
+def vllm_put_back(monkeypatch):
+    """After the test all that our plug-in wraps in vLLM is vLLM's again, so that a later test does not meet the wrappers of this one."""
+    from vllm.distributed.eplb.policy import EPLB_POLICIES, DefaultEplbPolicy
+
+    monkeypatch.setitem(EPLB_POLICIES, "default", DefaultEplbPolicy)
+    monkeypatch.setattr(seams, "_choices", {})
+    for owner, name in _wrapped():
         monkeypatch.setattr(owner, name, getattr(owner, name))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_stays_wrapped():
+    """After each file of tests, whatever it did, vLLM in this process is its own again."""
+    yield
+    if "vllm.v1.worker.gpu_model_runner" in sys.modules:
+        found = {name: getattr(owner, name) for owner, name in _wrapped()}
+        ours = [name for name, value in found.items() if _home(value) == "grace_moe"]
+        assert not ours, f"left wrapped: {', '.join(ours)}"
+
+
+def _home(value):
+    """The package that a function, or else the type of a value, comes from."""
+    return getattr(value, "__module__", type(value).__module__).partition(".")[0]
 
 
 @pytest.fixture

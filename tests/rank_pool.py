@@ -1,6 +1,9 @@
 """Ranks that take one piece of work after the other: starting them is what costs."""
 
 import os
+import pickle
+import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -10,9 +13,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 
-_LONGEST_SECONDS = 600
+from tests.warm_python import ROOT, Popen, die_with_parent
+
+_LONGEST_SECONDS = 1800
+"""Of a piece of work. A test has its own limit, which is shorter."""
 _MOST_PIECES = 10
 """Of work for ranks before others take their place: each model leaves the process groups of Transformers' meshes, with threads that spin."""
 _LAST_WORDS_SECONDS = 15
@@ -29,7 +34,7 @@ class RankPool:
 
     def __init__(self, num_ranks: int = 4) -> None:
         self.num_ranks = num_ranks
-        self.ranks: list[tuple[Any, Connection]] = []
+        self.ranks: list[tuple[Popen, Connection]] = []
         self.pieces = 0
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -41,7 +46,7 @@ class RankPool:
         self.pieces += 1
         for _, pipe in self.ranks:
             with suppress(OSError):  # a rank that ended: its answer tells
-                pipe.send((work, arguments))
+                pipe.send_bytes(pickle.dumps((work, arguments)))
         answers, seconds = [], _LONGEST_SECONDS
         for rank, (_, pipe) in enumerate(self.ranks):
             if not pipe.poll(seconds):
@@ -61,20 +66,19 @@ class RankPool:
 
     def _start(self) -> None:
         self.folder, self.pieces = tempfile.TemporaryDirectory(), 0
-        context = mp.get_context("spawn")
         for rank in range(self.num_ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.num_ranks, f"{self.folder.name}/rendezvous", theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self.ranks.append((process, ours))
+            ours, theirs = socket.socketpair()
+            with theirs:
+                words = [str(rank), str(self.num_ranks), f"{self.folder.name}/rendezvous"]
+                process = Popen([sys.executable, "-m", "tests.rank_pool", *words], cwd=ROOT, stdin=theirs)
+            self.ranks.append((process, Connection(ours.detach())))
 
     def close(self) -> None:
         """End all ranks."""
         for process, _ in self.ranks:
             process.kill()
         for process, pipe in self.ranks:
-            process.join()
+            process.wait()
             pipe.close()
         if self.ranks:
             self.folder.cleanup()
@@ -83,25 +87,33 @@ class RankPool:
 
 def _received(pipe: Connection) -> tuple[str, Any, str]:
     try:
-        return pipe.recv()
+        return pickle.loads(pipe.recv_bytes())  # noqa: S301 - of our own rank
     except (EOFError, OSError):
         return "EOFError", "a rank ended", ""
 
 
-def _serve(rank: int, num_ranks: int, rendezvous: str, pipe: Connection) -> None:
+def _serve(rank: int, num_ranks: int, rendezvous: str) -> None:
+    """Work comes by standard input, a socket, and answers go back there."""
     from grace_moe.runtime.job.local_ranks import environment_of_ranks
     from grace_moe.runtime.job.ranks import joined, leave
 
+    die_with_parent()  # else it goes on with its work where the tests were killed
+    pipe = Connection(os.dup(0))
     os.environ |= environment_of_ranks(num_ranks) | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
     torch.set_num_threads(1)
     with joined(rendezvous_file=rendezvous, timeout=_PATIENCE) as member:
         while True:
             try:
-                work, arguments = pipe.recv()
+                work, arguments = pickle.loads(pipe.recv_bytes())  # noqa: S301 - of the tests that started it
             except EOFError:
                 break
             try:
-                pipe.send(("", work(*arguments, member), ""))
+                answer = ("", work(*arguments, member), "")
             except Exception as error:
-                pipe.send((type(error).__name__, str(error), traceback.format_exc()))
+                answer = (type(error).__name__, str(error), traceback.format_exc())
+            pipe.send_bytes(pickle.dumps(answer))
     leave(0)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

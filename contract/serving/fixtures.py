@@ -43,6 +43,13 @@ def nursery(tmp_path_factory):
     found.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nursery_imports(request):
+    """While the first tests run, which may not need it."""
+    if any("nursery" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("nursery").start()
+
+
 @pytest.fixture(scope="session")
 def serve(nursery, model, prompts):
     """Start vLLM and serve; see the top of this file."""

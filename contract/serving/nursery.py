@@ -41,6 +41,17 @@ class Nursery:
         job = {"ranks": ranks, "environment": environment or {}, "timeout": timeout, "arguments": arguments}
         return self._forked(module, job)[0]
 
+    @contextlib.contextmanager
+    def running(self, module, *, environment=None, **arguments):
+        """`run(job, 0)` of a module in a forked process, of which nothing is left after the block. Gives its id and its log."""
+        folder = self._folder()
+        job = {"stays": True, "module": module, "folder": str(folder), "environment": environment or {}, "arguments": arguments}
+        pid = self._ask(job)["pid"]
+        try:
+            yield pid, folder / "rank0.log"
+        finally:
+            self._ask({"end": pid})
+
     def _run(self, job):
         ranks, logs = self._forked("serving.rank", asdict(job))
         tokens = [ranks[i % job.ranks].pop(f"tokens{i}") for i in range(len(job.prompts))]
@@ -48,24 +59,35 @@ class Nursery:
 
     def _forked(self, module, job):
         """What each rank returned, and its log."""
-        folder = self.folder / f"job{len(list(self.folder.iterdir()))}"
-        folder.mkdir()
-        if self.process is None or self.process.poll() is not None:
-            self.process = self._start()
-        self.process.stdin.write(json.dumps(job | {"module": module, "folder": str(folder)}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        logs = [(folder / f"rank{rank}.log").read_text(errors="replace") for rank in range(job["ranks"]) if answer]
-        failed = json.loads(answer)["failed"] if answer else "the nursery died"
+        folder = self._folder()
+        failed = self._ask(job | {"module": module, "folder": str(folder)})["failed"]
+        logs = [(folder / f"rank{rank}.log").read_text(errors="replace") for rank in range(job["ranks"])]
         if failed:
             last = "\n".join(f"--- rank {rank}\n{log[-3000:]}" for rank, log in enumerate(logs))
             raise RankError(f"{failed}; logs are in {folder}\n{last}")
         return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(job["ranks"])], logs
 
-    def _start(self):
+    def _folder(self):
+        folder = self.folder / f"job{len(list(self.folder.iterdir()))}"
+        folder.mkdir()
+        return folder
+
+    def _ask(self, what):
+        """The answer of the nursery's process. Raises RankError: it died."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RankError("the nursery died")
+        return json.loads(answer)
+
+    def start(self):
+        """Start the process, which imports vLLM while this one goes on."""
         # contract/ for our own modules, and for the plug-in of cpu_ep-0.dist-info that vLLM finds there.
         path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "serving.forks"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,8 +1,6 @@
 """`grace-moe discover`, as it is called; what it finds is in tests/discover."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -22,24 +20,22 @@ def test_it_wants_ranks(call, folder, monkeypatch):
 
 
 @pytest.mark.ranks(2)
-def test_two_local_ranks_are_measured_and_contradict_what_is_declared(tmp_path):
+def test_two_local_ranks_are_measured_and_contradict_what_is_declared(call, warm, tmp_path):
     path = tmp_path / "t.json"
-    words = ["discover", "-o", path, "--local", "2", "--declared", "2x1", "--json"]
-    ran = subprocess.run([sys.executable, "-m", "grace_moe", *map(str, words)], capture_output=True, text=True, timeout=150)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    code, out, error = call("discover", "-o", path, "--local", "2", "--declared", "2x1", "--json")
+    assert code == 0, error
+    found = json.loads(out)
     assert found["contradictions"] == ["1 devices a node declared (2x1: 2 groups of 1), 2 measured (1 group of 2)"]
     assert Topology.parse(str(path)).shape == "1x2"
     assert Topology.parse(str(path)).discovered == found
 
 
 @pytest.mark.ranks(2)
-def test_what_is_damaged_is_said_once(tmp_path):
+def test_what_is_damaged_is_said_once(call, warm, tmp_path):
     (tmp_path / "declared").write_text("SwitchName=s0 Nodes=n[0-")
-    words = ["discover", "-o", tmp_path / "t.json", "--local", "2", "--declared", tmp_path / "declared"]
-    ran = subprocess.run([sys.executable, "-m", "grace_moe", *map(str, words)], capture_output=True, text=True, timeout=150)
-    assert ran.returncode != 0
-    assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == [
+    code, _, error = call("discover", "-o", tmp_path / "t.json", "--local", "2", "--declared", tmp_path / "declared")
+    assert code != 0
+    assert [line for line in error.splitlines() if line.startswith("error: ")] == [
         f"error: {tmp_path}/declared: line 1: 'n[0-' is not a list of names; see slurm.schedmd.com/topology.conf.html"
     ]
     assert not (tmp_path / "t.json").exists()

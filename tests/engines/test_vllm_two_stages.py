@@ -1,18 +1,20 @@
 """The hierarchical dispatch that stands behind vLLM's seam, on gloo processes: every pair computed once, and what it sends counted."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grace_moe.engines.vllm.two_stages import Rows, TwoStages
 from grace_moe.evaluation.count import count
 from grace_moe.topology import Topology
+from tests.rank_pool import RankPool
 
 RANKS, PER_RANK, TOP_K, HIDDEN = 4, 3, 3, 5
 NODES = {"2x2": [2, 2], "4x1": [1, 1, 1, 1], "1x4": [4], "3+1": [3, 1]}
@@ -45,8 +47,9 @@ def computed(hidden, slots, weights, own):
     return sums
 
 
-def be_a_rank(rank, store, failures):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+def be_a_rank(member):
+    """What went wrong on this rank, "" = nothing."""
+    rank, failed = member.rank, ""
     own = range(rank * PER_RANK, (rank + 1) * PER_RANK)
     for name in NODES:
         stages = TwoStages(group=dist.group.WORLD, topology=topology(name), rank=rank, slots_per_rank=PER_RANK, device=torch.device("cpu"))
@@ -59,20 +62,20 @@ def be_a_rank(rank, store, failures):
             assert bool(((rows.slots >= own.start) & (rows.slots < own.stop)).any(dim=1).all()), f"{name}: a row that nobody here computes"
             got = stages.combine(computed(rows.hidden, rows.slots, rows.weights, own))
             if not torch.equal(got, computed(hidden, slots, weights, range(RANKS * PER_RANK))):
-                failures[rank] = 1
+                failed = f"{name}: case {case}: a sum is wrong"
             devices = torch.where(slots < 0, -1, slots // PER_RANK).numpy()[:real]
             counted = count(devices, np.full(real, rank), topology(name))
             expected += [real, counted.cross_node, counted.pairs_cross_node]
         if stages.sent.to_dict() != dict(zip(("tokens", "copies", "pairs"), expected.tolist(), strict=True)):
-            failures[rank] = 2
-    dist.destroy_process_group()
+            failed = f"{name}: what was sent is counted wrongly"
+    return failed
 
 
 @pytest.mark.ranks
-def test_every_pair_is_computed_once_and_copies_are_those_of_a_replay(tmp_path):
-    failures = torch.zeros(RANKS, dtype=torch.int64).share_memory_()
-    multiprocessing.spawn(be_a_rank, args=(tmp_path / "store", failures), nprocs=RANKS)
-    assert failures.tolist() == [0] * RANKS
+def test_every_pair_is_computed_once_and_copies_are_those_of_a_replay(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # over gloo
+    with closing(RankPool(RANKS)) as pool:
+        assert pool.do(be_a_rank) == [""] * RANKS
 
 
 @given(

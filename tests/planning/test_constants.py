@@ -38,7 +38,7 @@ def problem_of(ids, experts, requests=None, shape="2x1", **limits):
         layer_ids=(0,),
         request_ids=None if requests is None else np.array(requests, np.int32),
     )
-    task = PlanningTask(trace=trace, topology=Topology.parse(shape), **(limits or {"redundancy": 1}))
+    task = PlanningTask(recording=trace, topology=Topology.parse(shape), **(limits or {"redundancy": 1}))
     names = canonical_names(trace.topk_ids, experts, task.topology)
     (problem,) = layer_problems(task, OPTIONS, names)
     return problem, names[0].experts

@@ -47,12 +47,15 @@ def planned_both_ways(topology, setting, trace=TRACE):
 EDGE = with_speeds(with_matrix(Topology.parse("3x1:a100-200g"), lambda a, b: 1e9 if 2 in (a, b) else 25e9), (1.0, 1.0, 0.25))
 
 
-def test_a_slow_edge_node_is_given_little():
-    setting = Setting(model=MODEL)
-    (_, (copies, time)), placement = planned_both_ways(EDGE, setting)
+def test_a_slow_edge_node_is_planned_for():
+    (_, (copies, time)), _ = planned_both_ways(EDGE, Setting(model=MODEL))
     assert time < 0.95 * copies
-    flows = replay_flows(placement, TRACE, EDGE)[0]
-    load = flows.pairs_of_device().sum(axis=0)
+
+
+def test_a_slow_device_is_given_little():
+    slow = with_speeds(Topology.parse("3x1:h100-400g"), (1.0, 1.0, 0.25))
+    placement = plan(TRACE, slow, setting=Setting(model=MODEL), **QUICK)
+    load = replay_flows(placement, TRACE, slow)[0].pairs_of_device().sum(axis=0)
     assert load[2] < 0.5 * load[:2].min()
 
 

@@ -31,7 +31,7 @@ TRACE = RoutingTrace(
     layer_ids=(0,),
     request_ids=np.repeat(np.arange(REQUESTS, dtype=np.int32), len(ORDER)),
 )
-TASK = PlanningTask(trace=TRACE, topology=TOPOLOGY, slots_per_device=2)
+TASK = PlanningTask(recording=TRACE, topology=TOPOLOGY, slots_per_device=2)
 NAMES = canonical_names(TRACE.topk_ids, 6, TOPOLOGY)
 OPTIONS = GraceOptions(
     move_price=0.0,

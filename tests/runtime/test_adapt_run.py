@@ -21,6 +21,8 @@ from grace_moe.trace import synthetic_trace
 
 from .conftest import placement_of
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 def run(capsys, tmp_path, *arguments):
     placement_of("1x2", lambda e: (e // 32,) if e % 8 else (0, 1), layers=4, experts=64).save(tmp_path / "plan.json")

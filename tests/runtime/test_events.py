@@ -72,6 +72,7 @@ main(Path(sys.argv[1]), 2)
 
 
 @pytest.mark.ranks(2)
+@pytest.mark.usefixtures("warm")
 def test_a_parent_with_threads_starts_its_ranks_anew(tiny_model, tmp_path):
     placement_of("1x2", contiguous(2)).save(tmp_path / "plan.json")
     run = RunSpec(name="run", placement=str(tmp_path / "plan.json"), dispatch="flat")

@@ -22,6 +22,7 @@ from grace_moe.runtime.job.job import Job, RunSpec
 from grace_moe.runtime.job.launch import run_local
 from grace_moe.runtime.job.local_ranks import environment_of_ranks
 from grace_moe.runtime.job.rank_parent import rank_variables
+from tests.warm_python import Popen
 
 from .conftest import contiguous, make_model, placement_of, requests_of
 
@@ -78,17 +79,20 @@ def test_a_killed_rank_is_named_and_nothing_is_left(tiny_model, tmp_path):
     assert parents_of_ranks(os.getpid()) == []
 
 
+@pytest.mark.usefixtures("warm")
 def test_topology_that_does_not_match_the_ranks(tiny_model, tmp_path):
     with pytest.raises(MismatchError, match="2 devices for 3 ranks; start 2 ranks"):
         run_local(make_job(tiny_model, tmp_path), 3)
 
 
+@pytest.mark.usefixtures("warm")
 def test_placement_of_another_model(tmp_path):
     other = make_model(tmp_path / "other", num_experts=8)
     with pytest.raises(MismatchError, match=r"num_experts: 16 placed, .* has 8; plan on a trace of this model"):
         run_local(make_job(other, tmp_path), 2)
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_model_without_experts(tmp_path):
     import transformers
 
@@ -143,7 +147,7 @@ except RankError as error:
 
 
 def start_rank(code, rank, world_size, path):
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, "-c", code, str(path)],
         env=environment_of_ranks(world_size) | rank_variables(rank, world_size),
         stdout=subprocess.PIPE,
@@ -253,6 +257,7 @@ def test_ranks_leave_with_their_launcher_and_take_the_folder_along(tiny_model, t
     assert list((tmp_path / "tmp").glob("grace-moe*")) == []
 
 
+@pytest.mark.usefixtures("warm")
 def test_vanilla_needs_experts_that_divide(tiny_model, tmp_path):
     path = tmp_path / "three.json"
     placement_of("3x1", contiguous(3)).save(path)
@@ -270,6 +275,7 @@ def test_unknown_dispatch():
     assert replace(RunSpec(name="x", placement="x.json", dispatch="flat"), name="y").dispatch == "flat"
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("form", [["--json"], []])
 def test_a_full_disk_costs_the_profile_and_not_what_was_generated(tmp_path, form):
     if not Path("/dev/full").exists():
@@ -285,6 +291,7 @@ def test_a_full_disk_costs_the_profile_and_not_what_was_generated(tmp_path, form
     assert ("completions" if form else "hierarchical: ") in result.stdout
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_plan_without_one_of_the_models_layers_ends_with_the_code_of_a_mismatch(tmp_path, capsys):
     """The rank refuses, and the launcher ends with the rank's own code."""
     placement_of("1x1", lambda e: (0,), layers=3, experts=64).save(tmp_path / "plan.json")

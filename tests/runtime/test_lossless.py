@@ -33,7 +33,7 @@ from .conftest import (
     scattered_with_replicas,
 )
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
 OPTIONS = GenerationOptions(new_tokens=5, batch_size=4, keep_logits=True, stop_at_eos=False)
 
 

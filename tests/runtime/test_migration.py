@@ -1,6 +1,5 @@
 """Experts move while four ranks serve: tokens as undisturbed, replicas bit-equal, broken transfers rolled back and named."""
 
-import os
 import random
 import time
 from datetime import timedelta
@@ -9,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.multiprocessing as mp
+from grace_moe.runtime.job.ranks import Membership
 
 from .conftest import requests_of
 from .migrating import Fault, FaultyLink, Scripted, random_placement
@@ -21,7 +20,7 @@ KINDS = ("cut", "stalled", "corrupted", "slow")
 class Served:
     """One rank of the tiny model, serving and adapting."""
 
-    def __init__(self, rank: int, folder: str, model: str, patience: float) -> None:
+    def __init__(self, rank: int, model: str, patience: float) -> None:
         from grace_moe.runtime.dispatch.rank_groups import make_groups
         from grace_moe.runtime.job.generation import GenerationOptions
         from grace_moe.runtime.migration.adaptation import AdaptingOptions, started
@@ -79,18 +78,8 @@ class Served:
                             assert torch.equal(by_slot(local.detach(), route)[slot].reshape(wanted.shape), wanted), (route.layer_id, slot)
 
 
-def on_rank(rank: int, work, folder: str, model: str, *arguments) -> None:
-    from grace_moe.runtime.job.ranks import joined, leave
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank)}
-    with joined(rendezvous_file=f"{folder}/rendezvous"):
-        work(rank, folder, model, *arguments)
-    leave(0)
-
-
-def moves_lossless(rank: int, folder: str, model: str) -> None:
-    served = Served(rank, folder, model, patience=60.0)
+def moves_lossless(model: str, member: Membership) -> None:
+    served = Served(member.rank, model, patience=60.0)
     for number, seed in enumerate((1, 2), start=1):
         served.propose(seed)
         served.serve_until(lambda status, number=number: status.migrations == number)
@@ -101,7 +90,7 @@ def moves_lossless(rank: int, folder: str, model: str) -> None:
     ]
     assert (status.state, status.alive, status.rolled_back, status.layers_switched) == ("watching", True, 0, 4)
     assert status.copies_moved > 0
-    if rank == 0:
+    if member.rank == 0:
         assert served.decider.switched == [0, 1, 0, 1]
         assert sum(step.tokens for step in served.decider.samples) > 0
     served.adaptation.close()
@@ -111,8 +100,8 @@ def moves_lossless(rank: int, folder: str, model: str) -> None:
         served.adaptation.begin_step(None)
 
 
-def rolls_back(rank: int, folder: str, model: str, seeds: range) -> None:
-    served = Served(rank, folder, model, patience=0.3)
+def rolls_back(model: str, seeds: range, member: Membership) -> None:
+    served = Served(member.rank, model, patience=0.3)
     for number, seed in enumerate(seeds, start=1):
         draw = random.Random(seed)
         fault = Fault(KINDS[seed % len(KINDS)], draw.randrange(RANKS), draw.randrange(3))
@@ -135,22 +124,18 @@ def rolls_back(rank: int, folder: str, model: str, seeds: range) -> None:
     served.adaptation.close()
 
 
-def spawn(work, tmp_path, model, *arguments) -> None:
-    mp.spawn(on_rank, (work, str(tmp_path), str(model), *arguments), nprocs=RANKS)
+@pytest.mark.ranks
+def test_tokens_are_as_undisturbed_and_replicas_bit_equal(tiny_model, pool):
+    pool.do(moves_lossless, str(tiny_model))
 
 
 @pytest.mark.ranks
-def test_tokens_are_as_undisturbed_and_replicas_bit_equal(tiny_model, tmp_path):
-    spawn(moves_lossless, tmp_path, tiny_model)
-
-
-@pytest.mark.ranks
-def test_a_broken_transfer_is_rolled_back_and_named(tiny_model, tmp_path):
-    spawn(rolls_back, tmp_path, tiny_model, range(4))
+def test_a_broken_transfer_is_rolled_back_and_named(tiny_model, pool):
+    pool.do(rolls_back, str(tiny_model), range(4))
 
 
 @pytest.mark.ranks
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-def test_fifty_seeded_faults(tiny_model, tmp_path):
-    spawn(rolls_back, tmp_path, tiny_model, range(4, 54))
+def test_fifty_seeded_faults(tiny_model, pool):
+    pool.do(rolls_back, str(tiny_model), range(4, 54))

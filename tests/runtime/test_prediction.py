@@ -12,6 +12,8 @@ from grace_moe.embedded import embedded_model
 
 from .conftest import placement_of
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 def run(capsys, tmp_path, *arguments):
     """Contiguous experts: nothing is drawn."""

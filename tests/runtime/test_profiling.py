@@ -14,6 +14,8 @@ from grace_moe.runtime.profiling import PHASES, WAITING, Profiler, Span, chrome_
 
 from .conftest import EXPERTS, LAYERS, TOP_K, placement_of, requests_of, scattered_with_replicas
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 def span(phase, milliseconds, start=0, step=0):
     return Span(phase=phase, layer_id=3, step=step, start_ns=start, duration_ns=int(milliseconds * 1e6), counts={"pairs": 5})

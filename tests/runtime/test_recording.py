@@ -16,6 +16,7 @@ from grace_moe.runtime.job.recording import record_trace, requests_from_text
 from grace_moe.runtime.model.loading import load_whole_model
 from grace_moe.runtime.model.recorder import recording
 from grace_moe.trace import RoutingTrace
+from tests.warm_python import Popen
 
 from .conftest import EXPERTS, LAYERS, TOP_K, requests_of
 
@@ -113,7 +114,9 @@ main(sys.argv[1:])
 def record(output, *more, script="from grace_moe.cli import main; import sys; main(sys.argv[1:])"):
     words = [word.format(model=embedded_model(), text=embedded_model() / "prose.txt") for word in RECORD]
     command = [sys.executable, "-c", script, *words, "-o", str(output), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    with Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        out, error = process.communicate(timeout=170)
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 @pytest.fixture(scope="module")

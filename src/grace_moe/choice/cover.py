@@ -15,9 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import hot_part, kernel
 from grace_moe.choice.joint import ORDER_BITS, JointChoiceTable, host_masks
 from grace_moe.choice.node_sets import NodeSets, node_sets
+from grace_moe.compiled import hot_part, kernel
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Ints: TypeAlias = npt.NDArray[np.int64]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.compiled import kernel, part
 from grace_moe.cost.flows import BETWEEN_NODES, FLAT, INSIDE_NODES, PAIRS, SENT, TAKEN, Flows
 from grace_moe.cost.links import Tiers
 from grace_moe.placement import LayerPlacement
@@ -23,11 +26,13 @@ class SlotCounter:
         self.devices, self.parts = devices, parts
         self.keys = np.array(sorted(expert * self.devices + device for expert, row in enumerate(rows) for device in row), dtype=np.int64)
         self.pairs = np.zeros(parts * len(self.keys))
+        self._slot = np.zeros(len(rows) * devices, np.int64)
+        self._slot[self.keys] = np.arange(len(self.keys))
 
     def add(self, experts: Ints, devices: Ints, part: Ints) -> None:
         """Count tokens: `[T, k]` expert and device of each pair (-1 = none), `[T]` part of each token."""
         token, k = np.nonzero(devices >= 0)
-        slot = np.searchsorted(self.keys, experts[token, k] * self.devices + devices[token, k])
+        slot = self._slot[experts[token, k] * self.devices + devices[token, k]]
         self.pairs += np.bincount(part[token] * len(self.keys) + slot, minlength=len(self.pairs))
 
     def of_part(self, part: int) -> tuple[Ints, Floats]:
@@ -39,43 +44,75 @@ class FlowCounter:
     """Adds up the copies of one layer."""
 
     def __init__(self, topology: Topology, tiers: Tiers, parts: int) -> None:
-        self.topology, self.tiers, self.node = topology, tiers, topology.node_of_device
-        self.bandwidth = None if topology.bandwidth is None else np.array(topology.bandwidth)
+        self.bandwidth = None if topology.bandwidth is None else np.array(topology.bandwidth, dtype=np.float64)
         self.shape = (parts, _KINDS, 2, topology.num_devices, len(tiers.names))
-        self.ports = np.zeros(int(np.prod(self.shape)))
-        self.per_rate = np.zeros(0 if self.bandwidth is None else int(np.prod(self.shape[:-1])))
+        self.ports = np.zeros(self.shape)
+        self.per_rate = np.zeros(self.shape[:-1] if self.bandwidth is not None else (0, 0, 0, 0))
+        node, (first, sizes) = topology.node_of_device, topology.devices_of_nodes
+        between = np.zeros((0, 0)) if self.bandwidth is None else self.bandwidth
+        self._links = _Links(node=node, first=first, sizes=sizes, group=tiers.group, bandwidth=between)
 
     def add(self, devices: Ints, source: Ints, part: Ints) -> None:
         """Count tokens: `[T, k]` device of each pair (-1 = none), `[T]` source and part of each token."""
-        token, k = np.nonzero(devices >= 0)
-        self._send(PAIRS, part[token], source[token], devices[token, k])
-        ordered = np.sort(devices, axis=1)
-        new = ordered >= 0
-        new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        token, k = np.nonzero(new)
-        device = ordered[token, k]
-        self._send(FLAT, part[token], source[token], device)
-        hands_on = self.topology.rail_peer(source[token], self.node[device])
-        self._send(INSIDE_NODES, part[token], hands_on, device)
-        new_node = np.ones(len(token), dtype=bool)  # devices are ascending, and so are their nodes
-        new_node[1:] = (token[1:] != token[:-1]) | (self.node[device[1:]] != self.node[device[:-1]])
-        self._send(BETWEEN_NODES, part[token[new_node]], source[token[new_node]], hands_on[new_node])
-
-    def _send(self, kind: int, part: Ints, sender: Ints, receiver: Ints) -> None:
-        """Count a copy for each pair of devices that are not the same."""
-        other = sender != receiver
-        part, sender, receiver = part[other], sender[other], receiver[other]
-        tier = self.tiers.of_pairs(sender, receiver)
-        for direction, device in ((SENT, sender), (TAKEN, receiver)):
-            port = ((part * _KINDS + kind) * 2 + direction) * self.shape[3] + device
-            self.ports += np.bincount(port * self.shape[4] + tier, minlength=len(self.ports))
-            if self.bandwidth is not None:
-                self.per_rate += np.bincount(port, 1 / self.bandwidth[sender, receiver], len(self.per_rate))
+        ordered = np.sort(np.asarray(devices, np.int64), axis=1)
+        _count(ordered, np.asarray(source, np.int64), np.asarray(part, np.int64), self._links, self.ports, self.per_rate)
 
     def of_part(self, part: int) -> tuple[Floats, Floats | None]:
         """`[kinds, 2, devices, tiers]` copies, and `[kinds, 2, devices]` the same over their links' bandwidths, with a matrix."""
-        per_rate = None if self.bandwidth is None else self.per_rate.reshape(self.shape[:-1])[part]
-        return self.ports.reshape(self.shape)[part], per_rate
+        return self.ports[part], None if self.bandwidth is None else self.per_rate[part]
+
+
+class _Links(NamedTuple):
+    """Which link two devices use. D devices, N nodes."""
+
+    node: Ints
+    """`[D]`"""
+    first: Ints
+    """`[N]` first device of each node."""
+    sizes: Ints
+    """`[N]` devices of each."""
+    group: Ints
+    """`[tiers, D]`, as `Tiers` has it."""
+    bandwidth: Floats
+    """`[D, D]`, or nothing."""
+
+
+@kernel
+def _count(devices: Any, source: Any, part_of: Any, links: Any, ports: Any, per_rate: Any) -> None:
+    """Add the copies of tokens whose devices ascend to `ports` `[parts, kinds, 2, D, tiers]` and `per_rate`."""
+    for t in range(len(devices)):
+        number, own, last, last_node = part_of[t], source[t], -1, -1
+        for device in devices[t]:
+            if device < 0:
+                continue
+            _send(PAIRS, number, own, device, links, ports, per_rate)
+            if device == last:
+                continue
+            node = links.node[device]
+            peer = own
+            if node != links.node[own]:  # the one of the same local rank (`Topology.rail_peer`)
+                peer = links.first[node] + (own - links.first[links.node[own]]) % links.sizes[node]
+            _send(FLAT, number, own, device, links, ports, per_rate)
+            _send(INSIDE_NODES, number, peer, device, links, ports, per_rate)
+            if node != last_node:
+                _send(BETWEEN_NODES, number, own, peer, links, ports, per_rate)
+            last, last_node = device, node
+
+
+@part
+def _send(kind: int, number: int, sender: int, receiver: int, links: Any, ports: Any, per_rate: Any) -> None:
+    """Count a copy in a part, unless both are one device."""
+    if sender == receiver:
+        return
+    tier = 0
+    while tier < len(links.group) - 1 and (links.group[tier, sender] < 0 or links.group[tier, sender] != links.group[tier, receiver]):
+        tier += 1
+    ports[number, kind, SENT, sender, tier] += 1
+    ports[number, kind, TAKEN, receiver, tier] += 1
+    if len(links.bandwidth):
+        seconds = 1 / links.bandwidth[sender, receiver]
+        per_rate[number, kind, SENT, sender] += seconds
+        per_rate[number, kind, TAKEN, receiver] += seconds
 
 
 def counted_flows(layers: list[tuple[SlotCounter, FlowCounter]], tokens: Floats, part: int) -> Flows:

@@ -23,6 +23,14 @@ def whole_slots(task: PlanningTask) -> tuple[str, ...]:
     return (f"redundancy {task.redundancy} became {became:.2f}: {slots} slot{'s' * (slots > 1)} on each of {devices} devices",)
 
 
+def slots_by_memory(task: PlanningTask) -> tuple[str, ...]:
+    """The note of a method whose slots follow memory: as `whole_slots` where memory makes no difference."""
+    slots = task.slots_by_memory
+    if len(set(slots)) == 1:
+        return whole_slots(task)
+    return (f"slots by memory: {', '.join(map(str, slots[:16]))}{', ...' * (len(slots) > 16)}",)
+
+
 def by_layer(notes_of_layer: Sequence[tuple[int, Sequence[str]]]) -> tuple[str, ...]:
     """Notes of single layers, each distinct text once: `layers 0, 3: ...`.
 

@@ -135,9 +135,23 @@ class PlanningTask:
                 f"{self.topology.source}: memory_bytes: the smallest device has room for {most} experts a layer, and equal slots "
                 f"need {-(-self.num_experts // self.num_devices)}; use method grace_paper, or more memory there"
             )
+        return min(most, self._share)
+
+    @property
+    def slots_by_memory(self) -> tuple[int, ...]:
+        """`[devices]` slots of each device where they follow memory: what small devices lack of equal slots, larger ones get."""
+        limits, level = self.slot_limits, self._share
+        wanted = min(level * self.num_devices, sum(limits))
+        while sum(slots := tuple(min(limit, level) for limit in limits)) < wanted:
+            level += 1
+        return slots
+
+    @property
+    def _share(self) -> int:
+        """Slots of each device before memory limits them: those asked for, else the redundancy rounded up to whole slots."""
         if self.slots_per_device is not None:
-            return most
-        return min(most, math.ceil(self.redundancy_allowed * self.num_experts / self.num_devices - 1e-9))
+            return min(self.slots_per_device, self.num_experts)
+        return math.ceil(self.redundancy_allowed * self.num_experts / self.num_devices - 1e-9)
 
     @property
     def redundancy_allowed(self) -> float:

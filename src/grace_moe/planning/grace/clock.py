@@ -41,7 +41,7 @@ class Clock:
     part: Ints
     """`[T]` the part of the requests that each token belongs to."""
     days: Floats
-    """`[DAYS, P]` how often each part is drawn, over its expectation."""
+    """`[1 + DAYS, P]` how often each part is drawn, over its expectation; first the trace as it is."""
     topology: Topology
     tiers: Tiers
     setting: Setting
@@ -50,12 +50,12 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Of one layer, on each day."""
+    """Of one layer, on the trace as it is and then on each day."""
 
     total: Floats
-    """`[DAYS]` seconds of the layer."""
+    """`[1 + DAYS]` seconds of the layer."""
     busiest: Floats
-    """`[DAYS]` seconds that the busiest device computes."""
+    """`[1 + DAYS]` seconds that the busiest device computes."""
     carried: Floats
     """`[D]` seconds that each device computes, and takes in through its port, mean over days: what its load costs."""
 
@@ -64,16 +64,18 @@ def clock_of(problem: LayerProblem, setting: Setting) -> Clock:
     """The clock of a layer, on the same tokens and days for all of its placements."""
     generator = np.random.default_rng(problem.seed_of_days)
     tokens = generator.permutation(len(problem.ids))[:CLOCK_TOKENS]
-    rounds = max(1, min(CLOCK_TOKENS // max(1, len(tokens)), problem.topology.num_devices))
-    tokens = np.tile(tokens, rounds)  # a short trace comes in on several devices: what counts is its routing
+    devices = problem.topology.num_devices
+    rounds = max(1, min(CLOCK_TOKENS // max(1, len(tokens)), devices))
+    source = (np.arange(len(tokens)) + np.arange(rounds)[:, None]).ravel() % devices
+    tokens = np.tile(tokens, rounds)  # each token of a short trace comes in on several devices: what counts is its routing
     _, unit = np.unique(problem.unit[tokens], return_inverse=True)
     parts = int(min(CLOCK_PARTS, unit.max(initial=0) + 1))
     days = generator.multinomial(parts, np.full(parts, 1 / parts), size=TIMED_DAYS).astype(float)
     return Clock(
         ids=problem.ids[tokens],
-        source=np.arange(len(tokens)) % problem.topology.num_devices,
+        source=source,
         part=unit % parts,
-        days=days,
+        days=np.concatenate([np.ones((1, parts)), days]),
         topology=problem.topology,
         tiers=tiers_of(problem.topology),
         setting=setting,
@@ -84,40 +86,63 @@ def clock_of(problem: LayerProblem, setting: Setting) -> Clock:
 def shorter(clock: Clock, tokens: int) -> Clock:
     """The clock with fewer tokens, for many placements: on the trace as it is, without days."""
     some = slice(0, tokens)
-    source = np.arange(len(clock.source[some])) % clock.topology.num_devices
-    none = np.zeros(len(source), np.int64)
-    return replace(clock, ids=clock.ids[some], source=source, part=none, days=np.ones((1, 1)))
+    return replace(clock, ids=clock.ids[some], source=clock.source[some], part=np.zeros_like(clock.part[some]), days=np.ones((1, 1)))
 
 
-def timed(clock: Clock, layer: LayerPlacement) -> Times:
-    """What a placement of the layer takes."""
-    flows = _by_day(_counted(clock, layer), clock.days)
+def chosen_by(clock: Clock, layer: LayerPlacement) -> Ints:
+    """`[T, k]` device that computes each pair."""
+    return chosen_devices(layer, clock.topology, clock.ids, clock.source, clock.seed)
+
+
+def chosen_again(clock: Clock, layer: LayerPlacement, chosen: Ints, changed: Sequence[int]) -> Ints:
+    """The same after a change of some experts' replicas: only their tokens choose again.
+
+    Args:
+        chosen: before it.
+    """
+    if not changed:
+        return chosen_by(clock, layer)
+    touched = np.zeros(len(layer.devices_of_expert) + 1, bool)  # the last is that of none, -1
+    touched[list(changed)] = True
+    tokens = np.flatnonzero(touched[clock.ids].any(axis=1))
+    after = chosen.copy()
+    after[tokens] = chosen_devices(layer, clock.topology, clock.ids[tokens], clock.source[tokens], clock.seed, tokens)
+    return after
+
+
+def timed(clock: Clock, layer: LayerPlacement, chosen: Ints | None = None) -> Times:
+    """What a placement of the layer takes.
+
+    Args:
+        chosen: `chosen_by` of it, where that is known.
+    """
+    flows = _by_day(_counted(clock, layer, chosen_by(clock, layer) if chosen is None else chosen), clock.days)
     seconds = layer_seconds(flows, clock.topology, clock.setting)
     busiest = seconds["compute"] + seconds["idle"]
     total = seconds["dispatch"] + seconds["combine"] + busiest - seconds["hidden"]
     return Times(total=total, busiest=busiest, carried=_carried(flows, clock, seconds))
 
 
-def candidate(clock: Clock, layer: LayerPlacement, origin: Origin, other: Times | None = None) -> Candidate:
+def candidate(layer: LayerPlacement, origin: Origin, times: Times, kept: Times) -> Candidate:
     """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time.
 
+    One that may well be slower than the one for copies is given the time that it may take.
+
     Args:
-        other: of a placement that is kept in doubt: what it saves over this must be had on most days.
+        kept: times of the plan for copies.
     """
-    times = timed(clock, layer)
-    doubt = 0.0 if other is None else DOUBT_IN_TIME * float((times.total - other.total).std())
-    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=float(times.total.mean()) + doubt)
+    seconds = float(times.total[0])
+    worst = seconds + DOUBT_IN_TIME * float((times.total - kept.total)[1:].std())
+    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=worst if worst > kept.total[0] else seconds)
 
 
-def _counted(clock: Clock, layer: LayerPlacement) -> list[Flows]:
+def _counted(clock: Clock, layer: LayerPlacement, chosen: Ints) -> list[Flows]:
     """The flows of each part."""
     devices, parts = clock.topology.num_devices, clock.days.shape[1]
-    chosen = chosen_devices(layer, clock.topology, clock.ids, clock.source, clock.seed)
     slots, copies = SlotCounter(layer, devices, parts), FlowCounter(clock.topology, clock.tiers, parts)
     slots.add(clock.ids, chosen, clock.part)
     copies.add(chosen, clock.source, clock.part)
-    tokens = np.zeros((parts, devices))
-    np.add.at(tokens, (clock.part, clock.source), 1)
+    tokens = np.bincount(clock.part * devices + clock.source, minlength=parts * devices).reshape(parts, devices).astype(float)
     return [counted_flows([(slots, copies)], tokens[part], part) for part in range(parts)]
 
 

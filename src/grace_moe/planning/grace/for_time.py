@@ -7,6 +7,7 @@ in seconds, or that of the plan for copies, which is within the tolerance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,22 +22,23 @@ from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import (
     CAPACITY_POWER,
     CAPACITY_ROUNDS,
-    DOUBT,
-    DOUBT_UNKNOWN,
+    DEAREST_NODES,
     LEAST_LOAD,
+    MOST_MOVES,
+    MOVE_LIMITS,
     MOVE_TOKENS,
     MOVES,
-    SURE_GAIN,
     TIMED_DEVICE_PRICES,
     TIMED_PRICES,
 )
 from grace_moe.planning.grace.by_load import floor_of
-from grace_moe.planning.grace.candidates import Candidate, choose_candidates
+from grace_moe.planning.grace.candidates import Candidate, Origin, choose_candidates
 from grace_moe.planning.grace.clock import Clock, candidate, clock_of, shorter, timed
-from grace_moe.planning.grace.expert_moves import improved
+from grace_moe.planning.grace.expert_moves import MoveLimits, improved
 from grace_moe.planning.grace.layer_placement import place_layer
 from grace_moe.planning.grace.levelling import levelled
 from grace_moe.planning.grace.problem import LayerProblem
+from grace_moe.planning.grace.slots_by_memory import within_slots
 from grace_moe.planning.grace.tuning import plan_layers
 from grace_moe.topology import Topology
 
@@ -65,29 +67,38 @@ def plan_layers_for_time(
     rates = exchange_rates(problems[0].topology, setting.model, phase=setting.phase, batch=setting.batch, backend=setting.backend)
     rows: list[list[Candidate]] = []
     with ThreadPoolExecutor(threads) as pool:
-        for row in pool.map(partial(_candidates, setting, rates), problems, by_copies):
+        for row in pool.map(partial(_candidates, setting, rates, tolerance), problems, by_copies):
             rows.append(row)
             on_layer()
     floors = np.stack([np.maximum(row[0].peaks, row[-1].peaks) for row in rows])  # what is planned for copies is within the tolerance
-    doubt = DOUBT_UNKNOWN if problems[0].requests_unknown else DOUBT
-    chosen = choose_candidates(_in_shares(rows), floors, tolerance, doubt) or tuple(len(row) - 1 for row in rows)
+    # The busiest device is part of the time, whose doubt counts already (`clock.candidate`): it is within the tolerance as expected.
+    chosen = choose_candidates(_in_shares(rows), floors, tolerance, doubt=0.0) or tuple(len(row) - 1 for row in rows)
     return [row[index] for row, index in zip(rows, chosen, strict=True)]
 
 
 def _in_shares(rows: list[list[Candidate]]) -> list[list[Candidate]]:
-    """The candidates with times over the mean layer's, as rates are. The first, for copies, is taken where others save too little to be
-    sure of: of many candidates, one looks faster on this trace than it is."""
+    """The candidates with times over the mean layer's, as rates are."""
     mean = float(np.mean([row[-1].traffic for row in rows]))
-    shares = [[replace(one, traffic=one.traffic / mean) for one in row] for row in rows]
-    return [[replace(row[0], traffic=row[0].traffic * (1 - SURE_GAIN)), *row[1:]] for row in shares]
+    return [[replace(one, traffic=one.traffic / mean) for one in row] for row in rows]
 
 
-def _candidates(setting: Setting, rates: ExchangeRates, problem: LayerProblem, by_copies: Candidate) -> list[Candidate]:
+def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, problem: LayerProblem, by_copies: Candidate) -> list[Candidate]:
     """Placements of one layer with their times; the first is that for copies, the last is the floor."""
-    clock = clock_of(problem, setting)
-    timed_as = partial(candidate, clock, other=timed(clock, by_copies.layer))
+    clock, slots = clock_of(problem, setting), problem.slots_of_devices
+    load = np.bincount(problem.ids[problem.ids >= 0], minlength=problem.experts).astype(float)
+
+    def fitting(layer: LayerPlacement) -> LayerPlacement:
+        return within_slots(layer, problem.topology, slots, load)
+
+    by_copies = replace(by_copies, layer=fitting(by_copies.layer))
+    kept = timed(clock, by_copies.layer)
+
+    def timed_as(layer: LayerPlacement, origin: Origin) -> Candidate:
+        fits = fitting(layer)
+        return candidate(fits, origin, timed(clock, fits), kept)
+
     floor = timed_as(floor_of(problem).layer, "eplb")
-    found = [timed_as(by_copies.layer, by_copies.origin)]
+    found = [candidate(by_copies.layer, by_copies.origin, kept, kept)]
     if not problem.searchable:
         return [*found, floor]
     found += [timed_as(replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
@@ -97,10 +108,14 @@ def _candidates(setting: Setting, rates: ExchangeRates, problem: LayerProblem, b
     if _irregular(problem.topology):
         best = min(range(len(tries)), key=lambda index: of_tries[index].traffic)
         found += [timed_as(layer, "search") for layer in _reshaped(clock, tries[best])]
-    fastest = min(found, key=lambda each: each.traffic)
-    slots = [problem.slots] * problem.topology.num_devices
-    moved = improved(shorter(clock, MOVE_TOKENS), fastest.layer, slots, int(MOVES * problem.effort), problem.seed)
-    return [*found, timed_as(moved, fastest.origin), floor]
+    busiest = max(float(floor.peaks[0]), float(kept.busiest[0])) if math.isfinite(tolerance) else math.inf
+    within = [each for each in found if each.peaks[0] <= tolerance * busiest] or found
+    short = shorter(clock, MOVE_TOKENS)
+    tried = MOVES * min(MOST_MOVES, MOVE_TOKENS / max(1, len(short.ids))) * problem.effort
+    for start, share in zip(sorted(within, key=lambda each: each.traffic), MOVE_LIMITS, strict=False):
+        limits = MoveLimits(slots=slots, busiest=share * busiest)
+        found.append(timed_as(improved(short, start.layer, limits, int(tried), problem.seed), start.origin))
+    return [*found, floor]
 
 
 def _tries(problem: LayerProblem, setting: Setting, rates: ExchangeRates) -> Iterator[Try]:
@@ -122,6 +137,27 @@ def _tries(problem: LayerProblem, setting: Setting, rates: ExchangeRates) -> Ite
         priced = replace(own, imbalance_price=price)
         layer, found = place_layer(priced, 1, found)
         yield Try(problem=priced, layer=layer, copies=found)
+    if _irregular(problem.topology):
+        yield from _from_one_node(own, _prices(problem, rates)[0])
+
+
+def _from_one_node(problem: LayerProblem, price: float) -> Iterator[Try]:
+    """Placements for tokens that all come from one node, as if others cost nothing: that of the dearest links may be all that counts."""
+    requests = int(problem.unit.max(initial=0)) + 1
+    for node in _dearest_nodes(problem.topology):
+        for imbalance_price in (0.0, price):
+            pinned = replace(problem, imbalance_price=imbalance_price, node_of_request=np.full(requests, node))
+            layer, copies = place_layer(pinned, 1, None)
+            yield Try(problem=replace(problem, imbalance_price=imbalance_price), layer=layer, copies=copies)
+
+
+def _dearest_nodes(topology: Topology) -> list[int]:
+    """The nodes whose links to others are slowest, at most `DEAREST_NODES`."""
+    node, far = topology.node_of_device, topology.node_of_device[:, None] != topology.node_of_device
+    if topology.bandwidth is None:
+        return list(range(min(topology.num_nodes, DEAREST_NODES)))
+    seconds = np.divide(1.0, np.array(topology.bandwidth), out=np.zeros(far.shape), where=far).sum(axis=1)
+    return [int(place) for place in np.argsort(-np.bincount(node, seconds), kind="stable")[:DEAREST_NODES]]
 
 
 def _prices(problem: LayerProblem, rates: ExchangeRates) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
+from grace_moe.compiled import kernel, part
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import DAYS, FORECAST_CELLS, POLISH_TOKENS
 from grace_moe.planning.grace.candidates import Candidate, Origin

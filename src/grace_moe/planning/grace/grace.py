@@ -20,7 +20,7 @@ from grace_moe.planning.grace.problem import LayerProblem, layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
 from grace_moe.planning.grace.source_costs import with_source_costs
 from grace_moe.planning.grace.tuning import plan_layers, plan_layers_once
-from grace_moe.planning.notes import by_layer, whole_slots
+from grace_moe.planning.notes import by_layer, slots_by_memory, whole_slots
 from grace_moe.planning.task import PlannedLayers, PlanningTask
 
 BY_LOAD = "no layout of our own within the tolerance on balance: devices as eplb fills them, gathered on nodes"
@@ -109,7 +109,7 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
         layers=tuple(with_choice(own.original(layer), choice) for own, layer in zip(names, layers, strict=True)),
         replica_choice=choice,
         notes=(
-            *whole_slots(task),
+            *(whole_slots(task) if task.setting is None else slots_by_memory(task)),
             *by_layer([(layer_id, (note,)) for layer_id in by_load]),
         ),
     )

@@ -103,14 +103,24 @@ def _copies_as_drawn(
 
 
 def chosen_devices(
-    layer: LayerPlacement, topology: Topology, ids: npt.NDArray[np.int64], sources: npt.NDArray[np.int64], seed: int
+    layer: LayerPlacement,
+    topology: Topology,
+    ids: npt.NDArray[np.int64],
+    sources: npt.NDArray[np.int64],
+    seed: int,
+    tokens: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
     """`[T, k]` device that computes each pair under the layer's own policy, else under joint choice, -1 = none.
 
     Args:
         ids: `[T, k]`, -1 = none.
         sources: `[T]` source device of each token.
+        tokens: `[T]` number of each, which draws go by; None = 0, 1, ...
     """
+    hosts = layer.devices_of_expert
+    if all(len(row) == 1 for row in hosts):  # nothing to choose
+        return np.asarray(np.append(np.array(hosts)[:, 0], -1)[ids])
     table = choice_table(layer, topology, "joint")
-    chosen: npt.NDArray[np.int64] = table.choose(layer.layer_id, ids, sources, np.arange(len(ids)), seed=seed)
+    tokens = np.arange(len(ids)) if tokens is None else tokens
+    chosen: npt.NDArray[np.int64] = table.choose(layer.layer_id, ids, sources, tokens, seed=seed)
     return chosen

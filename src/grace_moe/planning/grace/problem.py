@@ -11,7 +11,7 @@ import numpy.typing as npt
 from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE
-from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, renamed
+from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, device_order, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.search.node_copies import copies_on_nodes
@@ -34,7 +34,9 @@ class LayerProblem:
     experts: int
     topology: Topology
     slots: int
-    """Of each device."""
+    """Of each device, for the searches."""
+    slots_of_devices: tuple[int, ...] = ()
+    """`[D]` most experts of each device in the end, in a plan for time; empty = `slots` of each."""
     start: npt.NDArray[np.int64] | None = None
     """`[N, E]` copies on each node to begin from; None = from nothing."""
     serving: LayerPlacement | None = None
@@ -74,8 +76,13 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
     Args:
         names: of each layer.
     """
-    trace, topology, slots = task.trace, by_speed(task.topology), task.equal_slots
-    if task.setting is not None:
+    trace, topology = task.trace, by_speed(task.topology)
+    by_memory: tuple[int, ...] = ()
+    if task.setting is None:
+        slots = task.equal_slots
+    else:
+        by_memory = tuple(task.slots_by_memory[device] for device in device_order(task.topology))
+        slots = -(-sum(by_memory) // len(by_memory))
         trace = trace.select(np.flatnonzero(tokens_of(trace, task.setting.phase)))
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
     units = request_of_token if options.request_placement else independent_units(trace.topk_ids, request_of_token)
@@ -90,6 +97,7 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
             experts=task.num_experts,
             topology=topology,
             slots=slots,
+            slots_of_devices=by_memory,
             start=None if (layer := serving[index]) is None else copies_on_nodes(layer, topology, slots),
             serving=serving[index],
             sends=task.sends,

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.node_sets import MAX_EXACT_NODES
+from grace_moe.compiled import kernel, part
 from grace_moe.planning.constants import EVEN_ENOUGH, LATE_POWER, LEAST_LOAD, LEAST_WEIGHT, SPLIT_ROUNDS
 
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grace_moe.choice.compiled import inlined
+from grace_moe.compiled import inlined
 
 
 class Cooling(NamedTuple):

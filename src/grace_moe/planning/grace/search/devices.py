@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.cover import padded, tokens_of_experts
+from grace_moe.compiled import kernel, part
 from grace_moe.planning.constants import DEVICE_IMBALANCE_PRICE, PACKING_HEAT, SWAPS_PER_SLOT, VARIANCE_WEIGHT
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import kernel, part
 from grace_moe.choice.cover import padded, tokens_of_experts
+from grace_moe.compiled import kernel, part
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import GATHERING_HEAT, GATHERING_PROPOSALS
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal

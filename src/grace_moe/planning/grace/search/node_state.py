@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import part
 from grace_moe.choice.cover import feasibility, padded, token_costs, tokens_of_experts
 from grace_moe.choice.node_sets import NodeSets, node_sets
+from grace_moe.compiled import part
 from grace_moe.planning.constants import COPY_CAP, COPY_PRICE, IMBALANCE_PRICE, LONG_HEAT, LONG_PROPOSALS, SWAP_SHARE, VARIANCE_WEIGHT
 from grace_moe.planning.grace.search.node_copies import NodeLimits
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.compiled import hot_part, kernel, part
 from grace_moe.choice.cover import token_cost
+from grace_moe.compiled import hot_part, kernel, part
 from grace_moe.planning.grace.search.annealing import Cooling, make_anneal
 from grace_moe.planning.grace.search.node_copies import NodeLimits
 from grace_moe.planning.grace.search.node_state import (
