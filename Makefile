@@ -52,6 +52,8 @@ bench-traces: $(READY)
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/requests.py $(wordlist 1,2,$(TRACES)))
 	$(if $(word 2,$(TRACES)),$(BIN)/python benchmarks/simulate.py $(wordlist 1,2,$(TRACES)))
 	$(BIN)/python benchmarks/layer.py $(firstword $(TRACES))
+	$(BIN)/python benchmarks/modelled.py $(firstword $(TRACES))
+	$(BIN)/python benchmarks/time_measured.py $(firstword $(TRACES))
 
 # Where `make gpu` leaves its page, its table of expert kernels, and the topology with the calibration that comes of them.
 GPU_RESULTS ?= gpu-results

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -137,12 +138,22 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def run(folder: Path, rate: str, names: list[str], rounds: int) -> tuple[list[dict[str, Any]], str]:
-    (folder / "job.json").write_text(json.dumps({"ways": names, "rounds": rounds}))
-    (folder / "rendezvous").unlink(missing_ok=True)
+    write_job(folder, [(number, way[0], way[3]) for number, way in enumerate(WAYS) if way[0] in names], rounds)
     with nodes(rate) as (prefixes, link):
         ranks = [start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)]
         finish(ranks)
     return json.loads((folder / "times.json").read_text()), link
+
+
+def write_job(folder: Path, ways: list[tuple[int, str, str]], rounds: int, read_s: float = 0.0) -> None:
+    """What the ranks are to do.
+
+    Args:
+        ways: number of the files of each, its name, and its dispatch.
+        read_s: what an emulated device takes at the least for each of its experts that has a pair.
+    """
+    (folder / "job.json").write_text(json.dumps({"ways": ways, "rounds": rounds, "read_s": read_s}))
+    (folder / "rendezvous").unlink(missing_ok=True)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -156,7 +167,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from transformers import OlmoeConfig
     from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
-    from grace_moe import Placement, Topology
+    from grace_moe import Placement
     from grace_moe.runtime.dispatch import FlatDispatcher, HierarchicalDispatcher
     from grace_moe.runtime.dispatch.collectives import TrafficMeter
     from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
@@ -171,11 +182,13 @@ def measure(arguments: argparse.Namespace) -> None:
     rank, folder = arguments.rank, arguments.folder
     job, shape = (json.loads((folder / name).read_text()) for name in ("job.json", "trace.json"))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    topology = Topology.parse(f"{NODES}x{RANKS // NODES}")
+    placements = {number: Placement.load(folder / f"{number}.json") for number, _, _ in job["ways"]}
+    topology = next(iter(placements.values())).topology
+    ranks = topology.num_devices
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     meter = TrafficMeter(topology=topology, rank=rank)
     groups = make_groups(topology, timedelta(seconds=900))
-    mesh = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("ep", "tp"))
+    mesh = init_device_mesh("cpu", (ranks, 1), mesh_dim_names=("ep", "tp"))
     dispatchers = {
         "flat": FlatDispatcher(groups=groups, meter=meter),
         "hierarchical": HierarchicalDispatcher(
@@ -194,22 +207,22 @@ def measure(arguments: argparse.Namespace) -> None:
         return module
 
     torch.manual_seed(rank)
-    chosen = [n for n, way in enumerate(WAYS) if way[0] in job["ways"]]
-    placements = {n: Placement.load(folder / f"{n}.json") for n in chosen}
     most = max(int(p.slots_per_device().max()) for p in placements.values())
     size = (arguments.hidden, arguments.intermediate)
     weights = None
     if arguments.emulate is None:
         weights = (torch.randn(most, 2 * size[1], size[0]) / size[0] ** 0.5, torch.randn(most, size[0], size[1]) / size[1] ** 0.5)
+    own = None
+    if arguments.emulate is not None:
+        own = emulated(arguments.emulate * 1e-6, job["read_s"], float(topology.relative_speed[rank]))
     ways = {}
-    for number in chosen:
-        name, _, _, dispatch = WAYS[number]
+    for number, name, dispatch in job["ways"]:
         placement = placements[number]
         ids = torch.from_numpy(np.load(folder / f"{number}.npz")[f"arr_{rank}"].astype(np.int64))
         layers = []
         routes = layer_routes(placement, rank, seed=0, device=torch.device("cpu"))
         for index, layer_id in enumerate(placement.layer_ids):
-            module = experts_of(shape["experts"] // RANKS if dispatch == "pairs" else most, weights)
+            module = experts_of(shape["experts"] // ranks if dispatch == "pairs" else most, weights)
             if dispatch == "pairs":
                 with loading_for(meter):
                     layer = MeteredAllToAll(module, mesh["ep"], mesh["tp"])
@@ -217,7 +230,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 session = ExpertParallelSession(routes=routes, dispatcher=dispatchers[dispatch], meter=meter)
                 assign_layer(module, session, layer_id)
                 layer = PlacedLayer(module, module.forward)
-            layers.append((layer, ids[:, index], clocked(layer, arguments.emulate)))
+            layers.append((layer, ids[:, index], clocked(layer, own)))
         hidden = torch.randn(len(ids), arguments.hidden)
         ways[name] = (layers, hidden, torch.full((len(ids), shape["k"]), 1.0 / shape["k"]))
     results = {name: {"way": name, "seconds": [], "experts": [], "sent": 0, "inside": 0, "link": 0} for name in ways}
@@ -241,34 +254,40 @@ def measure(arguments: argparse.Namespace) -> None:
                     results[name]["seconds"].append(seconds / len(layers))
                     results[name]["experts"].append(experts / len(layers))
                     results[name]["sent"], results[name]["inside"] = meter.cross_node_bytes, meter.intra_node_bytes
-                    results[name]["link"] = bytes_on_link() - before if rank % (RANKS // NODES) == 0 else 0
+                    results[name]["link"] = bytes_on_link() - before if rank in topology.devices_of_nodes[0] else 0
     for result in results.values():
         totals = torch.tensor([result["sent"], result["inside"], result["link"]])
         dist.all_reduce(totals)
         result["sent"], result["inside"], result["link"] = (int(t) / arguments.layers for t in totals)
     if rank == 0:
         (folder / "times.json").write_text(
-            json.dumps([results[n] | json.loads((folder / f"{i}.facts").read_text()) for i, n in zip(chosen, ways, strict=True)])
+            json.dumps([results[n] | json.loads((folder / f"{i}.facts").read_text()) for i, n, _ in job["ways"]])
         )
     dist.barrier()
     os._exit(0)  # torch's threads may outlive the group and abort an orderly end
 
 
-def clocked(layer: Any, emulate: float | None) -> list[float]:
-    """Seconds that the experts of a layer have taken, kept up to date in place; with `emulate`, they sleep so many microseconds a pair."""
+def emulated(pair_s: float, read_s: float, speed: float) -> Callable[[Any], float]:
+    """Seconds of a device for so many pairs of each of its experts: each is read or computed, whichever takes longer."""
+    return lambda pairs: float((pairs * pair_s).clamp(min=read_s)[pairs > 0].sum()) / speed
+
+
+def clocked(layer: Any, own: Callable[[Any], float] | None) -> list[float]:
+    """Seconds that the experts of a layer have taken, kept up to date in place; with a device of its own, the rank sleeps for so long."""
+    import torch
+
     spent = [0.0]
     ours = hasattr(layer, "route")
     name = "_compute" if ours else "experts_forward"
     compute = getattr(layer, name)
 
-    def on_own_device(rows: Any, *others: Any) -> Any:
-        pairs = int((rows.slots_RK >= 0).sum()) if ours else len(rows)
-        time.sleep(pairs * (emulate or 0) * 1e-6)
+    def on_own_device(seconds: Callable[[Any], float], rows: Any) -> Any:
+        time.sleep(seconds(torch.bincount(rows.slots_RK[rows.slots_RK >= 0]) if ours else torch.tensor([len(rows)])))
         return rows.hidden_RH if ours else rows
 
     def timed(*inputs: Any) -> Any:
         began = time.perf_counter()
-        output = compute(*inputs) if emulate is None else on_own_device(*inputs)
+        output = compute(*inputs) if own is None else on_own_device(own, inputs[0])
         spent[0] += time.perf_counter() - began
         return output
 

@@ -3,7 +3,7 @@
 The plan is of prose, the text is code. One generation goes undisturbed; in each of the others one migration begins after a third of the
 steps: to what `decide` takes for code within its budget, then back, and so on. Tokens must be the same each time. A step counts as the
 slowest rank's, and only decode steps count, which are alike; a step is of the migration from the moment when ranks begin to share the
-proposal until the last layer has switched. With `--adapt`, the real process decides, beside rank 0, once.
+proposal until the last layer has switched.
 
     python benchmarks/live.py --rate 20mbit [--rounds 6 --new 240 --batch 32]
 """
@@ -19,12 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slow_link import NODES, RANKS, bytes_on_link, finish, nodes, start
+from slow_link import NODES, RANKS, finish, nodes, start
 
 if TYPE_CHECKING:
     from grace_moe.runtime.migration.adaptation import Adaptation
@@ -33,21 +32,12 @@ if TYPE_CHECKING:
 UNDISTURBED, WATCHED, MOVING = "undisturbed", "watched", "moving"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Times:
-    """Of one rank: seconds of each decode step, by what went on."""
-
-    kinds: list[str]
-    seconds: list[float]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", default="20mbit", help="of the link between nodes, as tc writes it")
     parser.add_argument("--rounds", type=int, default=6, help="generations with a migration")
     parser.add_argument("--new", type=int, default=240, help="tokens generated for each request")
     parser.add_argument("--batch", type=int, default=32, help="requests of each rank")
-    parser.add_argument("--adapt", action="store_true", help="let the process that serves decide, instead of a script")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -82,10 +72,9 @@ def prepare(folder: Path) -> None:
     decision = decide(placement, traces["code"], DecisionOptions())
     if decision.placement is None:
         sys.exit(f"nothing would move: {decision.reason}")
-    traces["prose"].save(folder / "prose.safetensors")
     placement.save(folder / "prose_plan.json")
     decision.placement.save(folder / "code_plan.json")
-    (folder / "moves.json").write_text(json.dumps({"reason": decision.reason}))
+    print(decision.reason, file=sys.stderr)
 
 
 class Scripted:
@@ -94,10 +83,8 @@ class Scripted:
     alive = True
 
     def __init__(self) -> None:
-        self._plan = b""
-
-    def propose(self, plan: bytes) -> None:
-        self._plan = plan
+        self.plan = b""
+        """Proposed next."""
 
     def take(self, steps: object) -> None: ...
 
@@ -106,7 +93,7 @@ class Scripted:
     def answer(self) -> Any:
         from grace_moe.runtime.migration.decider import Answer
 
-        plan, self._plan = self._plan, b""
+        plan, self.plan = self.plan, b""
         return Answer(plan=plan)
 
     def close(self) -> None: ...
@@ -116,15 +103,15 @@ def serve(arguments: argparse.Namespace) -> None:
     """One rank: generate the same again and again, while experts move."""
     import torch
 
-    from grace_moe import Placement, RoutingTrace
+    from grace_moe import Placement
     from grace_moe.embedded import embedded_model, embedded_texts
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.job.generation import GenerationOptions, generate
     from grace_moe.runtime.job.ranks import joined, leave
     from grace_moe.runtime.job.recording import requests_from_text
     from grace_moe.runtime.migration.adaptation import AdaptingOptions, policy_of, started
-    from grace_moe.runtime.migration.decider import DecidingProcess
     from grace_moe.runtime.migration.link import Link
+    from grace_moe.runtime.migration.plan import proposal
     from grace_moe.runtime.model.description import load_tokenizer
     from grace_moe.runtime.model.loading import load_model
 
@@ -140,26 +127,29 @@ def serve(arguments: argparse.Namespace) -> None:
         groups = make_groups(plans[0].topology, patience)
         loaded = load_model(str(embedded_model()), plans[0], groups, dispatch="hierarchical", dtype=torch.float32, equal_slots=True)
         clock = Clock()
-        make: Callable[..., Any] = lambda before: generate(loaded.model, requests, options, num_batches=1, before_step=before)  # noqa: E731
-        make_short = GenerationOptions(new_tokens=4, batch_size=2, stop_at_eos=False)
-        generate(loaded.model, requests, make_short, num_batches=1, before_step=loaded.session.begin_step)
-        wanted = make(lambda step: clock.begin(step, loaded.session.begin_step, None)).completions
-        clock.end_generation()
+
+        def made(before_step: Callable[[Step], None], options: GenerationOptions = options) -> list[tuple[int, ...]]:
+            result = generate(loaded.model, requests, options, num_batches=1, before_step=before_step)
+            clock.end_generation()
+            return [completion.tokens for completion in result.completions]
+
+        made(loaded.session.begin_step, GenerationOptions(new_tokens=4, batch_size=2, stop_at_eos=False))  # warms up
+        wanted = made(lambda step: clock.begin(step, loaded.session.begin_step, None))
         scripted, policy = Scripted(), policy_of(loaded)
-        decider = None
-        if member.rank == 0:
-            prose = RoutingTrace.load(folder / "prose.safetensors")
-            decider = DecidingProcess(plans[0], prose, policy, 0) if arguments.adapt else scripted
+        decider = scripted if member.rank == 0 else None
         adaptation = started(loaded, loaded.model.config.num_experts_per_tok, decider, Link(patience), AdaptingOptions(policy=policy))
         for number in range(arguments.rounds):
-            offered = None if arguments.adapt or member.rank else (scripted, plans[1 - number % 2], arguments.new // 3)
-            made = make(lambda step, offered=offered: clock.begin(step, adaptation.begin_step, adaptation, offered)).completions
-            clock.end_generation()
-            if [one.tokens for one in made] != [one.tokens for one in wanted]:
+
+            def begin_step(step: Step, target: Placement = plans[1 - number % 2]) -> None:
+                if clock.number == arguments.new // 3:
+                    scripted.plan = proposal(target, adaptation.serving, reason="the benchmark says so", gain=0.0)
+                clock.begin(step, adaptation.begin_step, adaptation)
+
+            if made(begin_step) != wanted:
                 sys.exit(f"rank {rank}: round {number}: other tokens than undisturbed")
         status = adaptation.status
         facts = {"migrations": status.migrations, "rolled_back": status.rolled_back, "copies": status.copies_moved}
-        facts |= {"bytes": status.bytes_moved, "steps": clock.steps, "link": bytes_on_link(), "reason": status.last_reason}
+        facts |= {"bytes": status.bytes_moved, "steps": clock.steps}
         (folder / f"{rank}.json").write_text(json.dumps(facts))
         adaptation.close()
     leave(0)
@@ -172,18 +162,15 @@ class Clock:
         self.steps: list[tuple[str, float]] = []
         """What went on, and seconds, of each decode step."""
         self._begun: tuple[str, float] | None = None
-        self._number = 0
+        self.number = 0
+        """Of the steps of this generation that have begun."""
 
-    def begin(self, step: Step, begin_step: Callable[[Step], None], adaptation: Adaptation | None, offered: Any = None) -> None:
+    def begin(self, step: Step, begin_step: Callable[[Step], None], adaptation: Adaptation | None) -> None:
         """A pass begins: the one before has ended."""
-        from grace_moe.runtime.migration.plan import proposal
         from grace_moe.trace import DECODE
 
         self.end()
-        if offered is not None and self._number == offered[2]:
-            scripted, placement, _ = offered
-            scripted.propose(proposal(placement, adaptation.serving, reason="the benchmark says so", gain=0.0))
-        self._number += 1
+        self.number += 1
         began = time.perf_counter()
         before = _what(adaptation)
         begin_step(step)
@@ -199,7 +186,7 @@ class Clock:
     def end_generation(self) -> None:
         """So is the generation."""
         self.end()
-        self._number = 0
+        self.number = 0
 
 
 def _what(adaptation: Adaptation | None) -> str:

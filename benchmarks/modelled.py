@@ -3,7 +3,8 @@
     python benchmarks/modelled.py TRACE --rates 60mbit,120mbit,240mbit
 
 Nothing is fitted to the layers: links are those that were discovered on namespaces of the same rate, and experts take so many
-microseconds a pair on a device of the rank's own (emulated, as in `layer.py --emulate`). Prints a page in Markdown, misses and all.
+microseconds a pair on a device of the rank's own (emulated, as in `layer.py --emulate`). Of our dispatch, the share of pairs that stay on
+their node is the overlap. Prints a page in Markdown, misses and all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from itertools import combinations
 from pathlib import Path
 
 import layer
+from grace_moe import Topology
+from grace_moe.cost.flows import PAIRS, TAKEN, Flows
+from grace_moe.cost.links import tiers_of
 from grace_moe.runtime.dispatch.hierarchical import OVERLAP_PAIRS
 from slow_link import RANKS, before_others, clean_up_when_ended, finish, nodes, start
 
@@ -54,13 +58,14 @@ def main() -> None:
     asked = argparse.Namespace(trace=arguments.trace, tokens=arguments.tokens, layers=LAYERS)
     own = sys.argv[1:]
     measuring = [str(arguments.trace), "--tokens", str(arguments.tokens), "--layers", str(LAYERS), "--emulate", str(arguments.emulate)]
-    for rate in arguments.rates.split(","):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        layer.prepare(asked, folder)
+        for rate in arguments.rates.split(","):
+            (folder / "probes").unlink(missing_ok=True)
             sys.argv[1:] = own
             with nodes(rate) as (prefixes, link):
                 finish([start(__file__, rank, prefixes[rank * 2 // RANKS], folder) for rank in range(RANKS)])
-            layer.prepare(asked, folder)
             sys.argv[1:] = measuring  # the ranks of layer.py take this process's
             measured, _ = layer.run(folder, rate, [way[0] for way in layer.WAYS], arguments.rounds)
             rows += compared(folder, measured, arguments.emulate, rate)
@@ -89,7 +94,7 @@ def compared(folder: Path, measured: list[dict], emulate: float, rate: str) -> l
     """A row a way: measured seconds, and modelled ones."""
     import numpy as np
 
-    from grace_moe import Placement, RoutingTrace, Topology
+    from grace_moe import Placement, RoutingTrace
     from grace_moe.cost.calibration import Calibration
     from grace_moe.cost.compute import ExpertKernel
     from grace_moe.cost.sizes import ModelSizes
@@ -111,10 +116,11 @@ def compared(folder: Path, measured: list[dict], emulate: float, rate: str) -> l
         sources = np.repeat(np.arange(RANKS), [len(some) for some in ids]).astype(np.int32)  # a request a rank, dealt in this order
         trace = RoutingTrace(topk_ids=np.concatenate(ids), num_experts=shape["experts"], layer_ids=placement.layer_ids, request_ids=sources)
         in_parts = way[3] == "hierarchical" and len(sources) * shape["k"] >= OVERLAP_PAIRS * widest * RANKS
-        setting = Setting(model=model, batch_tokens=len(sources), backend=BACKENDS[way[3]], overlap=float(in_parts))
         if topology.shape != placement.topology.shape:
             raise SystemExit(f"{rate}: {topology.shape} discovered, not {placement.topology.shape}: the machine is too busy")
         (flows,) = replay_flows(placement, trace, topology)
+        overlap = kept_on_node(flows, topology) if in_parts else 0.0
+        setting = Setting(model=model, batch_tokens=len(sources), backend=BACKENDS[way[3]], overlap=overlap)
         rows.append(
             {
                 "rate": rate,
@@ -126,6 +132,12 @@ def compared(folder: Path, measured: list[dict], emulate: float, rate: str) -> l
             }
         )
     return rows
+
+
+def kept_on_node(flows: Flows, topology: Topology) -> float:
+    """Share of pairs that are computed on their token's own node: our dispatch computes no others while rows cross between nodes."""
+    away = flows.ports[:, PAIRS, TAKEN, :, tiers_of(topology).node + 1 :].sum()
+    return float(1 - away / flows.slot_pairs.sum())
 
 
 def show(rows: list[dict], arguments: argparse.Namespace) -> None:

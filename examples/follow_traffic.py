@@ -46,7 +46,7 @@ class Day:
     moved: list[int]
     """Expert copies loaded in each step."""
     told: list[int]
-    """Steps of decisions to move."""
+    """Steps of decisions: a change was told from noise."""
     turned: int
     """First step of code."""
 
@@ -75,10 +75,11 @@ def follow(placement: Placement, planned_on: RoutingTrace, prose: RoutingTrace, 
         day.followed.append(cost_of(adapter.serving, step))
         adapter.monitor.observe(step.topk_ids, step.requests.astype(np.int64) + (is_code << 32))
         decision = adapter.look()
-        if decision is not None and decision.placement is not None:
+        if decision is not None:
             day.told.append(number)
-            target, waiting = decision.placement, rounds_of(decision.placement, adapter.serving)
             print(f"step {number}: {decision.reason}")
+            if decision.placement is not None:
+                target, waiting = decision.placement, rounds_of(decision.placement, adapter.serving)
         arriving = waiting.pop(0) if waiting else []
         day.moved.append(len(arriving))
         adapter.serving = arrived(adapter.serving, target, waiting)
@@ -157,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prose", type=Path, help="trace of the traffic that is planned for")
     parser.add_argument("code", type=Path, help="trace of what comes then")
-    parser.add_argument("--topology", default="2x2")
+    parser.add_argument("--topology", default="2x1")
     parser.add_argument("-o", "--output", type=Path, default=Path("follow.svg"))
     arguments = parser.parse_args()
     planned_on, prose = RoutingTrace.load(arguments.prose).split_requests()

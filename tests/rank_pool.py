@@ -108,10 +108,10 @@ def _serve(rank: int, num_ranks: int, rendezvous: str) -> None:
             except EOFError:
                 break
             try:
-                answer = ("", work(*arguments, member), "")
+                answer = pickle.dumps(("", work(*arguments, member), ""))
             except Exception as error:
-                answer = (type(error).__name__, str(error), traceback.format_exc())
-            pipe.send_bytes(pickle.dumps(answer))
+                answer = pickle.dumps((type(error).__name__, str(error), traceback.format_exc()))
+            pipe.send_bytes(answer)
     leave(0)
 
 

@@ -1,5 +1,7 @@
 """Declared against measured, and the topology file that comes of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,14 @@ def test_contradictions_are_sentences():
     assert said == "1 devices a node declared (torchrun: 4 groups of 1), 2 measured (2 groups of 2)"
     (said,) = discover(PAIRS, [declared((0, 2), (1, 3), nodes=False, source="NUMA")]).contradictions
     assert said == "NUMA declares 2 groups of 2 that cut through the measured 2 groups of 2"
+
+
+def test_a_tier_that_not_all_streams_show_is_left_out_and_told():
+    once = replace(PAIRS, again=np.where(PAIRS.bandwidth == 8e9, 2.2e9, PAIRS.bandwidth))
+    found = discover(once, [])
+    assert [tier.groups for tier in found.tiers] == [((0, 1, 2, 3),)]
+    (said,) = found.contradictions
+    assert said.startswith("not enough evidence for 2 groups of 2")
 
 
 def test_parts_that_make_no_difference_contradict_nothing():

@@ -101,7 +101,7 @@ def moves_lossless(model: str, member: Membership) -> None:
 
 
 def rolls_back(model: str, seeds: range, member: Membership) -> None:
-    served = Served(member.rank, model, patience=0.3)
+    served = Served(member.rank, model, patience=1.0)
     for number, seed in enumerate(seeds, start=1):
         draw = random.Random(seed)
         fault = Fault(KINDS[seed % len(KINDS)], draw.randrange(RANKS), draw.randrange(3))
