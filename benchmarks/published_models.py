@@ -62,7 +62,7 @@ def _exchange(ranks: float, tokens: float, sms: float = TRAINING_SMS) -> Exchang
 
 
 def low_latency(given: Given, ranks: str, direction: str, tokens: str, nvlink: str = "1") -> float:
-    """Microseconds; without NVLink all pairs go over the network."""
+    """Microseconds, by the kernel that was fitted on several nodes; without NVLink all pairs go over the network."""
     at = _exchange(int(ranks), int(tokens))
     if nvlink == "0":
         at = replace(at, near_pairs=at.near_pairs * 0, far_pairs=at.far_pairs + at.near_pairs)

@@ -22,6 +22,7 @@ from grace_moe.trace import concatenate
 BURST = 10
 """Requests of one trace that arrive one after another."""
 SHUFFLES = 3
+"""Draws of an order that is drawn."""
 
 
 def halves(traces: list[RoutingTrace]) -> tuple[list[RoutingTrace], list[RoutingTrace]]:
@@ -47,10 +48,11 @@ def orders(parts: list[RoutingTrace]) -> dict[str, list[npt.NDArray[np.int64]]]:
     first = np.cumsum([0, *sizes[:-1]])
     own = [start + np.arange(size) for start, size in zip(first, sizes, strict=True)]
     everything = np.concatenate(own)
-    blocks = [group[i : i + BURST] for i in range(0, max(sizes), BURST) for group in own]
+    # Requests dealt in turn meet bursts in step: most of a trace's come in on one node. Which one, depends on the trace that begins.
+    bursts = [[part[i : i + BURST] for i in range(0, max(sizes), BURST) for part in turn] for turn in (own, own[::-1])]
     return {
         "mixed": [np.random.default_rng(seed).permutation(everything) for seed in range(SHUFFLES)],
-        f"bursts of {BURST}": [np.concatenate(blocks)],
+        f"bursts of {BURST}": [np.concatenate(blocks) for blocks in bursts],
         "one trace after the other": [everything],
     }
 
@@ -58,7 +60,7 @@ def orders(parts: list[RoutingTrace]) -> dict[str, list[npt.NDArray[np.int64]]]:
 def cell(found: list[Evaluation]) -> str:
     copies = np.mean([one.cross_node_copies for one in found])
     load = np.mean([one.load_max_over_mean for one in found])
-    return f"{copies:.3f} @ {load:.2f}"
+    return f"{copies:.3f} @ {load:.3f}"
 
 
 def table(shape: str, planned_on: RoutingTrace, parts: list[RoutingTrace]) -> None:

@@ -100,6 +100,13 @@ def test_what_works_at_once_is_found_again(tmp_path):
     assert found.transports[0].coefficients["far_element"] == pytest.approx(2.1e-11, rel=0.02)
 
 
+def test_a_link_that_no_row_tells_of_keeps_its_bandwidth(tmp_path):
+    path = tmp_path / "high.csv"
+    write(path, [row for row in high_throughput_rows() if row["dispatch_sms"] == 4 and row["num_token"] <= 64])
+    kernel = calibrate([read_table(path)]).calibration.transports[0]
+    assert kernel.coefficients["far_element"] == pytest.approx(1 / kernel.far_bytes_per_s)
+
+
 def test_the_slower_of_sms_and_links_counts():
     numbers = {"tokens": 8192, "top_k": 8, "experts": 256, "hidden": 7168, "nodes": 4, "devices_per_node": 8}
     few, many, more = (

@@ -1,5 +1,7 @@
 """The slot equaliser: every device gets its slots, nothing is lost, and the replicas it adds help."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -169,3 +171,15 @@ def test_evening_out_by_hand():
     assert equal.placement.layers[0].devices_of_expert == ((1,), (0,), (0,), (1,), (2,), (2,), (3,), (3,))
     assert equal.swapped == 1
     assert equal.notes() == ("1 swap of experts inside nodes to even the load out, as engines share it",)
+
+
+def test_a_plan_by_memory_is_refused_where_a_device_has_no_room_for_equal_slots():
+    whole = Topology.parse("1x2")
+    small, large = whole.nodes[0].devices
+    node = replace(whole.nodes[0], devices=(replace(small, memory_bytes=10), replace(large, memory_bytes=30)))
+    rows = ((0,), (1,), (1,), (1,))
+    layer = LayerPlacement(layer_id=0, devices_of_expert=rows, replica_weights=even_weights(rows))
+    topology = replace(whole, nodes=(node,))
+    placement = Placement(topology=topology, num_experts=4, layers=(layer,), provenance={"options": {"expert_bytes": 10}})
+    with pytest.raises(UsageError, match="room for 1 experts a layer, and engines need equal slots, 3"):
+        equalise(placement)

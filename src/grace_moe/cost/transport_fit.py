@@ -45,7 +45,8 @@ def _low_latency(columns: Floats, seconds: Floats, nodes: Floats) -> Floats:
 def _at_once(backend: str, columns: Floats, seconds: Floats, nodes: Floats) -> Floats:
     """Where SMs and links work at once, which of them is the slower in a row depends on the coefficients: both are found in turns.
 
-    The search begins twice: as if all were added up, and with links at their datasheet's bandwidth.
+    The search begins twice: as if all were added up, and with links at their datasheet's bandwidth. They stay at that where no row tells,
+    for slower links than those that were measured.
     """
     names, importance = list(FEATURES[backend]), balanced(nodes)
     sms, links = (np.isin(names, part) for part in AT_ONCE[backend])
@@ -59,6 +60,8 @@ def _at_once(backend: str, columns: Floats, seconds: Floats, nodes: Floats) -> F
             linked = columns[:, links] @ found[links] > columns[:, sms] @ found[sms]
             slower = np.where(linked[:, None], ~sms, ~links)
             found = relative_fit(np.where(slower, columns, 0.0), seconds, importance)
+            if columns[:, links].any() and not linked.any():
+                found[links] = by_datasheet[links]
             error = error_of(predicted(backend, columns, found), seconds)
             badness = error.median + 0.1 * error.p95
             if badness < least:

@@ -44,6 +44,13 @@ CAUTION = 16
 
 COST_TOKENS = 12_000
 """Tokens that tell what a request costs from each node. Not tuned."""
+COST_WINDOWS = 512
+"""Windows of requests that costs are learnt from (step 13). Not tuned: bounds memory."""
+COST_RIDGE = 3.0
+"""Ridge of the costs that are learnt (step 13), over the mean square of a window. Chosen by cross-validation on the planning half
+(requests_2026-11-27.md)."""
+EVENING_ROUNDS = 400
+"""Rounds in which learnt costs are made as low from one node as from another. Not tuned."""
 SHARED_REQUESTS = 1024
 """Requests that are shared out at once. Not tuned: an assignment of more takes long."""
 NAMING_STARTS = 8
@@ -76,7 +83,7 @@ AGAIN_HEAT = (2e-3, 3e-5)
 """Not tuned."""
 START_PROPOSALS = 40_000
 """Moves from copies that were planned without a front-end (step 4), judged by `POLISH_TOKENS`: a token that comes from one node tells less
-than one from all. Chosen on the planning half (requests_2026-11-26.md)."""
+than one from all. Chosen on the planning half (requests_2026-11-27.md)."""
 START_HEAT = (8e-3, 3e-5)
 """As for `START_PROPOSALS`: a cold search stays with what suits requests that come in anywhere."""
 REPLAN_PROPOSALS = 8_000

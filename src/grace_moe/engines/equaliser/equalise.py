@@ -99,7 +99,23 @@ def _slots(placement: Placement, slots_per_device: int | None) -> int:
             f"slots_per_device {slots}: {experts} experts on {devices} devices need {least} to {experts} a device, "
             "as no device holds an expert twice"
         )
+    _check_memory(placement, slots)
     return slots
+
+
+def _check_memory(placement: Placement, slots: int) -> None:
+    """Raise UsageError where a plan was kept to the devices' memory, and one of them has no room for as many slots as the others."""
+    limits = placement.provenance.get("options")
+    size = limits.get("expert_bytes") if isinstance(limits, dict) else None
+    if not isinstance(size, int):
+        return
+    stack = size * len(placement.layers)  # a slot in every layer
+    for device in (device for node in placement.topology.nodes for device in node.devices):
+        if device.memory_bytes is not None and slots * stack > device.memory_bytes:
+            raise UsageError(
+                f"{placement.source}: {device.name}: memory_bytes: room for {device.memory_bytes // stack} experts a layer, and "
+                f"engines need equal slots, {slots} on every device; plan for copies with fewer --slots-per-device, or without it"
+            )
 
 
 def _differences(old: LayerPlacement, new: LayerPlacement) -> int:

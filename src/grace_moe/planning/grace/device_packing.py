@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.placement import LayerPlacement
+from grace_moe.placement import LayerPlacement, held_by_devices
 from grace_moe.planning.constants import PACKING_TOKENS
 from grace_moe.planning.grace.predicted_choice import chosen_devices, pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem
@@ -107,11 +107,3 @@ def _sample_computed(
     source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
     one_device_a_node = Topology.regular(problem.topology.num_nodes, 1)
     return ids[sample], chosen_devices(on_nodes, one_device_a_node, ids[sample], source, problem.seed)
-
-
-def held_by_devices(serving: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:
-    """`[D, E]` which device holds which expert already."""
-    held = np.zeros((devices, len(serving.devices_of_expert)), bool)
-    for expert, hosts in enumerate(serving.devices_of_expert):
-        held[list(hosts), expert] = True
-    return held

@@ -15,6 +15,7 @@ from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.grace.fallbacks import CHOICE_FOR, plan_by_load, with_choice
 from grace_moe.planning.grace.for_time import plan_layers_for_time
+from grace_moe.planning.grace.learnt_costs import with_learnt_costs
 from grace_moe.planning.grace.options import GraceOptions, check_task
 from grace_moe.planning.grace.problem import LayerProblem, layer_problems
 from grace_moe.planning.grace.request_placement import source_devices, with_requests_placed
@@ -100,7 +101,9 @@ def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     # Steps 5 to 12: place every layer, at a higher price of imbalance until the expected balance is within the tolerance.
     layers, by_load = _placed(task, problems, options, on_layer)
     # Step 13: what an expert's tokens cost from each node, for a front-end.
-    if task.sends != "everything":
+    if options.request_placement:
+        layers = with_learnt_costs(problems, layers)
+    elif task.sends != "everything":
         layers = [with_source_costs(problem, layer) for problem, layer in zip(problems, layers, strict=True)]
     # Step 14: back to the names of the trace.
     choice = CHOICE_FOR[task.sends]

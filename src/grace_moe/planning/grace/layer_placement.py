@@ -115,9 +115,16 @@ def _search_copies(
         if problem.apart:
             token, ids = pairs_apart(ids)
             options, tokens = _per_pair(options, len(ids) / max(1, len(tokens))), tokens[token]
-        pinned = None if pins is None else pins[tokens]
+        pinned = None
+        if pins is not None:
+            ids, pinned = placed_or_not(ids, pins[tokens])
         copies = search(ids, share, covariance, limits, options, problem.seed, copies, pinned)
     return copies
+
+
+def placed_or_not(ids: npt.NDArray[np.int64], pins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every token twice: from the node of its request, and from anywhere (-1), as where a front-end fails."""
+    return np.concatenate([ids, ids]), np.concatenate([pins, np.full(len(pins), -1)])
 
 
 def _per_pair(options: SearchOptions, pairs: float) -> SearchOptions:

@@ -16,8 +16,7 @@ from grace_moe.planning.grace.problem import LayerProblem
 
 def with_source_costs(problem: LayerProblem, layer: LayerPlacement) -> LayerPlacement:
     """The layer with `source_costs`, by which a front-end places requests (`choice.place_requests`)."""
-    thinned = _thinned(problem)
-    ids = problem.ids[thinned]
+    ids = problem.ids[thinned(problem)]
     copies = predict_choice(layer, problem.topology, ids, problem.seed, problem.sends).copies
     return replace(layer, source_costs=costs_of_experts(copies, ids, problem.experts))
 
@@ -27,13 +26,13 @@ def request_costs(problems: Sequence[LayerProblem], layers: Sequence[LayerPlacem
     num_requests = int(problems[0].unit.max(initial=-1)) + 1
     total = np.zeros((len(layers), num_requests, problems[0].topology.num_nodes))
     for index, (problem, layer) in enumerate(zip(problems, layers, strict=True)):
-        thinned = _thinned(problem)
-        copies = predict_choice(layer, problem.topology, problem.ids[thinned], problem.seed, problem.sends).copies
-        np.add.at(total[index], problem.unit[thinned], copies)
+        tokens = thinned(problem)
+        copies = predict_choice(layer, problem.topology, problem.ids[tokens], problem.seed, problem.sends).copies
+        np.add.at(total[index], problem.unit[tokens], copies)
     return total
 
 
-def _thinned(problem: LayerProblem) -> slice:
+def thinned(problem: LayerProblem) -> slice:
     """Every token, or as few of them at equal distance as `COST_TOKENS` allow."""
     return slice(None, None, -(-len(problem.ids) // COST_TOKENS) or 1)
 
@@ -50,5 +49,9 @@ def costs_of_experts(costs: npt.NDArray[np.float64], ids: npt.NDArray[np.int64],
     total = np.zeros((experts, costs.shape[1]))
     np.add.at(total, ids[token, k], over[token])
     count = np.bincount(ids[token, k], minlength=experts)
-    mean = np.round(total / np.maximum(count, 1)[:, None], 4) + 0.0  # no -0.0
-    return tuple(tuple(float(cost) for cost in row) for row in mean)
+    return rounded(total / np.maximum(count, 1)[:, None])
+
+
+def rounded(table: npt.NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """`[E, N]` as a placement holds it."""
+    return tuple(tuple(float(cost) for cost in row) for row in np.round(table, 4) + 0.0)  # no -0.0
