@@ -9,7 +9,7 @@ from safetensors.numpy import save
 
 from grace_moe.cli import main
 from grace_moe.errors import MissingExtraError, UsageError
-from grace_moe.trace import RoutingTrace, synthetic_trace
+from grace_moe.trace import synthetic_trace
 from tests.cli.failing import fails
 
 
@@ -151,7 +151,7 @@ def test_main_gives_each_error_its_own_code(call, monkeypatch):
         def fail(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(RoutingTrace, "load", fail)
+        monkeypatch.setattr("grace_moe.cli.inspect.read_recording", fail)
         text = fails(call, code, "inspect", "t.safetensors")
         assert text == " ".join(str(error).splitlines())
 
@@ -160,7 +160,7 @@ def test_an_interrupt_is_130(call, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RoutingTrace, "load", interrupt)
+    monkeypatch.setattr("grace_moe.cli.inspect.read_recording", interrupt)
     code, out, err = call("inspect", "t.safetensors")
     assert (code, out, err.strip()) == (130, "", "interrupted")
 
@@ -169,6 +169,6 @@ def test_errors_that_are_not_ours_are_not_hidden(monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(RoutingTrace, "load", fail)
+    monkeypatch.setattr("grace_moe.cli.inspect.read_recording", fail)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", "t.safetensors"])

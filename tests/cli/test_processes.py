@@ -87,9 +87,8 @@ def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
     code = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
-from grace_moe import RoutingTrace
-from grace_moe.cli import main
-RoutingTrace.load = lambda _: (print("waiting", flush=True), time.sleep(60))
+from grace_moe.cli import main, options
+options.read_recording = lambda _: (print("waiting", flush=True), time.sleep(60))
 main(["plan", "t.safetensors", "--topology", "2x2", "-o", "plan.json"])
 """
     command = [sys.executable, "-c", code]

@@ -65,7 +65,7 @@ def status_lines() -> Iterator[Callable[[str], None]]:
 
 def tell_metrics(port: int) -> None:
     """Say where metrics can be scraped from now on."""
-    click.echo(f"metrics: http://localhost:{port}/metrics", err=True)
+    click.echo(printable(f"metrics: http://localhost:{port}/metrics"), err=True)
 
 
 class TokenCount:

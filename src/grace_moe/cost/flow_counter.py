@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.compiled import kernel, part
-from grace_moe.cost.flows import BETWEEN_NODES, FLAT, INSIDE_NODES, PAIRS, SENT, TAKEN, Flows
+from grace_moe.cost.flows import Flows
 from grace_moe.cost.links import Tiers
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
@@ -50,19 +49,19 @@ class FlowCounter:
         self.per_rate = np.zeros(self.shape[:-1] if self.bandwidth is not None else (0, 0, 0, 0))
         node, (first, sizes) = topology.node_of_device, topology.devices_of_nodes
         between = np.zeros((0, 0)) if self.bandwidth is None else self.bandwidth
-        self._links = _Links(node=node, first=first, sizes=sizes, group=tiers.group, bandwidth=between)
+        self.links = Links(node=node, first=first, sizes=sizes, group=tiers.group, bandwidth=between)
 
     def add(self, devices: Ints, source: Ints, part: Ints) -> None:
         """Count tokens: `[T, k]` device of each pair (-1 = none), `[T]` source and part of each token."""
         ordered = np.sort(np.asarray(devices, np.int64), axis=1)
-        _count(ordered, np.asarray(source, np.int64), np.asarray(part, np.int64), self._links, self.ports, self.per_rate)
+        _count_copies(ordered, np.asarray(source, np.int64), np.asarray(part, np.int64), self)
 
     def of_part(self, part: int) -> tuple[Floats, Floats | None]:
         """`[kinds, 2, devices, tiers]` copies, and `[kinds, 2, devices]` the same over their links' bandwidths, with a matrix."""
         return self.ports[part], None if self.bandwidth is None else self.per_rate[part]
 
 
-class _Links(NamedTuple):
+class Links(NamedTuple):
     """Which link two devices use. D devices, N nodes."""
 
     node: Ints
@@ -77,42 +76,10 @@ class _Links(NamedTuple):
     """`[D, D]`, or nothing."""
 
 
-@kernel
-def _count(devices: Any, source: Any, part_of: Any, links: Any, ports: Any, per_rate: Any) -> None:
-    """Add the copies of tokens whose devices ascend to `ports` `[parts, kinds, 2, D, tiers]` and `per_rate`."""
-    for t in range(len(devices)):
-        number, own, last, last_node = part_of[t], source[t], -1, -1
-        for device in devices[t]:
-            if device < 0:
-                continue
-            _send(PAIRS, number, own, device, links, ports, per_rate)
-            if device == last:
-                continue
-            node = links.node[device]
-            peer = own
-            if node != links.node[own]:  # the one of the same local rank (`Topology.rail_peer`)
-                peer = links.first[node] + (own - links.first[links.node[own]]) % links.sizes[node]
-            _send(FLAT, number, own, device, links, ports, per_rate)
-            _send(INSIDE_NODES, number, peer, device, links, ports, per_rate)
-            if node != last_node:
-                _send(BETWEEN_NODES, number, own, peer, links, ports, per_rate)
-            last, last_node = device, node
+def _count_copies(ordered: Ints, source: Ints, part: Ints, counter: FlowCounter) -> None:
+    from grace_moe.cost.copy_kernels import count_copies
 
-
-@part
-def _send(kind: int, number: int, sender: int, receiver: int, links: Any, ports: Any, per_rate: Any) -> None:
-    """Count a copy in a part, unless both are one device."""
-    if sender == receiver:
-        return
-    tier = 0
-    while tier < len(links.group) - 1 and (links.group[tier, sender] < 0 or links.group[tier, sender] != links.group[tier, receiver]):
-        tier += 1
-    ports[number, kind, SENT, sender, tier] += 1
-    ports[number, kind, TAKEN, receiver, tier] += 1
-    if len(links.bandwidth):
-        seconds = 1 / links.bandwidth[sender, receiver]
-        per_rate[number, kind, SENT, sender] += seconds
-        per_rate[number, kind, TAKEN, receiver] += seconds
+    count_copies(ordered, source, part, counter.links, counter.ports, counter.per_rate)
 
 
 def counted_flows(layers: list[tuple[SlotCounter, FlowCounter]], tokens: Floats, part: int) -> Flows:
