@@ -46,12 +46,20 @@ def test_all_ranks_plan_the_same_migration(first, second):
     """And go from one placement to the other by it, each expert from a rank that has it."""
     old, new = random_placement(first), random_placement(second)
     told = proposal(new, old, reason="", gain=0.0)
-    plans = [migration_plan(told, old, layer_routes(old, r, seed=0, device=CPU, equal_slots=True), CPU) for r in range(4)]
+    asked = []
+
+    def plan_of(rank):
+        routes = layer_routes(old, rank, seed=0, device=CPU, equal_slots=True)
+        return migration_plan(told, old, routes, CPU, before_layer=asked.append)
+
+    plans = [plan_of(rank) for rank in range(4)]
+    assert asked == [*range(len(plans[0].layers))] * 4
     for plan in plans:
         assert plan.stages == plans[0].stages
         for index, route in plan.routes.items():
             assert torch.equal(route.slot_of_DE, plans[0].routes[index].slot_of_DE)
-    assert [layer.devices_of_expert for layer in plans[0].placement.layers] == [layer.devices_of_expert for layer in new.layers]
+    reached = [plans[0].layers.get(index, layer) for index, layer in enumerate(old.layers)]
+    assert [layer.devices_of_expert for layer in reached] == [layer.devices_of_expert for layer in new.layers]
     for stage in plans[0].stages:
         for moves in stage.rounds:
             assert all(move.source in old.layers[move.layer].devices_of_expert[move.expert] for move in moves)
