@@ -68,7 +68,7 @@ gpu: $(READY) ## what the GPUs of this machine can tell: a page, a calibration, 
 	  $(BIN)/pytest tests -k cuda; fi
 
 # Two versions of numba would throw away each other's compiled kernels: hence a cache of its own.
-contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, ten minutes)
+contract: $(READY) $(CONTRACT)/.ready ## our plug-ins and formats against the engines' own packages (3.5 GB, eight minutes)
 	NUMBA_CACHE_DIR=$(CURDIR)/$(CONTRACT)/numba SGLANG_SOURCE=$(CURDIR)/$(CONTRACT)/sglang $(CONTRACT)/bin/pytest -c contract/pytest.ini contract --results contract/results.json
 
 contract-ready: $(CONTRACT)/.ready ## the environment alone
