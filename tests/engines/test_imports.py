@@ -7,19 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from grace_moe import plan
 from grace_moe.engines import TRACE_IMPORTERS, Hints
-from grace_moe.engines.recordings.counts import profile_of_counts
-from grace_moe.errors import TraceError, UsageError
-from grace_moe.planning import METHODS
-from grace_moe.topology import Topology
-from grace_moe.trace import LoadProfile, RecordingSizes, RoutingTrace, expert_loads, read_recording
-from grace_moe.trace.counts import COUNT_ROWS
-from grace_moe.trace.store import write_fields
+from grace_moe.errors import UsageError
+from grace_moe.trace import LoadProfile, RecordingSizes, expert_loads
 from tests.engines.samples import chosen
 
 EXPERTS, K = 6, 2
@@ -279,47 +271,6 @@ def test_npz(tmp_path):
     np.savez(tmp_path / "b.npz", expert_load=np.array([[3, 1], [0, 0]]))
     trace = TRACE_IMPORTERS["npz"]([tmp_path / "b.npz"], Hints()).trace
     assert (type(trace), trace.layer_ids, expert_loads(trace).tolist()) == (LoadProfile, (0,), [[3, 1]])
-
-
-# Counts
-
-
-@given(st.lists(st.lists(st.integers(0, 10**9), min_size=4, max_size=4), min_size=1, max_size=3))
-def test_counts_keep_their_shares(rows):
-    counts = np.array(rows, dtype=np.int64)
-    assume(counts.sum() > 0)
-    trace = profile_of_counts(counts, Hints(), "counts").trace
-    loads = expert_loads(trace)
-    for row, load in zip(counts[list(trace.layer_ids)], loads, strict=True):
-        assert ((load > 0) == (row > 0)).all()
-        assert load.sum() <= COUNT_ROWS
-        if row.sum() <= COUNT_ROWS:
-            assert load.tolist() == row.tolist()
-        elif row.sum():
-            assert np.abs(load / load.sum() - row / row.sum()).max() <= 4 / COUNT_ROWS
-
-
-def test_counts_are_planned_by_load_and_not_measured(tmp_path):
-    trace = profile_of_counts(np.array([[50, 1, 1, 1, 1, 1, 1, 1]]), Hints(), "c", layer_ids=(2,)).trace
-    trace.save(tmp_path / "c.safetensors")
-    again = read_recording(tmp_path / "c.safetensors")
-    assert (type(again), again.loads.tolist(), again.layer_ids) == (LoadProfile, trace.loads.tolist(), (2,))
-    placement = plan(again, Topology.parse("2x2"), slots_per_device=3)
-    assert "placed by load" in placement.provenance["notes"][-1]
-    assert len(placement.layers[0].devices_of_expert[0]) > 1
-    assert plan(again, Topology.parse("2x2"), "eplb", slots_per_device=3).layers == placement.layers
-    for method in set(METHODS) - {"grace", "linear", "round_robin", "eplb", "biased"}:
-        with pytest.raises(UsageError, match="counts only, and method"):
-            plan(again, Topology.parse("2x2"), method)
-    with pytest.raises(TraceError, match="counts_only: it tells how often each expert fires, not what a token costs; record tokens"):
-        RoutingTrace.load(tmp_path / "c.safetensors")
-
-
-def test_counts_with_several_choices_a_row_are_refused(tmp_path):
-    ids = np.array([[[0, 1]]], dtype=np.int16)
-    write_fields({"topk_ids": ids, "num_experts": 2, "layer_ids": (0,), "model": "", "dataset": "", "counts_only": True}, tmp_path / "c")
-    with pytest.raises(TraceError, match="counts_only: k = 2"):
-        read_recording(tmp_path / "c")
 
 
 def test_recording_with_vllm_where_it_is_not_installed():

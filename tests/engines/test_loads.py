@@ -5,16 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from grace_moe import plan
+from grace_moe import RoutingTrace, plan
 from grace_moe.engines import EXPORTERS, TRACE_IMPORTERS, Hints, SlotMap, equalise
 from grace_moe.engines.recordings.counts import profile_of_counts
 from grace_moe.errors import TraceError, UsageError
+from grace_moe.planning import METHODS
 from grace_moe.topology import Topology
-from grace_moe.trace import LoadProfile, expert_loads
+from grace_moe.trace import LoadProfile, expert_loads, read_recording
 from grace_moe.trace.counts import COUNT_ROWS
 
 LOADS = [[4, 0, 1, 3], [2, 2, 5, 1]]
@@ -173,3 +174,34 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, name, text, says):
 def test_counts_have_no_tokens_to_skip():
     with pytest.raises(UsageError, match="--skip-tokens"):
         profile_of_counts(np.array(LOADS), Hints(skip_tokens=1), "l")
+
+
+@given(st.lists(st.lists(st.integers(0, 10**9), min_size=4, max_size=4), min_size=1, max_size=3))
+def test_counts_keep_their_shares(rows):
+    counts = np.array(rows, dtype=np.int64)
+    assume(counts.sum() > 0)
+    trace = profile_of_counts(counts, Hints(), "counts").trace
+    loads = expert_loads(trace)
+    for row, load in zip(counts[list(trace.layer_ids)], loads, strict=True):
+        assert ((load > 0) == (row > 0)).all()
+        assert load.sum() <= COUNT_ROWS
+        if row.sum() <= COUNT_ROWS:
+            assert load.tolist() == row.tolist()
+        elif row.sum():
+            assert np.abs(load / load.sum() - row / row.sum()).max() <= 4 / COUNT_ROWS
+
+
+def test_counts_are_planned_by_load_and_not_measured(tmp_path):
+    trace = profile_of_counts(np.array([[50, 1, 1, 1, 1, 1, 1, 1]]), Hints(), "c", layer_ids=(2,)).trace
+    trace.save(tmp_path / "c.safetensors")
+    again = read_recording(tmp_path / "c.safetensors")
+    assert (type(again), again.loads.tolist(), again.layer_ids) == (LoadProfile, trace.loads.tolist(), (2,))
+    placement = plan(again, Topology.parse("2x2"), slots_per_device=3)
+    assert "placed by load" in placement.provenance["notes"][-1]
+    assert len(placement.layers[0].devices_of_expert[0]) > 1
+    assert plan(again, Topology.parse("2x2"), "eplb", slots_per_device=3).layers == placement.layers
+    for method in set(METHODS) - {"grace", "linear", "round_robin", "eplb", "biased"}:
+        with pytest.raises(UsageError, match="counts only, and method"):
+            plan(again, Topology.parse("2x2"), method)
+    with pytest.raises(TraceError, match="counts_only: it tells how often each expert fires, not what a token costs; record tokens"):
+        RoutingTrace.load(tmp_path / "c.safetensors")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from grace_moe import RoutingTrace
 from grace_moe.errors import TraceError
 from grace_moe.trace import LoadProfile, expert_loads, mixed_recordings, read_recording, skew, synthetic_trace
+from grace_moe.trace.store import write_fields
 
 
 def profile(*rows, **names):
@@ -67,6 +68,9 @@ def test_what_cannot_be_mixed():
         mixed_recordings([tokens, profile([1, 2])])
     with pytest.raises(TraceError, match="join loads of one model"):
         mixed_recordings([profile([1, 2]), profile([1, 2, 3])])
+    with pytest.raises(TraceError, match="model: 'b', but loads has 'a'; join loads of one model"):
+        mixed_recordings([profile([1, 2], model="a"), profile([1, 2], model="b")])
+    assert mixed_recordings([profile([1, 2]), profile([1, 2], model="b")]).model == "b"
 
 
 @pytest.mark.parametrize(
@@ -91,3 +95,10 @@ def test_more_than_rows_hold_are_scaled_in_the_file(tmp_path: Path):
     assert loads.sum() <= 65_536
     assert loads[2] >= 1
     assert loads[0] / loads[1] == pytest.approx(3, rel=1e-3)
+
+
+def test_counts_with_several_choices_a_row_are_refused(tmp_path):
+    ids = np.array([[[0, 1]]], dtype=np.int16)
+    write_fields({"topk_ids": ids, "num_experts": 2, "layer_ids": (0,), "model": "", "dataset": "", "counts_only": True}, tmp_path / "c")
+    with pytest.raises(TraceError, match="counts_only: k = 2"):
+        read_recording(tmp_path / "c")

@@ -81,10 +81,13 @@ def mixed_loads(profiles: list[LoadProfile]) -> LoadProfile:
     for other in profiles[1:]:
         if (other.num_experts, other.layer_ids) != (first.num_experts, first.layer_ids):
             raise TraceError(other.source, "loads", f"of other experts or layers than those of {first.source}", "join loads of one model")
+        if other.model != first.model and other.model and first.model:
+            raise TraceError(other.source, "model", f"{other.model!r}, but {first.source} has {first.model!r}", "join loads of one model")
     if len(profiles) == 1:
         return first
     shares = [profile.loads / profile.loads.sum(axis=1, keepdims=True) for profile in profiles]
     most = max(int(profile.loads.sum(axis=1).max()) for profile in profiles)
     loads, _ = whole_loads(np.sum(shares, axis=0) * most)
     names = {name: " + ".join(dict.fromkeys(getattr(profile, name) for profile in profiles)) for name in ("dataset", "source")}
-    return LoadProfile(loads=loads, layer_ids=first.layer_ids, model=first.model, **names)
+    model = next((profile.model for profile in profiles if profile.model), "")
+    return LoadProfile(loads=loads, layer_ids=first.layer_ids, model=model, **names)
