@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -113,15 +114,15 @@ class JointChoiceTable:
 def joint_choice_table(layer: LayerPlacement, topology: Topology) -> JointChoiceTable:
     """The table of one layer; weights are rounded to integers of at least 1."""
     num_experts, num_nodes = len(layer.devices_of_expert), topology.num_nodes
-    width = max(len(devices) for devices in layer.devices_of_expert)
-    devices = np.zeros((num_experts, width), dtype=np.int64)
-    weights = np.zeros((num_experts, width), dtype=np.int64)
-    for expert, (hosts, shares) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
-        devices[expert, : len(hosts)] = hosts
-        weights[expert, : len(hosts)] = np.maximum(1, np.round(np.array(shares) * _WEIGHT_ONE))
+    replicas = np.array([len(hosts) for hosts in layer.devices_of_expert])
+    held = np.arange(replicas.max()) < replicas[:, None]
+    devices = np.zeros(held.shape, dtype=np.int64)
+    weights = np.zeros(held.shape, dtype=np.int64)
+    devices[held] = np.fromiter(chain.from_iterable(layer.devices_of_expert), np.int64)
+    shares = np.fromiter(chain.from_iterable(layer.replica_weights), float)
+    weights[held] = np.maximum(1, np.round(shares * _WEIGHT_ONE))
     on_node = np.zeros((num_experts + 1, num_nodes), dtype=bool)
-    for expert, hosts in enumerate(layer.devices_of_expert):
-        on_node[expert, topology.node_of_device[list(hosts)]] = True
+    on_node[np.nonzero(held)[0], topology.node_of_device[devices[held]]] = True
     on_node[num_experts] = True
     price = np.zeros(num_nodes, dtype=np.int64)
     if layer.node_prices:

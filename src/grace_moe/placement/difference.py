@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.errors import MismatchError
+from grace_moe.placement.layer import LayerPlacement, held_by_devices
 from grace_moe.placement.model import Placement
+from grace_moe.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,18 @@ def difference(new: Placement, old: Placement) -> PlacementDifference:
             raise MismatchError(
                 f"{new.source}: {field}: {ours}, but {old.source} has {theirs}; give two placements of one model and topology"
             )
-    node = new.topology.node_of_device
     loads = np.zeros((len(new.layers), new.topology.num_devices), np.int64)
     from_afar = np.zeros_like(loads)
     for index, (after, before) in enumerate(zip(new.layers, old.layers, strict=True)):
-        for devices, held in zip(after.devices_of_expert, before.devices_of_expert, strict=True):
-            fresh = sorted(set(devices) - set(held))
-            loads[index, fresh] += 1
-            from_afar[index, _away(fresh, held, node)] += 1
+        loads[index], from_afar[index] = loads_of_layer(after, before, new.topology)
     copies = int(new.slots_per_device().sum())
     return PlacementDifference(loads=loads, from_other_nodes=from_afar, copies=copies)
 
 
-def _away(fresh: Sequence[int], held: Sequence[int], node: npt.NDArray[np.int64]) -> list[int]:
-    near = {int(node[device]) for device in held}
-    return [device for device in fresh if int(node[device]) not in near]
+def loads_of_layer(new: LayerPlacement, old: LayerPlacement, topology: Topology) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`[D]` experts of a layer that each device has to load, and `[D]` those of them that no device of its node held."""
+    node = topology.node_of_device
+    held = held_by_devices(old, len(node))
+    fresh = held_by_devices(new, len(node)) & ~held
+    near = np.stack([held[node == n].any(axis=0) for n in range(topology.num_nodes)])
+    return fresh.sum(axis=1), (fresh & ~near[node]).sum(axis=1)

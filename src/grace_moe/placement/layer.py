@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
 
 REPLICA_CHOICES = ("tar", "wrr", "joint")
 """Policies for picking a replica: topology-aware and weighted round robin (docs/method.md#online-phase), and ours: all of a
@@ -52,3 +56,11 @@ class LayerPlacement:
 def even_weights(devices_of_expert: tuple[tuple[int, ...], ...]) -> tuple[tuple[float, ...], ...]:
     """Equal polling weights."""
     return tuple(tuple(1.0 / len(devices) for _ in devices) for devices in devices_of_expert)
+
+
+def held_by_devices(layer: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:
+    """`[D, E]` which device holds which expert."""
+    held = np.zeros((devices, len(layer.devices_of_expert)), bool)
+    experts = np.repeat(np.arange(held.shape[1]), [len(row) for row in layer.devices_of_expert])
+    held[np.fromiter(chain.from_iterable(layer.devices_of_expert), np.int64), experts] = True
+    return held

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.placement import LayerPlacement
+from grace_moe.placement import LayerPlacement, held_by_devices
 from grace_moe.planning.constants import PACKING_TOKENS
 from grace_moe.planning.grace.predicted_choice import chosen_devices, pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem
@@ -43,7 +43,7 @@ def pack_nodes(
         share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
         options = replace(PACK if held is None else REPACK, imbalance_price=problem.device_price)
         if held is not None:
-            options = replace(options, stay=options.stay + problem.device_price * problem.move_price)
+            options = replace(options, stay=problem.stay + problem.device_price * problem.move_price)
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
         for row, here in zip(hosts, hosts_of_slots(slots, topology.devices_of_node(node), problem.experts), strict=True):
             row.extend(here)
@@ -107,11 +107,3 @@ def _sample_computed(
     source = (sources.cumsum(axis=1)[sample, :-1] <= drawn[:, None]).sum(axis=1)
     one_device_a_node = Topology.regular(problem.topology.num_nodes, 1)
     return ids[sample], chosen_devices(on_nodes, one_device_a_node, ids[sample], source, problem.seed)
-
-
-def held_by_devices(serving: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:
-    """`[D, E]` which device holds which expert already."""
-    held = np.zeros((devices, len(serving.devices_of_expert)), bool)
-    for expert, hosts in enumerate(serving.devices_of_expert):
-        held[list(hosts), expert] = True
-    return held

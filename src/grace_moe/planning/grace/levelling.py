@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from grace_moe.placement import LayerPlacement
-from grace_moe.planning.grace.device_packing import held_by_devices, hosts_of_slots
+from grace_moe.placement import LayerPlacement, held_by_devices
+from grace_moe.planning.grace.device_packing import hosts_of_slots
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import PACK, REPACK

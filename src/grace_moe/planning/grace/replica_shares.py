@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -16,9 +17,10 @@ Hosts: TypeAlias = tuple[tuple[int, ...], ...]
 
 def host_table(hosts: Hosts) -> npt.NDArray[np.int64]:
     """`[E, R]` hosts, -1 = no replica."""
-    table = np.full((len(hosts), max(len(row) for row in hosts)), -1, dtype=np.int64)
-    for expert, row in enumerate(hosts):
-        table[expert, : len(row)] = row
+    replicas = np.array([len(row) for row in hosts])
+    held = np.arange(replicas.max()) < replicas[:, None]
+    table = np.full(held.shape, -1, dtype=np.int64)
+    table[held] = np.fromiter(chain.from_iterable(hosts), np.int64)
     return table
 
 
