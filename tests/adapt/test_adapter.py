@@ -83,3 +83,11 @@ def test_the_budget_is_for_all_decisions_after_a_change():
             adapter.serving = decision.placement
     assert len(adapter.looks) >= 3
     assert difference(adapter.serving, PLAN).moved <= 0.1 * int(PLAN.slots_per_device().sum())
+
+
+def test_what_can_not_be_followed_is_refused():
+    counts = replace(TRACE, topk_ids=TRACE.topk_ids[:, :, :1], counts_only=True)
+    with pytest.raises(UsageError, match="counts only"):
+        Adapter(PLAN, counts)
+    with pytest.raises(UsageError, match="64 nodes"):
+        Adapter(replace(PLAN, topology=Topology.parse("64x1")), TRACE)

@@ -23,7 +23,7 @@ from grace_moe.trace import RoutingTrace, order_of_requests
 DEARER = (16.0, 8.0, 4.0, 2.0, 1.4, 1.0)
 """Multiples of a move's price to search at, one after another until the moves are over the budget. Not tuned."""
 DEAREST = 0.1
-"""Copies per token that a move seldom saves: where moves cost little, prices begin below it, each a quarter of the one before. Not tuned."""
+"""Copies per token that a move seldom saves: prices begin at most a factor of 4 below, each a quarter of the last. Not tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)

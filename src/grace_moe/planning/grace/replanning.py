@@ -13,7 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.node_sets import MAX_EXACT_NODES
+from grace_moe.choice.node_sets import MAX_EXACT_NODES, MAX_MASK_NODES
+from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.constants import (
     AFTER_DESCENT,
@@ -34,6 +35,7 @@ from grace_moe.planning.grace.problem import LayerProblem, layer_problems
 from grace_moe.planning.grace.schedule import REPLAN
 from grace_moe.planning.grace.search.descent import descend
 from grace_moe.planning.task import PlanningTask
+from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
 
 Copies: TypeAlias = npt.NDArray[np.int64]
@@ -94,6 +96,7 @@ def layers_to_replan(trace: RoutingTrace, serving: Placement, *, seed: int, effo
         UsageError: an option out of range, counts alone, or more than the search can do on this topology.
         MismatchError: the trace is of another model.
     """
+    check_replannable(trace, serving.topology)
     task = PlanningTask(
         trace=trace, topology=serving.topology, seed=seed, slots_per_device=int(serving.slots_per_device().max()), start=serving
     )
@@ -118,3 +121,15 @@ def layers_to_replan(trace: RoutingTrace, serving: Placement, *, seed: int, effo
         share, covariance = loads_of(problem)
         found.append(LayerReplan(problem=problem, names=own, share=share, covariance=covariance, replica_choice=serving.replica_choice))
     return found
+
+
+def check_replannable(trace: RoutingTrace, topology: Topology) -> None:
+    """Whether a search can start from what serves.
+
+    Raises:
+        UsageError: counts alone, or more nodes than the search takes.
+    """
+    if trace.counts_only:
+        raise UsageError(f"{trace.source}: counts only, and what should move needs to know which experts fire together; give tokens")
+    if topology.num_nodes > MAX_MASK_NODES:
+        raise UsageError(f"{topology.source}: {topology.num_nodes} nodes, and placements are followed on up to {MAX_MASK_NODES}")
