@@ -1,32 +1,29 @@
 """Whether to move experts, and which: what is surely saved over a horizon against what moving costs, layer by layer, within a budget.
 
-Half of the recent requests are planned on, from the placement that serves and at a price for each move; the other half judges. A layer
-takes the candidate that is worth most, or stays as it is.
+Candidates of a layer are planned from what serves, at a price for each move: a dear one first, then cheaper ones, until moves of all layers
+are over the budget. What a candidate saves is judged on half of the requests, by one that is planned in the same way on the other half.
+A layer takes the candidate that is worth most within the budget, or stays as it is.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grace_moe.adapt.judge import Gain, balance_of, gain_of
+from grace_moe.adapt.judge import Gain, balance_of, cost_per_token, gain_of
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.request_costs import request_costs
+from grace_moe.adapt.request_costs import RequestCosts, request_costs
 from grace_moe.errors import UsageError
-from grace_moe.placement import LayerPlacement, Placement, difference
-from grace_moe.planning import plan
-from grace_moe.planning.grace.fallbacks import with_choice
+from grace_moe.placement import LayerPlacement, Placement, loads_of_layer
+from grace_moe.planning.grace.replanning import Copies, LayerReplan, layers_to_replan
 from grace_moe.trace import RoutingTrace, order_of_requests
 
-DEARER = (1.0, 4.0, 16.0)
-"""Multiples of a move's price to plan at, the next where the moves are over the budget. Not tuned."""
-NO_MOVE = 1e5
-"""Price at which only shares of replicas change."""
-NO_SEARCH = 1e-3
-"""Share of a search's effort at that price, where it finds nothing."""
+DEARER = (16.0, 8.0, 4.0, 2.0, 1.4, 1.0)
+"""Multiples of a move's price to search at, one after another until the moves are over the budget. Not tuned."""
+DEAREST = 0.1
+"""Copies per token that a move seldom saves: prices begin at most a factor of 4 below, each a quarter of the last. Not tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +38,8 @@ class DecisionOptions:
     """Tokens over which moves must pay."""
     budget: float = 0.1
     """Share of all expert copies that may move."""
-    work: int = 200_000
-    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned:
-    with a full sample, all layers of OLMoE and gpt-oss on two nodes."""
+    work: int = 100_000
+    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned."""
     prices: Prices = field(default_factory=Prices)
     effort: float = 1.0
     """Of the searches, as `plan` has it."""
@@ -109,69 +105,114 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     most = max(1, options.work // max(1, planned_on.num_tokens * serving.topology.num_nodes))
     considered = tuple(range(len(serving.layers)) if order is None else order)[:most]
     part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
-    planned_on, judged_on = planned_on.of_layers(considered), judged_on.of_layers(considered)
+    judge = _Judge(part, judged_on.of_layers(considered), options)
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
-    rows: list[list[_Choice]] = [[] for _ in considered]
-    base = options.prices.move / options.horizon
-    for price in (NO_MOVE, *(base * dearer for dearer in DEARER)):
-        _add_choices(rows, _planned(part, planned_on, price, options), part, judged_on, options)
-        chosen = [max(row, key=lambda choice: choice.worth) for row in rows]
-        if price != NO_MOVE and sum(choice.moved for choice in chosen if choice.worth > 0) <= budget:
-            break
+    proposed, tried = (
+        layers_to_replan(tokens.of_layers(considered), part, seed=options.seed, effort=options.effort) for tokens in (recent, planned_on)
+    )
+    rows = [[judge.choice(i, new.reweighed(), trial.reweighed())] for i, (new, trial) in enumerate(zip(proposed, tried, strict=True))]
+    searched = [_Search(index=i, proposed=proposed[i], tried=tried[i]) for i in range(len(considered)) if judge.may_pay(i)]
+    for stop in _last_stops(searched, options, budget):
+        for search, new, trial in zip(searched, stop.copies, stop.trials, strict=True):
+            if search.proposed.loads(new):
+                placed = search.proposed.placed(stop.move_price, new), search.tried.placed(stop.move_price, trial)
+                rows[search.index].append(judge.choice(search.index, *placed))
     return _decision(serving, considered, rows, _within(rows, budget), options)
 
 
-def _planned(serving: Placement, recent: RoutingTrace, move_price: float, options: DecisionOptions) -> Placement:
-    """From what serves, balance priced and not bounded: a bound would move experts whatever it costs."""
-    return plan(
-        recent,
-        serving.topology,
-        start=serving,
-        slots_per_device=int(serving.slots_per_device().max()),
-        seed=options.seed,
-        move_price=move_price,
-        tolerance=math.inf,
-        effort=options.effort * (NO_SEARCH if move_price == NO_MOVE else 1),
-        threads=1,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """For one layer: the same search on all requests, and on those that do not judge."""
+
+    index: int
+    """Of the layer, among those that are planned."""
+    proposed: LayerReplan
+    tried: LayerReplan
 
 
-def _add_choices(
-    rows: Sequence[list[_Choice]], planned: Placement, serving: Placement, judged_on: RoutingTrace, options: DecisionOptions
-) -> None:
-    moves = difference(planned, serving)
-    requests, _ = order_of_requests(judged_on)
-    for index, (new, old) in enumerate(zip(planned.layers, serving.layers, strict=True)):
-        ids = judged_on.topk_ids[:, index].astype(np.int64)
-        costs = [
-            request_costs(layer, serving.topology, placement.replica_choice, ids, requests)
-            for layer, placement in ((new, planned), (old, serving))
-        ]
-        gain = gain_of(costs[0], costs[1], options.prices, seed=options.seed)
-        moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
-        worth = gain.low * options.horizon - options.prices.of_moves(moved, far)
-        rows[index].append(
-            _Choice(
-                layer=new,
-                gain=gain,
-                moved=moved,
-                from_other_nodes=far,
-                balance=balance_of(costs[0]),
-                served=balance_of(costs[1]),
-                worth=worth,
-            )
+@dataclass(frozen=True, kw_only=True)
+class _Stop:
+    """Where the searches get to at one price of a move."""
+
+    move_price: float
+    copies: list[Copies]
+    """Of each layer, `[N, E]` on each node."""
+    trials: list[Copies]
+
+
+def _last_stops(searches: Sequence[_Search], options: DecisionOptions, budget: int) -> list[_Stop]:
+    """The last price at which moves are within the budget, and the next: at one price for all, a move saves as much in every layer."""
+    copies, trials = [search.proposed.serving for search in searches], [search.tried.serving for search in searches]
+    stops: list[_Stop] = []
+    for price in _prices(options.prices.move / options.horizon):
+        copies = [search.proposed.searched(price, held) for search, held in zip(searches, copies, strict=True)]
+        trials = [search.tried.searched(price, held) for search, held in zip(searches, trials, strict=True)]
+        stops.append(_Stop(move_price=price, copies=copies, trials=trials))
+        if sum(search.proposed.loads(found) for search, found in zip(searches, copies, strict=True)) > budget:
+            break
+    return stops[-2:]
+
+
+def _prices(least: float) -> list[float]:
+    """Of a move, in copies per token, dearest first."""
+    prices = [least * dearer for dearer in DEARER]
+    while 0 < prices[0] <= DEAREST / 4:
+        prices.insert(0, prices[0] * 4)
+    return prices
+
+
+class _Judge:
+    """What candidates of each layer save on requests that they were not planned on."""
+
+    def __init__(self, serving: Placement, judged_on: RoutingTrace, options: DecisionOptions) -> None:
+        self._serving, self._options = serving, options
+        self._ids = [judged_on.topk_ids[:, index].astype(np.int64) for index in range(judged_on.num_layers)]
+        self._requests, _ = order_of_requests(judged_on)
+        self._served = [self._costs(index, layer) for index, layer in enumerate(serving.layers)]
+
+    def may_pay(self, index: int) -> bool:
+        """Whether a move could pay, were the layer to cost nothing after it."""
+        most = float(cost_per_token(self._served[index], self._options.prices)[0])
+        return most * self._options.horizon > min(self._options.prices.local_move, self._options.prices.move)
+
+    def choice(self, index: int, layer: LayerPlacement, trial: LayerPlacement) -> _Choice:
+        """A candidate that was planned on all requests, judged by one that was planned in the same way on the others than those here."""
+        old, prices = self._serving.layers[index], self._options.prices
+        costs = self._costs(index, trial)
+        gain = gain_of(costs, self._served[index], prices, seed=self._options.seed)
+        moved, far = (int(loads.sum()) for loads in loads_of_layer(layer, old, self._serving.topology))
+        return _Choice(
+            layer=layer,
+            gain=gain,
+            moved=moved,
+            from_other_nodes=far,
+            balance=balance_of(costs),
+            served=balance_of(self._served[index]),
+            worth=gain.low * self._options.horizon - prices.of_moves(moved, far),
         )
+
+    def _costs(self, index: int, layer: LayerPlacement) -> RequestCosts:
+        return request_costs(layer, self._serving.topology, self._serving.replica_choice, self._ids[index], self._requests)
 
 
 def _within(rows: Sequence[Sequence[_Choice]], budget: int) -> list[_Choice | None]:
-    """A candidate of each layer, or none, with at most so many moves in all: at the least price of a move that keeps the budget."""
-    most = max((choice.worth for row in rows for choice in row), default=0.0)
-    for price in (0.0, *np.geomspace(1e-3, 1.0, 40) * max(most, 1e-9)):
-        chosen = [max(row, key=lambda choice: choice.worth - price * choice.moved) for row in rows]
-        kept = [choice if choice.worth - price * choice.moved > 0 else None for choice in chosen]
-        if sum(choice.moved for choice in kept if choice is not None) <= budget:
-            return kept
-    return [None] * len(rows)
+    """A candidate of each layer, or none, with at most so many moves in all: step by step the one that is worth most for its moves."""
+    chosen: list[_Choice | None] = [None] * len(rows)
+    while True:
+        best, most = None, 0.0
+        for index, row in enumerate(rows):
+            now = chosen[index]
+            worth, moved = (0.0, 0) if now is None else (now.worth, now.moved)
+            for choice in row:
+                rate = (choice.worth - worth) / max(choice.moved - moved, 0.5)
+                if choice.worth > worth and choice.moved - moved <= budget and rate > most:
+                    best, most = (index, choice), rate
+        if best is None:
+            return chosen
+        index, choice = best
+        now = chosen[index]
+        budget -= choice.moved - (0 if now is None else now.moved)
+        chosen[index] = choice
 
 
 def _decision(
@@ -191,7 +232,7 @@ def _decision(
     best = sum(max(0.0, *(choice.gain.mean for choice in row)) for row in rows) / layers
     placement = None
     if taken:
-        new = {index: with_choice(choice.layer, serving.replica_choice) for index, choice in taken.items()}
+        new = {index: choice.layer for index, choice in taken.items()}
         layers_after = tuple(new.get(index, old) for index, old in enumerate(serving.layers))
         placement = replace(serving, layers=layers_after, source="decision")
     cost = options.prices.of_moves(moved, far) / options.horizon / layers

@@ -43,7 +43,7 @@ def pack_nodes(
         share = _share_of_node(problem, node, rows, computed_on, copies[node], held)
         options = replace(PACK if held is None else REPACK, imbalance_price=problem.device_price)
         if held is not None:
-            options = replace(options, stay=options.stay + problem.device_price * problem.move_price)
+            options = replace(options, stay=problem.stay + problem.device_price * problem.move_price)
         slots = pack_devices(share, problem.slots, covariance * devices**2, options, problem.seed)
         for row, here in zip(hosts, hosts_of_slots(slots, topology.devices_of_node(node), problem.experts), strict=True):
             row.extend(here)

@@ -92,7 +92,7 @@ def _propose(state: NodeState) -> NodeMove:
 
 
 @part
-def _change(state: NodeState, move: NodeMove, most: float) -> float:
+def change(state: NodeState, move: NodeMove, most: float) -> float:
     """Of the energy; loads, variances and tokens' costs after the move are left in the `new_` arrays."""
     balance, terms = state.balance, state.terms
     heat = state.sums[HEAT]
@@ -100,7 +100,7 @@ def _change(state: NodeState, move: NodeMove, most: float) -> float:
         heat = _replaced(state.contents, balance, terms, move, heat)
     else:
         _swapped(state.contents, balance, move)
-    moved = state.sums[MOVED] + _more_moved(state.contents, move)
+    moved = state.sums[MOVED] + more_moved(state.contents, move)
     penalty = compiled_balance_penalty(balance.new_load, balance.new_variance, balance.capacity, terms) + terms.copy_price * heat
     penalty += terms.move_price * moved
     more = penalty - state.sums[PENALTY]
@@ -112,7 +112,7 @@ def _change(state: NodeState, move: NodeMove, most: float) -> float:
 
 
 @part
-def _more_moved(contents: Contents, move: NodeMove) -> int:
+def more_moved(contents: Contents, move: NodeMove) -> int:
     """Copies more that nodes have to load after the move."""
     copies, held, n, m, a, b = contents.copies, contents.held, move.node, move.other, move.given, move.taken
     more = (copies[n, b] >= held[n, b]) - (copies[n, a] > held[n, a])
@@ -178,26 +178,27 @@ def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: flo
     """Copies over all tokens and sources that the move adds; only so many where those are surely more than the allowance."""
     a, b = move.given, move.taken
     hosts_a, hosts_b = _hosts_after(contents, move)
-    _set_hosts(traffic, a, hosts_a)
-    _set_hosts(traffic, b, hosts_b)
+    set_hosts(traffic, a, hosts_a)
+    set_hosts(traffic, b, hosts_b)
     copies, counted = np.int64(0), np.int64(-1)
     if hosts_b != contents.hosts[b]:
-        copies, counted = _recount(traffic, b, counted, copies, NO_LIMIT), np.int64(b)
+        copies, counted = recount(traffic, b, counted, copies, NO_LIMIT), np.int64(b)
     if hosts_a != contents.hosts[a]:
         # A copy lost only adds copies to send; a swap may also save some.
         limit = NO_LIMIT if move.other != move.node else np.int64(min(max(allowance / unit, -1.0), 2.0**62)) + 1
-        copies = _recount(traffic, a, counted, copies, limit)
+        copies = recount(traffic, a, counted, copies, limit)
     return copies
 
 
 @part
-def _set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
+def set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
+    """The nodes of the mask hold the expert, for those who count."""
     for w in range(traffic.feasible.shape[1]):
         traffic.feasible[expert, w] = traffic.sets.meets[hosts, w]
 
 
 @part
-def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, limit: np.int64) -> np.int64:
+def recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, limit: np.int64) -> np.int64:
     """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops above the limit."""
     for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
         t = np.int64(traffic.members[p])
@@ -220,7 +221,8 @@ def _chose(ids: npt.NDArray[np.int32], token: np.int64, expert: np.int64) -> boo
 
 
 @part
-def _apply(state: NodeState, move: NodeMove, energy: float) -> float:
+def apply(state: NodeState, move: NodeMove, energy: float) -> float:
+    """Carry out a move that was tried; the energy after it."""
     n, m, a, b, contents = move.node, move.other, move.given, move.taken, state.contents
     hosts_a, hosts_b = _hosts_after(contents, move)
     if hosts_a != contents.hosts[a]:
@@ -273,13 +275,14 @@ def _follow(contents: Contents, balance: Balance, a: int, b: int) -> None:
 
 
 @part
-def _undo(state: NodeState, move: NodeMove) -> None:
+def undo(state: NodeState, move: NodeMove) -> None:
+    """Take back a move that was tried."""
     hosts = state.contents.hosts
-    _set_hosts(state.traffic, move.given, hosts[move.given])
-    _set_hosts(state.traffic, move.taken, hosts[move.taken])
+    set_hosts(state.traffic, move.given, hosts[move.given])
+    set_hosts(state.traffic, move.taken, hosts[move.taken])
 
 
-_anneal = make_anneal(_propose, _change, _apply, _undo)
+_anneal = make_anneal(_propose, change, apply, undo)
 
 
 @kernel
