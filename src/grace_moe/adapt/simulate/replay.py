@@ -50,13 +50,13 @@ class Migration:
 
 
 class _Layers:
-    """What the pool's tokens cost under the placement that serves, one layer at a time."""
+    """What the pool's tokens cost under the placement that serves: sums from the first token on, so that a stretch costs two look-ups."""
 
     def __init__(self, pool: Pool, topology: Topology, source: Ints) -> None:
-        tokens, layers, top_k = pool.topk_ids.shape
+        tokens, layers, _ = pool.topk_ids.shape
         self._pool, self._topology, self._source = pool, topology, source
-        self.copies = np.zeros((tokens, layers), np.int16)
-        self.devices = np.zeros((tokens, layers, top_k), np.int16)
+        self._copies = np.zeros((tokens + 1, layers), np.int32)
+        self._pairs = np.zeros((tokens + 1, layers, topology.num_devices), np.int32)
         self._known: list[object] = [None] * layers
 
     def serve(self, placement: Placement) -> None:
@@ -66,17 +66,19 @@ class _Layers:
                 continue
             ids = self._pool.topk_ids[:, index].astype(np.int64)
             devices, copies = routed(layer, self._topology, placement.replica_choice, ids, self._source, np.arange(len(ids)))
-            self.devices[:, index], self.copies[:, index], self._known[index] = devices, copies, layer
+            for device in range(self._topology.num_devices):
+                np.cumsum((devices == device).sum(axis=1), out=self._pairs[1:, index, device])
+            np.cumsum(copies, out=self._copies[1:, index])
+            self._known[index] = layer
 
-    def step(self, tokens: Ints) -> tuple[float, float]:
+    def step(self, tokens: StepTokens) -> tuple[float, float]:
         """Copies per token, and the busiest device over the mean, of a step: means over layers."""
-        devices, count = self.devices[tokens], self._topology.num_devices
-        layers = devices.shape[1]
-        cells = devices.astype(np.int64) + 1 + (count + 1) * np.arange(layers)[:, None]
-        load = np.bincount(cells.ravel(), minlength=layers * (count + 1)).reshape(layers, -1)[:, 1:] / self._topology.relative_speed
+        end = tokens.first + tokens.count
+        copies = self._copies[end].sum() - self._copies[tokens.first].sum()
+        load = (self._pairs[end] - self._pairs[tokens.first]).sum(axis=0) / self._topology.relative_speed
         mean = load.mean(axis=1)
-        peak = np.divide(load.max(axis=1), mean, out=np.ones(layers), where=mean > 0)
-        return float(self.copies[tokens].mean()), float(peak.mean())
+        peak = np.divide(load.max(axis=1), mean, out=np.ones(len(load)), where=mean > 0)
+        return float(copies / (tokens.count.sum() * len(load))), float(peak.mean())
 
 
 def simulate(
@@ -101,7 +103,7 @@ def simulate(
     target, waiting = policy.serving, list[list[Move]]()
     for sees, costs in steps:
         layers.serve(policy.serving)
-        book.step(layers.step(costs.token), costs)
+        book.step(layers.step(costs), costs)
         policy.see(seen.topk_ids[sees.token], sees.request)
         wanted = policy.wanted()
         if wanted is not None:
@@ -142,7 +144,7 @@ class _Book:
         self._copies.append(cost[0])
         self._peaks.append(cost[1])
         self._moved.append(0)
-        self._tokens += len(tokens.token)
+        self._tokens += int(tokens.count.sum())
 
     def moves(self, rounds: Sequence[Sequence[Move]], *, stops: bool) -> None:
         """Moves that are carried out now."""
