@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,26 @@ LOW = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Copies per token of one layer."""
+    """Copies per token, of one layer or of several together."""
 
     mean: float
-    low: float
-    """The gain is larger in 95% of bootstrap samples of the requests."""
+    samples: tuple[float, ...] = (0.0,) * RESAMPLES
+    """The gain in each bootstrap sample of the requests; samples are the same for all layers."""
+
+    @property
+    def low(self) -> float:
+        """The gain is larger in 95% of bootstrap samples."""
+        return float(np.quantile(self.samples, LOW))
+
+    def over(self, layers: int) -> Gain:
+        """The mean over so many layers."""
+        return Gain(mean=self.mean / layers, samples=tuple(sample / layers for sample in self.samples))
+
+
+def sum_of(gains: Iterable[Gain]) -> Gain:
+    """The gain of several layers together: it is surer than that of each, as far as they err apart."""
+    known = [Gain(mean=0.0), *gains]
+    return Gain(mean=sum(gain.mean for gain in known), samples=tuple(map(sum, zip(*(gain.samples for gain in known), strict=True))))
 
 
 def cost_per_token(costs: RequestCosts, prices: Prices, weights: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
@@ -51,4 +67,4 @@ def gain_of(candidate: RequestCosts, serving: RequestCosts, prices: Prices, *, s
     weights = random.exponential(size=(RESAMPLES, len(serving.tokens)))
     saved = cost_per_token(serving, prices, weights) - cost_per_token(candidate, prices, weights)
     mean = cost_per_token(serving, prices) - cost_per_token(candidate, prices)
-    return Gain(mean=float(mean[0]), low=float(np.quantile(saved, LOW)))
+    return Gain(mean=float(mean[0]), samples=tuple(saved.tolist()))

@@ -92,10 +92,8 @@ REPLAN_HEAT = (3e-4, 3e-5)
 """Figures of `REPLAN_PROPOSALS`: a cold search moves few experts."""
 DESCENT_TOKENS = 8192
 """Tokens of a descent while a model serves, times nodes. Not tuned: bounds time."""
-SWEEPS = 2
-"""Most sweeps of the descent at one price of a move. Not tuned."""
-AFTER_DESCENT = 0.25
-"""Of `REPLAN_PROPOSALS`, the moves of the cold search that follows: it leaves what a descent is stuck in. Not tuned."""
+DESCENT_ROUNDS = 8
+"""Rounds of the descent: the moves that are guessed to be best, tried by the exact energy. Not tuned."""
 VARIANCE_WEIGHT = 3.0
 """Weight of the variance beside the squared mean, on nodes and on devices. Not tuned; above 1 against the winner's curse: of many
 candidates the search keeps one whose balance the sample flatters."""
@@ -149,9 +147,6 @@ REPACK_HEAT = (1e-4, 5e-5)
 """Figures of `REPLAN_PROPOSALS`."""
 STAY = 0.05
 """Copies per token that it is worth to leave a copy on its device. Figures of `REPLAN_PROPOSALS`: 198 of 1280 copies move for 848."""
-STAY_LONGER = 1.0
-"""The same where each move is paid for while a model serves. Chosen on the planning half: as much traffic and balance for 122 moves as
-`STAY` gives for 138 (docs/adapt.md)."""
 
 # Step 11: balance that is expected
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import FLAT_DEVICE_PRICES, POLISH_TOKENS, SEARCH_TOKENS
-from grace_moe.planning.grace.device_packing import pack_nodes
+from grace_moe.planning.grace.device_packing import pack_nodes, refill_nodes
 from grace_moe.planning.grace.node_prices import NodePlan, price_nodes
 from grace_moe.planning.grace.predicted_choice import pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
@@ -76,13 +76,11 @@ def place_on_devices(problem: LayerProblem, copies: npt.NDArray[np.int64], covar
     return _with_weights(problem, plan, hosts)
 
 
-def reweighed(problem: LayerProblem) -> LayerPlacement:
-    """The layer that serves, where it is, with the prices and weights that suit the tokens: steps 8 and 10."""
-    assert problem.serving is not None
-    assert problem.start is not None
+def refit(problem: LayerProblem, copies: npt.NDArray[np.int64]) -> LayerPlacement:
+    """The copies `[N, E]` of the nodes on their devices while a model serves: no copy moves inside a node, prices and weights are new."""
     many = sample(problem, POLISH_TOKENS)
-    plan = price_nodes(problem, problem.ids[many], source_chances(problem)[many], problem.start)
-    return _with_weights(problem, plan, problem.serving.devices_of_expert)
+    plan = price_nodes(problem, problem.ids[many], source_chances(problem)[many], copies)
+    return _with_weights(problem, plan, refill_nodes(problem, copies, plan.loads))
 
 
 def _with_weights(problem: LayerProblem, plan: NodePlan, hosts: Hosts) -> LayerPlacement:

@@ -34,6 +34,8 @@ from grace_moe.planning.grace.search.node_state import (
 
 NO_LIMIT = np.int64(2**62)
 """More copies than there are."""
+COLD = 1e-15
+"""Temperature, in copies per token, at which no move goes uphill."""
 
 
 class NodeMove(NamedTuple):
@@ -73,8 +75,24 @@ def search_nodes(
     return state.best.reshape(start.shape)
 
 
+def try_moves(state: NodeState, moves: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Carry out the moves `[M, 5]` (`NodeMove`) that are possible and do not raise the energy, in their order; `[R, 5]` the others."""
+    if len(moves):
+        state = state._replace(listed=np.ascontiguousarray(moves), next_listed=np.zeros(1, np.int64))
+        _search(state, energy(state), Cooling(proposals=len(moves), steps=1, hot=COLD, cold=COLD), 0)
+    return moves[state.contents.slot[moves[:, 0], moves[:, 1]] == moves[:, 2]]
+
+
+def priced(state: NodeState, move_price: float) -> NodeState:
+    """The same state (its arrays are shared) at another price of a move."""
+    state.sums[PENALTY] += (move_price - state.terms.move_price) * state.sums[MOVED]
+    return state._replace(terms=state.terms._replace(move_price=float(move_price)))
+
+
 @part
 def _propose(state: NodeState) -> NodeMove:
+    if state.listed.shape[0]:
+        return _next_listed(state)
     copies, slot, total = state.contents.copies, state.contents.slot, state.contents.total
     none = NodeMove(-1, 0, 0, 0, 0)
     n = np.random.randint(copies.shape[0])
@@ -92,7 +110,19 @@ def _propose(state: NodeState) -> NodeMove:
 
 
 @part
-def change(state: NodeState, move: NodeMove, most: float) -> float:
+def _next_listed(state: NodeState) -> NodeMove:
+    """The next move of the list; none where an earlier one stands in its way."""
+    at = state.next_listed[0]
+    state.next_listed[0] = at + 1
+    n, i, a, b, m = state.listed[at, 0], state.listed[at, 1], state.listed[at, 2], state.listed[at, 3], state.listed[at, 4]
+    copies, devices = state.contents.copies, state.devices
+    free = state.contents.total[a] > 1 if m == n else copies[m, b] > 0 and copies[m, a] < devices[m]
+    possible = free and state.contents.slot[n, i] == a and copies[n, b] < devices[n]
+    return NodeMove(n if possible else -1, i, a, b, m)
+
+
+@part
+def _change(state: NodeState, move: NodeMove, most: float) -> float:
     """Of the energy; loads, variances and tokens' costs after the move are left in the `new_` arrays."""
     balance, terms = state.balance, state.terms
     heat = state.sums[HEAT]
@@ -100,7 +130,7 @@ def change(state: NodeState, move: NodeMove, most: float) -> float:
         heat = _replaced(state.contents, balance, terms, move, heat)
     else:
         _swapped(state.contents, balance, move)
-    moved = state.sums[MOVED] + more_moved(state.contents, move)
+    moved = state.sums[MOVED] + _more_moved(state.contents, move)
     penalty = compiled_balance_penalty(balance.new_load, balance.new_variance, balance.capacity, terms) + terms.copy_price * heat
     penalty += terms.move_price * moved
     more = penalty - state.sums[PENALTY]
@@ -112,7 +142,7 @@ def change(state: NodeState, move: NodeMove, most: float) -> float:
 
 
 @part
-def more_moved(contents: Contents, move: NodeMove) -> int:
+def _more_moved(contents: Contents, move: NodeMove) -> int:
     """Copies more that nodes have to load after the move."""
     copies, held, n, m, a, b = contents.copies, contents.held, move.node, move.other, move.given, move.taken
     more = (copies[n, b] >= held[n, b]) - (copies[n, a] > held[n, a])
@@ -178,27 +208,26 @@ def _more_copies(contents: Contents, traffic: Traffic, move: NodeMove, unit: flo
     """Copies over all tokens and sources that the move adds; only so many where those are surely more than the allowance."""
     a, b = move.given, move.taken
     hosts_a, hosts_b = _hosts_after(contents, move)
-    set_hosts(traffic, a, hosts_a)
-    set_hosts(traffic, b, hosts_b)
+    _set_hosts(traffic, a, hosts_a)
+    _set_hosts(traffic, b, hosts_b)
     copies, counted = np.int64(0), np.int64(-1)
     if hosts_b != contents.hosts[b]:
-        copies, counted = recount(traffic, b, counted, copies, NO_LIMIT), np.int64(b)
+        copies, counted = _recount(traffic, b, counted, copies, NO_LIMIT), np.int64(b)
     if hosts_a != contents.hosts[a]:
         # A copy lost only adds copies to send; a swap may also save some.
         limit = NO_LIMIT if move.other != move.node else np.int64(min(max(allowance / unit, -1.0), 2.0**62)) + 1
-        copies = recount(traffic, a, counted, copies, limit)
+        copies = _recount(traffic, a, counted, copies, limit)
     return copies
 
 
 @part
-def set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
-    """The nodes of the mask hold the expert, for those who count."""
+def _set_hosts(traffic: Traffic, expert: int, hosts: int) -> None:
     for w in range(traffic.feasible.shape[1]):
         traffic.feasible[expert, w] = traffic.sets.meets[hosts, w]
 
 
 @part
-def recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, limit: np.int64) -> np.int64:
+def _recount(traffic: Traffic, expert: int, counted: np.int64, copies: np.int64, limit: np.int64) -> np.int64:
     """`copies` and those that the expert's tokens now send more, but for the tokens of an expert that is counted; stops above the limit."""
     for p in range(traffic.starts[expert], traffic.starts[expert + 1]):
         t = np.int64(traffic.members[p])
@@ -221,8 +250,7 @@ def _chose(ids: npt.NDArray[np.int32], token: np.int64, expert: np.int64) -> boo
 
 
 @part
-def apply(state: NodeState, move: NodeMove, energy: float) -> float:
-    """Carry out a move that was tried; the energy after it."""
+def _apply(state: NodeState, move: NodeMove, energy: float) -> float:
     n, m, a, b, contents = move.node, move.other, move.given, move.taken, state.contents
     hosts_a, hosts_b = _hosts_after(contents, move)
     if hosts_a != contents.hosts[a]:
@@ -275,14 +303,13 @@ def _follow(contents: Contents, balance: Balance, a: int, b: int) -> None:
 
 
 @part
-def undo(state: NodeState, move: NodeMove) -> None:
-    """Take back a move that was tried."""
+def _undo(state: NodeState, move: NodeMove) -> None:
     hosts = state.contents.hosts
-    set_hosts(state.traffic, move.given, hosts[move.given])
-    set_hosts(state.traffic, move.taken, hosts[move.taken])
+    _set_hosts(state.traffic, move.given, hosts[move.given])
+    _set_hosts(state.traffic, move.taken, hosts[move.taken])
 
 
-_anneal = make_anneal(_propose, change, apply, undo)
+_anneal = make_anneal(_propose, _change, _apply, _undo)
 
 
 @kernel
