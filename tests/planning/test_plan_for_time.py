@@ -10,7 +10,7 @@ from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.flows import replay_flows
 from grace_moe.planning import plan
-from grace_moe.planning.grace.canonical_names import by_speed
+from grace_moe.planning.grace.canonical_names import device_order, in_order
 from grace_moe.topology import Link, Tier, Topology
 from grace_moe.trace import LoadProfile, expert_loads, synthetic_trace
 
@@ -120,7 +120,7 @@ def test_links_follow_their_devices_when_a_node_is_named_by_speed():
     topology = with_speeds(Topology.parse("1x3"), (0.5, 2.0, 1.0))
     matrix = tuple(tuple(float(10 * a + b + 1) for b in range(3)) for a in range(3))
     pair = Tier(name="pair", link=Link(bandwidth_bytes_per_s=1e9, latency_s=0.0), groups=((0, 1),))
-    named = by_speed(replace(topology, bandwidth=matrix, tiers=(pair,)))
+    named = in_order(replace(topology, bandwidth=matrix, tiers=(pair,)), device_order(topology))
     assert named.relative_speed.tolist() == [2.0, 1.0, 0.5]
     assert np.array(named.bandwidth).tolist() == np.array(matrix)[np.ix_([1, 2, 0], [1, 2, 0])].tolist()
     assert named.tiers[0].groups == ((0, 2),)
