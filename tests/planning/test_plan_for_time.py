@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks.small_optimum import everywhere
 
 from grace_moe.cost.sizes import OLMOE
 from grace_moe.cost.step import Setting, step_time
@@ -37,11 +38,13 @@ def with_matrix(topology, between):
 
 
 def planned_both_ways(topology, setting, trace=TRACE):
-    """Seconds of the plan for copies and of the plan for time, on the half of the requests that was planned on and on the other."""
+    """Seconds of the plan for copies and of the plan for time, on the half of the requests that was planned on and on the other: each
+    request once on every device, as a batch has as many tokens on each."""
     ours, others = trace.split_requests()
     copies = plan(ours, topology, backend=setting.backend, **QUICK)
     time = plan(ours, topology, setting=setting, **QUICK)
-    return [[seconds(p, half, topology, setting) for p in (copies, time)] for half in (ours, others)], time
+    halves = [everywhere(half, topology.num_devices) for half in (ours, others)]
+    return [[seconds(p, half, topology, setting) for p in (copies, time)] for half in halves], time
 
 
 EDGE = with_speeds(with_matrix(Topology.parse("3x1:a100-200g"), lambda a, b: 1e9 if 2 in (a, b) else 25e9), (1.0, 1.0, 0.25))

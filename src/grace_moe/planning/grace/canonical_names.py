@@ -104,9 +104,7 @@ def in_order(topology: Topology, order: npt.NDArray[np.int64]) -> Topology:
     return replace(topology, nodes=nodes, bandwidth=None if matrix is None else tuple(map(tuple, matrix.tolist())), tiers=tiers)
 
 
-def canonical_names(
-    topk_ids: npt.NDArray[np.integer[Any]], experts: int, devices: npt.NDArray[np.int64]
-) -> list[CanonicalNames]:
+def canonical_names(topk_ids: npt.NDArray[np.integer[Any]], experts: int, devices: npt.NDArray[np.int64]) -> list[CanonicalNames]:
     """The names of every layer.
 
     Args:
