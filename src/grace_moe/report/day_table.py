@@ -38,6 +38,6 @@ def day_table(day: Day) -> Table:
 
 
 def cell_texts(row: Mapping[str, Any]) -> list[str]:
-    """The row of a policy as `Day.rows` has it, column by column."""
+    """The row of a policy as `Day.rows` has it, column by column; `-` where something is unknown."""
     values = {**row, "moved_cross_node_bytes": row["moved_cross_node_bytes"] / 1e9}
-    return [form.format(values[name]) for name, _, form in COLUMNS]
+    return ["-" if values[name] is None else form.format(values[name]) for name, _, form in COLUMNS]

@@ -64,7 +64,7 @@ class Day:
         """One a policy: means over seeds, and least and most of the total cost."""
         rows = []
         for policy, days in self.outcomes.items():
-            means = {name: float(np.mean([getattr(day, name) for day in days])) for name in METRICS}
+            means = {name: _mean([getattr(day, name) for day in days]) for name in METRICS}
             costs = [day.total_cost for day in days]
             rows.append({"policy": policy, **means, "total_cost_range": [min(costs), max(costs)]})
         return rows
@@ -72,6 +72,12 @@ class Day:
     def to_dict(self) -> dict[str, Any]:
         """For machines."""
         return {"scenario": self.scenario, "rows": self.rows()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where what was to be counted is unknown."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def run_day(

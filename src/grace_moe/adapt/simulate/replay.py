@@ -25,8 +25,8 @@ class Outcome:
 
     total_cost: float
     """Mean over steps, moves included."""
-    cross_node_copies: float
-    """Per token, mean over layers and steps."""
+    cross_node_copies: float | None
+    """Per token, mean over layers and steps; None where counts alone are known, and cost has no copies in it."""
     load_max_over_mean: float
     """Of a step's pairs, mean over layers and steps."""
     moved_copies: int
@@ -50,13 +50,13 @@ class Migration:
 
 
 class _Layers:
-    """What the pool's tokens cost under the placement that serves, one layer at a time."""
+    """What the pool's tokens cost under the placement that serves: sums from the first token on, so that a stretch costs two look-ups."""
 
     def __init__(self, pool: Pool, topology: Topology, source: Ints) -> None:
-        tokens, layers, top_k = pool.topk_ids.shape
+        tokens, layers, _ = pool.topk_ids.shape
         self._pool, self._topology, self._source = pool, topology, source
-        self.copies = np.zeros((tokens, layers), np.int16)
-        self.devices = np.zeros((tokens, layers, top_k), np.int16)
+        self._copies = np.zeros((tokens + 1, layers), np.int32)
+        self._pairs = np.zeros((tokens + 1, layers, topology.num_devices), np.int32)
         self._known: list[object] = [None] * layers
 
     def serve(self, placement: Placement) -> None:
@@ -66,17 +66,19 @@ class _Layers:
                 continue
             ids = self._pool.topk_ids[:, index].astype(np.int64)
             devices, copies = routed(layer, self._topology, placement.replica_choice, ids, self._source, np.arange(len(ids)))
-            self.devices[:, index], self.copies[:, index], self._known[index] = devices, copies, layer
+            for device in range(self._topology.num_devices):
+                np.cumsum((devices == device).sum(axis=1), out=self._pairs[1:, index, device])
+            np.cumsum(copies, out=self._copies[1:, index])
+            self._known[index] = layer
 
-    def step(self, tokens: Ints) -> tuple[float, float]:
+    def step(self, tokens: StepTokens) -> tuple[float, float]:
         """Copies per token, and the busiest device over the mean, of a step: means over layers."""
-        devices, count = self.devices[tokens], self._topology.num_devices
-        layers = devices.shape[1]
-        cells = devices.astype(np.int64) + 1 + (count + 1) * np.arange(layers)[:, None]
-        load = np.bincount(cells.ravel(), minlength=layers * (count + 1)).reshape(layers, -1)[:, 1:] / self._topology.relative_speed
+        end = tokens.first + tokens.count
+        copies = self._copies[end].sum() - self._copies[tokens.first].sum()
+        load = (self._pairs[end] - self._pairs[tokens.first]).sum(axis=0) / self._topology.relative_speed
         mean = load.mean(axis=1)
-        peak = np.divide(load.max(axis=1), mean, out=np.ones(layers), where=mean > 0)
-        return float(self.copies[tokens].mean()), float(peak.mean())
+        peak = np.divide(load.max(axis=1), mean, out=np.ones(len(load)), where=mean > 0)
+        return float(copies / (tokens.count.sum() * len(load))), float(peak.mean())
 
 
 def simulate(
@@ -96,26 +98,16 @@ def simulate(
     """
     topology = policy.serving.topology
     source = np.repeat(np.arange(len(measured.sizes)), measured.sizes) % topology.num_devices
-    layers, book = _Layers(measured, topology, source), _Book(topology, migration, measured.topk_ids.shape[1])
+    layers, serving = _Layers(measured, topology, source), ServingDay(policy, migration)
     steps = zip(stream(seen, weights, options, seed), stream(measured, weights, options, seed + 1), strict=True)
-    target, waiting = policy.serving, list[list[Move]]()
     for sees, costs in steps:
         layers.serve(policy.serving)
-        book.step(layers.step(costs.token), costs)
+        copies, peak = layers.step(costs)
+        serving.step(copies, peak, tokens=int(costs.count.sum()))
         policy.see(seen.topk_ids[sees.token], sees.request)
-        wanted = policy.wanted()
-        if wanted is not None:
-            target, waiting = wanted, rounds_of(wanted, policy.serving)
-            if not waiting:
-                policy.serving = target  # shares of replicas alone
-        if waiting:
-            now = waiting if policy.stops or policy.free else waiting[: migration.rounds_per_step]
-            waiting = waiting[len(now) :]
-            if not policy.free:
-                book.moves(now, stops=policy.stops)
-            policy.serving = _switched(policy.serving, target, waiting)
+        serving.move()
         on_step(policy)
-    return book.outcome()
+    return serving.outcome()
 
 
 def _switched(serving: Placement, target: Placement, waiting: Sequence[Sequence[Move]]) -> Placement:
@@ -125,43 +117,63 @@ def _switched(serving: Placement, target: Placement, waiting: Sequence[Sequence[
     return replace(target, layers=layers)
 
 
-class _Book:
-    """Adds up a day."""
+class ServingDay:
+    """Carries out a policy's moves beside its steps, and adds up what both cost."""
 
-    def __init__(self, topology: Topology, migration: Migration, layers: int) -> None:
-        self._topology, self._migration, self._layers = topology, migration, layers
-        self._copies: list[float] = []
+    def __init__(self, policy: Policy, migration: Migration) -> None:
+        self._policy, self._migration = policy, migration
+        self._target = policy.serving
+        self._waiting: list[list[Move]] = []
+        self._copies: list[float | None] = []
         self._peaks: list[float] = []
         self._moved: list[int] = []
         self._moves_cost = self._stall = 0.0
         self._far = 0
         self._tokens = 0
 
-    def step(self, cost: tuple[float, float], tokens: StepTokens) -> None:
-        """One step's costs."""
-        self._copies.append(cost[0])
-        self._peaks.append(cost[1])
+    def step(self, copies: float | None, peak: float, *, tokens: int) -> None:
+        """One step's copies per token (None = unknown, on every step) and busiest device over the mean."""
+        self._copies.append(copies)
+        self._peaks.append(peak)
         self._moved.append(0)
-        self._tokens += len(tokens.token)
+        self._tokens += tokens
 
-    def moves(self, rounds: Sequence[Sequence[Move]], *, stops: bool) -> None:
-        """Moves that are carried out now."""
-        node, migration = self._topology.node_of_device, self._migration
+    def move(self) -> None:
+        """After a step: what the policy wants now, and the moves that go beside this step."""
+        policy = self._policy
+        wanted = policy.wanted()
+        if wanted is not None:
+            self._target, self._waiting = wanted, rounds_of(wanted, policy.serving)
+            if not self._waiting:
+                policy.serving = self._target  # shares of replicas alone
+        if self._waiting:
+            now = self._waiting if policy.stops or policy.free else self._waiting[: self._migration.rounds_per_step]
+            self._waiting = self._waiting[len(now) :]
+            if not policy.free:
+                self._count(now)
+            policy.serving = _switched(policy.serving, self._target, self._waiting)
+
+    def _count(self, rounds: Sequence[Sequence[Move]]) -> None:
+        topology, migration = self._policy.serving.topology, self._migration
+        node = topology.node_of_device
         for moves in rounds:
             far = sum(bool(node[move.source] != node[move.target]) for move in moves)
             self._far += far
             self._moved[-1] += len(moves)
             self._moves_cost += migration.prices.of_moves(len(moves), far)
-            if stops:
-                link = self._topology.cross_node if far else self._topology.intra_node
+            if self._policy.stops:
+                link = topology.cross_node if far else topology.intra_node
                 self._stall += link.latency_s + migration.expert_bytes / link.bandwidth_bytes_per_s
 
     def outcome(self) -> Outcome:
         """The day's sums."""
-        steps = np.array(self._copies) + self._migration.prices.imbalance * (np.array(self._peaks) - 1)
+        known = [copies for copies in self._copies if copies is not None]
+        copies = np.array(known) if known else np.zeros(len(self._peaks))
+        steps = copies + self._migration.prices.imbalance * (np.array(self._peaks) - 1)
+        layers = len(self._policy.serving.layers)
         return Outcome(
-            total_cost=float(steps.mean()) + self._moves_cost / max(1, self._tokens * self._layers),
-            cross_node_copies=float(np.mean(self._copies)),
+            total_cost=float(steps.mean()) + self._moves_cost / max(1, self._tokens * layers),
+            cross_node_copies=float(copies.mean()) if known else None,
             load_max_over_mean=float(np.mean(self._peaks)),
             moved_copies=sum(self._moved),
             moved_cross_node_bytes=self._far * self._migration.expert_bytes,

@@ -43,12 +43,25 @@ class StreamOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTokens:
-    """Tokens of a step, by their place in the pool."""
+    """Tokens of a step: each request has some that follow one another in the pool. R requests, T tokens."""
 
-    token: Ints
-    """`[T]` number of the token in the pool."""
-    request: Ints
-    """`[T]` number of its request, one that no other request of the stream has."""
+    first: Ints
+    """`[R]` number of a request's first token of the step in the pool."""
+    count: Ints
+    """`[R]` of its tokens."""
+    number: Ints
+    """`[R]` of the request, one that no other request of the stream has."""
+
+    @property
+    def token(self) -> Ints:
+        """`[T]` number of each token in the pool."""
+        before = np.cumsum(self.count) - self.count
+        return np.repeat(self.first - before, self.count) + np.arange(self.count.sum())
+
+    @property
+    def request(self) -> Ints:
+        """`[T]` number of each token's request."""
+        return np.repeat(self.number, self.count)
 
 
 class Pool:
@@ -99,7 +112,5 @@ def stream(pool: Pool, weights: npt.NDArray[np.float64], options: StreamOptions,
             first = request[place] >= 0 and number[place] < 2 * options.requests
             done[place] = random.integers(pool.sizes[request[place]]) if first else 0
         left = np.minimum(pool.sizes[request] - done, width)
-        row = np.repeat(np.arange(options.requests), left)
-        place_in = np.arange(len(row)) - np.repeat(np.cumsum(left) - left, left)
-        yield StepTokens(token=(pool.starts[request] + done)[row] + place_in, request=number[row])
+        yield StepTokens(first=pool.starts[request] + done, count=left, number=number.copy())
         done += left
