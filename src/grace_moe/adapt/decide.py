@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grace_moe.adapt.candidates import Candidate, Judge, moves_of, surely_together, worth_of
-from grace_moe.adapt.judge import Gain, sum_of
+from grace_moe.adapt.candidates import Candidate, Judge, moves_of
+from grace_moe.adapt.judge import Gain
 from grace_moe.adapt.prices import Prices
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
@@ -88,18 +88,21 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
     paying = [index for index in range(len(considered)) if judge.may_pay(index, options.horizon)]
     trial = _Planner(part, planned_on.of_layers(considered), options, budget)
-    moving = {index: judge.candidate(index, layer) for index, layer in trial.moving(paying).items()}
-    taken = surely_together(moving, options.prices, options.horizon)
-    staying = {index: judge.candidate(index, trial.staying(index)) for index in range(len(considered)) if index not in taken}
-    taken = surely_together(staying, options.prices, options.horizon, taken)
+    moving = judge.candidates(trial.moving(paying))
+    taken = _paying(moving, options)
+    staying = judge.candidates({index: trial.staying(index) for index in range(len(considered)) if index not in taken})
+    taken |= _paying(staying, options)
     best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in range(len(considered)))
     if planned_on.num_tokens < tokens_of_search(serving.topology):
         taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget), part)
     taken = _within(taken, budget, options)
     balance = np.mean([taken[index].balance if index in taken else judge.served_balance(index) for index in range(len(considered))])
-    return _decision(
-        serving, considered, {considered[index]: one for index, one in taken.items()}, options, best=best, balance=float(balance)
-    )
+    named = {considered[index]: one for index, one in taken.items()}
+    return _decision(serving, considered, named, options, best=best, balance=float(balance))
+
+
+def _paying(candidates: Mapping[int, Candidate], options: DecisionOptions) -> dict[int, Candidate]:
+    return {index: one for index, one in candidates.items() if one.worth(options.prices, options.horizon) > 0}
 
 
 class _Planner:
@@ -134,7 +137,8 @@ def _planned_on_all(taken: Mapping[int, Candidate], planner: _Planner, serving: 
 def _within(taken: Mapping[int, Candidate], budget: int, options: DecisionOptions) -> dict[int, Candidate]:
     """The layers that are worth most for each move, with at most so many moves in all."""
     kept = {}
-    for index in sorted(taken, key=lambda index: -worth_of([taken[index]], options.prices, options.horizon) / max(taken[index].moved, 0.5)):
+    prices, horizon = options.prices, options.horizon
+    for index in sorted(taken, key=lambda index: -taken[index].worth(prices, horizon) / max(taken[index].moved, 0.5)):
         if taken[index].moved <= budget:
             kept[index] = taken[index]
             budget -= taken[index].moved
@@ -158,7 +162,7 @@ def _decision(
     """
     layers, prices = len(serving.layers), options.prices
     moved, far = sum(one.moved for one in taken.values()), sum(one.from_other_nodes for one in taken.values())
-    gain = sum_of(one.gain for one in taken.values()).over(layers)
+    gain = Gain(mean=sum(one.gain.mean for one in taken.values()) / layers, low=sum(one.gain.low for one in taken.values()) / layers)
     cost = prices.of_moves(moved, far) / options.horizon / layers
     saves = f"{gain.mean:.3f} copies per token (surely {gain.low:.3f})"
     return Decision(
@@ -166,7 +170,7 @@ def _decision(
         reason=(
             f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
             if taken
-            else f"no layers save surely more than their moves cost, over {options.horizon:,.0f} tokens"
+            else f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
         ),
         moved=moved,
         from_other_nodes=far,

@@ -26,7 +26,7 @@ from grace_moe.planning.constants import (
     IMBALANCE_PRICE,
     PRICE_ROUNDS_AGAIN,
 )
-from grace_moe.planning.grace.canonical_names import CanonicalNames, canonical_names
+from grace_moe.planning.grace.canonical_names import CanonicalNames, canonical_names, device_order
 from grace_moe.planning.grace.fallbacks import with_choice
 from grace_moe.planning.grace.layer_placement import loads_of, node_limits, place_on_devices, refit, sample, search_copies
 from grace_moe.planning.grace.options import GraceOptions, check_task
@@ -170,7 +170,7 @@ def layers_to_replan(trace: RoutingTrace, serving: Placement, *, seed: int, effo
         threads=1,
     )
     check_task(task, options)
-    names = canonical_names(trace.topk_ids, trace.num_experts, serving.topology)
+    names = canonical_names(trace.topk_ids, trace.num_experts, device_order(serving.topology))
     found = []
     for own, problem in zip(names, layer_problems(task, options, names), strict=True):
         assert problem.serving is not None

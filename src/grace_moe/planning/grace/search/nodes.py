@@ -80,7 +80,8 @@ def try_moves(state: NodeState, moves: npt.NDArray[np.int64]) -> npt.NDArray[np.
     if len(moves):
         state = state._replace(listed=np.ascontiguousarray(moves), next_listed=np.zeros(1, np.int64))
         _search(state, energy(state), Cooling(proposals=len(moves), steps=1, hot=COLD, cold=COLD), 0)
-    return moves[state.contents.slot[moves[:, 0], moves[:, 1]] == moves[:, 2]]
+    refused: npt.NDArray[np.int64] = moves[state.contents.slot[moves[:, 0], moves[:, 1]] == moves[:, 2]]
+    return refused
 
 
 def priced(state: NodeState, move_price: float) -> NodeState:
