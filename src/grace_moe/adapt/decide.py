@@ -1,8 +1,8 @@
 """Whether to move experts, and which: what is surely saved over a horizon against what moving costs, layer by layer, within a budget.
 
-Candidates of a layer are planned from what serves, at a price for each move: a dear one first, then cheaper ones, until moves of all layers
-are over the budget. What a candidate saves is judged on half of the requests, by one that is planned in the same way on the other half.
-A layer takes the candidate that is worth most within the budget, or stays as it is.
+Half of the recent requests are planned on, from the placement that serves: for the moves that save most, picked across layers at one price
+of a move, within the budget. The other half judges. Layers whose moves surely pay are then planned on all requests in the same way, where
+half of them are fewer than a search looks at.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class DecisionOptions:
     """Tokens over which moves must pay."""
     budget: float = 0.1
     """Share of all expert copies that may move."""
-    work: int = 100_000
-    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned."""
+    work: int = 600_000
+    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned: all of
+    58 layers on eight nodes at the first look after a change."""
     prices: Prices = field(default_factory=Prices)
     effort: float = 1.0
     """Of the searches, as `plan` has it."""
