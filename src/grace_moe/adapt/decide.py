@@ -14,12 +14,12 @@ import numpy as np
 
 from grace_moe.adapt.judge import Gain, balance_of, gains_of
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.request_costs import request_costs
+from grace_moe.adapt.request_costs import costs_of_layers
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement, difference
 from grace_moe.planning import plan
 from grace_moe.planning.grace.fallbacks import with_choice
-from grace_moe.trace import RoutingTrace, order_of_requests
+from grace_moe.trace import RoutingTrace
 
 DEARER = (1.0, 4.0, 16.0)
 """Multiples of a move's price to plan at, the next where the moves are over the budget. Not tuned."""
@@ -140,14 +140,8 @@ def _add_choices(
     rows: Sequence[list[_Choice]], planned: Placement, serving: Placement, judged_on: RoutingTrace, options: DecisionOptions
 ) -> None:
     moves = difference(planned, serving)
-    requests, _ = order_of_requests(judged_on)
-    candidates, served = (
-        [
-            request_costs(layer, serving.topology, placement.replica_choice, judged_on.topk_ids[:, index].astype(np.int64), requests)
-            for index, layer in enumerate(placement.layers)
-        ]
-        for placement in (planned, serving)
-    )
+    every = range(len(serving.layers))
+    candidates, served = (costs_of_layers(placement, judged_on, every) for placement in (planned, serving))
     gains = gains_of(candidates, served, options.prices, seed=options.seed)
     for index, (layer, gain) in enumerate(zip(planned.layers, gains, strict=True)):
         moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
