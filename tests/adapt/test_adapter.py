@@ -107,3 +107,8 @@ def test_what_moved_is_measured_and_goes_back_where_it_does_harm():
     before = len(adapter.looks)
     serve(adapter, TRACE, 90, 2)
     assert sum("go back" in look.decision.reason for look in adapter.looks[before:]) == 1
+
+
+def test_what_can_not_be_followed_is_refused():
+    with pytest.raises(UsageError, match="up to 64"):
+        Adapter(plan(TRACE, Topology.parse("65x1"), "round_robin"), TRACE)

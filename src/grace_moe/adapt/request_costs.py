@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.choice import choice_table
-from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
-from grace_moe.trace import RoutingTrace, order_of_requests
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -62,14 +60,3 @@ def request_costs(layer: LayerPlacement, topology: Topology, replica_choice: str
         copies=copies_of_request,
         pairs=pairs / topology.relative_speed,
     )
-
-
-def costs_of_layers(placement: Placement, trace: RoutingTrace, layers: Sequence[int]) -> list[RequestCosts]:
-    """Costs of each request in these layers, by their indices."""
-    requests, _ = order_of_requests(trace)
-    return [
-        request_costs(
-            placement.layers[index], placement.topology, placement.replica_choice, trace.topk_ids[:, index].astype(np.int64), requests
-        )
-        for index in layers
-    ]

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grace_moe.adapt.decide import Decision, DecisionOptions
+from grace_moe.adapt.candidates import Judge
+from grace_moe.adapt.decide import Decision, DecisionOptions, decision_of
 from grace_moe.adapt.detect import FEWEST_REQUESTS
-from grace_moe.adapt.judge import Gain, balance_of, gains_of
-from grace_moe.adapt.request_costs import costs_of_layers
-from grace_moe.placement import Placement, difference
+from grace_moe.placement import Placement
 from grace_moe.trace import RoutingTrace
 
 
@@ -36,30 +35,15 @@ def review(former: Placement, serving: Placement, fresh: RoutingTrace, options: 
     changed = [index for index, (new, old) in enumerate(zip(serving.layers, former.layers, strict=True)) if new != old]
     if not changed or len(np.unique(fresh.requests)) < FEWEST_REQUESTS:
         return None
-    as_before, as_now = (costs_of_layers(placement, fresh, changed) for placement in (former, serving))
-    gains = gains_of(as_before, as_now, options.prices, seed=options.seed)
-    layers, moves = len(serving.layers), difference(former, serving)
-    taken = {}
-    for index, before, gain in zip(changed, as_before, gains, strict=True):
-        moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
-        if gain.low * options.horizon > options.prices.of_moves(moved, far):
-            taken[index] = (moved, far, gain, balance_of(before))
-    measured = -sum(gain.mean for gain in gains) / layers
-    if not taken:
-        return Review(measured=measured, back=None)
-    moved, far = sum(one[0] for one in taken.values()), sum(one[1] for one in taken.values())
-    gain = Gain(mean=sum(one[2].mean for one in taken.values()) / layers, low=sum(one[2].low for one in taken.values()) / layers)
-    back = Decision(
-        placement=replace(
-            serving, layers=tuple(former.layers[index] if index in taken else layer for index, layer in enumerate(serving.layers))
-        ),
-        reason=f"{len(taken)} of {layers} layers go back: since they moved, traffic costs {gain.mean:.3f} copies per token more",
-        moved=moved,
-        from_other_nodes=far,
-        gain=gain,
-        cost=options.prices.of_moves(moved, far) / options.horizon / layers,
-        balance=float(np.mean([one[3] for one in taken.values()])),
-        gain_left=0.0,
-        considered=tuple(taken),
+    judge = Judge(serving, fresh, options.prices, options.seed)
+    found = judge.candidates({index: former.layers[index] for index in changed})
+    total = sum(one.gain.mean for one in found.values())
+    going = {index: one for index, one in found.items() if one.worth(options.prices, options.horizon) > 0}
+    if not going:
+        return Review(measured=-total / len(serving.layers), back=None)
+    balance = float(np.mean([one.balance for one in going.values()]))
+    back = decision_of(serving, list(going), going, options, best=sum(one.gain.mean for one in going.values()), balance=balance)
+    reason = (
+        f"{len(going)} of {len(serving.layers)} layers go back: since they moved, traffic costs {back.gain.mean:.3f} copies per token more"
     )
-    return Review(measured=measured, back=back)
+    return Review(measured=-total / len(serving.layers), back=replace(back, reason=reason))
