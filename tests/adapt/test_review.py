@@ -41,6 +41,6 @@ def test_going_back_must_pay():
     assert found.back is None
 
 
-@pytest.mark.parametrize("former, requests", [(OTHERS, 200), (OURS, 7)])
+@pytest.mark.parametrize(("former", "requests"), [(OTHERS, 200), (OURS, 7)])
 def test_nothing_is_told_where_nothing_moved_or_few_requests_came_in(former, requests):
     assert review(former, OTHERS, TRACE.select(TRACE.requests < requests), CHEAP) is None
