@@ -11,6 +11,7 @@ from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
+from grace_moe.planning.grace.replanning import check_replannable
 from grace_moe.trace import RoutingTrace
 
 LOOKS = 5
@@ -77,9 +78,13 @@ class Adapter:
     that changed most come first, and the others at the next checks. The budget is for all that moves after a change. A change soon after
     the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later traffic is compared
     with.
+
+    Raises:
+        UsageError: on construction, if there are more nodes than a search takes.
     """
 
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
+        check_replannable(serving.topology)
         self.options = AdaptOptions() if options is None else options
         self.serving = serving
         """The placement that serves; whoever moves experts sets it when they have moved."""

@@ -90,6 +90,10 @@ REPLAN_PROPOSALS = 8_000
 """Moves from a placement that serves. 8 to 10 times faster, at most 4% more traffic (again_2cores_2026-11-25.md)."""
 REPLAN_HEAT = (3e-4, 3e-5)
 """Figures of `REPLAN_PROPOSALS`: a cold search moves few experts."""
+DESCENT_TOKENS = 8192
+"""Tokens of a descent while a model serves, times nodes. Not tuned: bounds time."""
+DESCENT_ROUNDS = 8
+"""Rounds of the descent: the moves that are guessed to be best, tried by the exact energy. Not tuned."""
 VARIANCE_WEIGHT = 3.0
 """Weight of the variance beside the squared mean, on nodes and on devices. Not tuned; above 1 against the winner's curse: of many
 candidates the search keeps one whose balance the sample flatters."""
@@ -112,6 +116,8 @@ PRICE_TOKENS = 1500
 """Tokens that prices are found on beyond. Not tuned: many nodes make many (token, source) pairs of a token."""
 REPLAN_THINNING = 3
 """From a placement that serves, prices are found on every third token. Figures of `REPLAN_PROPOSALS`."""
+PRICE_ROUNDS_AGAIN = 2
+"""Rounds of the prices while a model serves, from those that serve. Not tuned."""
 SPLIT_ROUNDS = 200
 """Rounds of the split. Not tuned: they end earlier, where loads are even."""
 EVEN_ENOUGH = 1.0005
@@ -195,11 +201,11 @@ MOVE_LIMITS = (0.95, 0.98, 1.0)
 """Share of the busiest device's limit that moves keep to, on the fastest placement of a layer and the next ones. Not tuned: what is at the
 limit on a sample is beyond it on some days."""
 MOVES = 400
-"""Moves of single experts that are tried on each, timed on `MOVE_TOKENS`. Not tuned."""
+"""Placements that moves of single experts try from each, timed on `MOVE_TOKENS`. Not tuned."""
 MOVE_TOKENS = 3000
 """Tokens that a move is timed on. Not tuned."""
-MOST_MOVES = 4
-"""Times as many moves that are tried where the trace has fewer tokens than that. Not tuned."""
+DRAWS_A_TRY = 10
+"""Most moves that are drawn for each that is tried: others are known already, or can't be made. Not tuned: bounds time."""
 MOVE_PATIENCE = 4
 """Moves in vain, over experts times devices, after which the search leaves a placement that no move makes faster. Not tuned."""
 MOVES_ASTRAY = 3

@@ -23,8 +23,8 @@ from grace_moe.planning.constants import (
     CAPACITY_POWER,
     CAPACITY_ROUNDS,
     DEAREST_NODES,
+    DOUBT_IN_TIME,
     LEAST_LOAD,
-    MOST_MOVES,
     MOVE_LIMITS,
     MOVE_TOKENS,
     MOVES,
@@ -84,7 +84,8 @@ def _in_shares(rows: list[list[Candidate]]) -> list[list[Candidate]]:
 
 def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, problem: LayerProblem, by_copies: Candidate) -> list[Candidate]:
     """Placements of one layer with their times; the first is that for copies, the last is the floor."""
-    clock, slots = clock_of(problem, setting), problem.slots_of_devices
+    as_it_is, slots = math.isinf(tolerance), problem.slots_of_devices
+    clock = clock_of(problem, setting, as_it_is=as_it_is)
     load = np.bincount(problem.ids[problem.ids >= 0], minlength=problem.experts).astype(float)
 
     def fitting(layer: LayerPlacement) -> LayerPlacement:
@@ -92,13 +93,14 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
 
     by_copies = replace(by_copies, layer=fitting(by_copies.layer))
     kept = timed(clock, by_copies.layer)
+    doubt = 0.0 if as_it_is else DOUBT_IN_TIME
 
     def timed_as(layer: LayerPlacement, origin: Origin) -> Candidate:
         fits = fitting(layer)
-        return candidate(fits, origin, timed(clock, fits), kept)
+        return candidate(fits, origin, timed(clock, fits), kept, doubt)
 
     floor = timed_as(floor_of(problem).layer, "eplb")
-    found = [candidate(by_copies.layer, by_copies.origin, kept, kept)]
+    found = [candidate(by_copies.layer, by_copies.origin, kept, kept, doubt)]
     if not problem.searchable:
         return [*found, floor]
     found += [timed_as(replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
@@ -108,13 +110,14 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
     if _irregular(problem.topology):
         best = min(range(len(tries)), key=lambda index: of_tries[index].traffic)
         found += [timed_as(layer, "search") for layer in _reshaped(clock, tries[best])]
-    busiest = max(float(floor.peaks[0]), float(kept.busiest[0])) if math.isfinite(tolerance) else math.inf
+    busiest = math.inf if as_it_is else max(float(floor.peaks[0]), float(kept.busiest[0]))
     within = [each for each in found if each.peaks[0] <= tolerance * busiest] or found
     short = shorter(clock, MOVE_TOKENS)
-    tried = MOVES * min(MOST_MOVES, MOVE_TOKENS / max(1, len(short.ids))) * problem.effort
-    for start, share in zip(sorted(within, key=lambda each: each.traffic), MOVE_LIMITS, strict=False):
+    starts = {each.layer: each for each in sorted(within, key=lambda each: each.traffic)}
+    for number, (start, share) in enumerate(zip(starts.values(), MOVE_LIMITS, strict=False)):
         limits = MoveLimits(slots=slots, busiest=share * busiest)
-        found.append(timed_as(improved(short, start.layer, limits, int(tried), problem.seed), start.origin))
+        moved = improved(short, start.layer, limits, int(MOVES * problem.effort), [problem.seed, number])
+        found.append(timed_as(moved, start.origin))
     return [*found, floor]
 
 

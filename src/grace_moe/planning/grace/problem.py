@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE
-from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, device_order, renamed
+from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE, PRICE_ROUNDS
+from grace_moe.planning.grace.canonical_names import CanonicalNames, in_order, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.search.node_copies import copies_on_nodes
@@ -57,6 +57,10 @@ class LayerProblem:
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
     move_price: float = 0.0
     """Copies per token that a copy is worth which a node of `start` does not hold."""
+    price_rounds: int = PRICE_ROUNDS
+    """Rounds in which prices of nodes are found."""
+    first_prices: tuple[float, ...] = ()
+    """`[N]` prices of nodes to begin with; empty = none."""
     effort: float
     """Multiplies the moves that searches try."""
     seed: int
@@ -76,12 +80,13 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
     Args:
         names: of each layer.
     """
-    trace, topology = task.trace, by_speed(task.topology)
+    trace, devices = task.trace, names[0].devices
+    topology = in_order(task.topology, devices)
     by_memory: tuple[int, ...] = ()
     if task.setting is None:
         slots = task.equal_slots
     else:
-        by_memory = tuple(task.slots_by_memory[device] for device in device_order(task.topology))
+        by_memory = tuple(task.slots_by_memory[device] for device in devices)
         slots = -(-sum(by_memory) // len(by_memory))
         trace = trace.select(np.flatnonzero(tokens_of(trace, task.setting.phase)))
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
