@@ -34,7 +34,7 @@ def test_another_taste_is_told():
     found = change_between(traffic(random, popularity, 60), traffic(random, popularity[:, ::-1], 40))
     assert found.chance < 1e-8
     assert found.distance > 2 * found.expected
-    assert found.requests == (60, 40)
+    assert found.compared == (60, 40)
 
 
 def test_too_few_requests_tell_nothing():
