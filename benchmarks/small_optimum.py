@@ -5,7 +5,7 @@
 An instance is a made trace of 120 short requests on 2 to 4 devices in 1 to 4 nodes: devices of unequal speed and memory, in half of them a
 pair of devices with a slow link; prefill or decode, with room for replicas or without. The optimum is the fastest of all placements that
 fit, replicas drawn evenly, chosen jointly, near or by weight. Each request comes in once on every device: where a few happen to come in
-is luck that no plan can know. Plans are made with `tolerance=inf`: for time alone, without the floor of balance.
+is luck that no plan can know. Plans are made with `tolerance=inf`: for time alone, without the floor of balance, of the trace as it is.
 """
 
 import argparse

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from grace_moe.adapt import DecisionOptions, Prices, decide
-from grace_moe.adapt.judge import cost_per_token, gain_of
-from grace_moe.adapt.request_costs import RequestCosts, request_costs
+from grace_moe.adapt.judge import cost_per_token
+from grace_moe.adapt.request_costs import request_costs
 from grace_moe.adapt.simulate.day import renamed
 from grace_moe.errors import TraceError, UsageError
 from grace_moe.placement import LayerPlacement, difference
@@ -29,17 +29,6 @@ def test_costs_of_requests_by_hand():
     assert found.pairs.tolist() == [[3, 1], [1, 2]]
     cost = cost_per_token(found, Prices(imbalance=2.0))
     assert cost.tolist() == pytest.approx([2 / 4 + 2.0 * (4 / 3.5 - 1)])
-
-
-def test_a_gain_that_depends_on_one_request_is_not_sure():
-    def costs(copies):
-        return RequestCosts(tokens=np.ones(20), copies=np.array(copies, float), pairs=np.ones((20, 2)))
-
-    sure = gain_of(costs([0] * 20), costs([1] * 20), Prices(), seed=0)
-    assert (sure.mean, sure.low) == pytest.approx((1.0, 1.0))
-    doubtful = gain_of(costs([1] * 20), costs([1] * 19 + [3]), Prices(), seed=0)
-    assert doubtful.mean == pytest.approx(0.1)
-    assert doubtful.low < 0.03
 
 
 def test_traffic_as_planned_moves_nothing_that_costs():

@@ -15,7 +15,7 @@ from grace_moe.errors import MismatchError, UsageError
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
-TRACE = synthetic_trace(tokens=3000, layers=2, experts=16, top_k=2, requests=100, clusters=4, affinity=0.9, seed=1)
+TRACE = synthetic_trace(tokens=6000, layers=2, experts=16, top_k=2, requests=400, clusters=4, affinity=0.9, seed=1)
 TOPOLOGY = Topology.parse("2x2")
 DAY = DayOptions(stream=StreamOptions(steps=120, requests=32, tokens_per_request=8), expert_bytes=8192 * 16, effort=0.2)
 

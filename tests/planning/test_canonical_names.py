@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grace_moe.placement import LayerPlacement, even_weights
 from grace_moe.planning import plan
-from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, device_order, expert_order, renamed
+from grace_moe.planning.grace.canonical_names import CanonicalNames, device_order, expert_order, in_order, renamed
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
@@ -34,7 +34,7 @@ def test_devices_by_speed_by_hand():
     speeds = [[1.0, 2.0], [1.0], [3.0, 1.0, 3.0]]
     topology = Topology.from_dict({"nodes": [{"devices": [{"relative_speed": s} for s in node]} for node in speeds]})
     assert device_order(topology).tolist() == [1, 0, 2, 3, 5, 4]
-    assert by_speed(topology).relative_speed.tolist() == [2, 1, 1, 3, 3, 1]
+    assert in_order(topology, device_order(topology)).relative_speed.tolist() == [2, 1, 1, 3, 3, 1]
 
 
 def test_a_layer_there_and_back():

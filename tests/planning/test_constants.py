@@ -8,7 +8,7 @@ import pytest
 from grace_moe import RoutingTrace, Topology
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.grace.candidates import Candidate
-from grace_moe.planning.grace.canonical_names import canonical_names
+from grace_moe.planning.grace.canonical_names import canonical_names, device_order
 from grace_moe.planning.grace.layer_placement import place_layer
 from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.problem import layer_problems
@@ -39,7 +39,7 @@ def problem_of(ids, experts, requests=None, shape="2x1", **limits):
         request_ids=None if requests is None else np.array(requests, np.int32),
     )
     task = PlanningTask(recording=trace, topology=Topology.parse(shape), **(limits or {"redundancy": 1}))
-    names = canonical_names(trace.topk_ids, experts, task.topology)
+    names = canonical_names(trace.topk_ids, experts, device_order(task.topology))
     (problem,) = layer_problems(task, OPTIONS, names)
     return problem, names[0].experts
 

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks.small_optimum import everywhere
 
 from grace_moe.cost.sizes import OLMOE
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.flows import replay_flows
 from grace_moe.planning import plan
-from grace_moe.planning.grace.canonical_names import by_speed
+from grace_moe.planning.grace.canonical_names import device_order, in_order
 from grace_moe.topology import Link, Tier, Topology
 from grace_moe.trace import LoadProfile, expert_loads, synthetic_trace
 
@@ -37,11 +38,13 @@ def with_matrix(topology, between):
 
 
 def planned_both_ways(topology, setting, trace=TRACE):
-    """Seconds of the plan for copies and of the plan for time, on the half of the requests that was planned on and on the other."""
+    """Seconds of the plan for copies and of the plan for time, on the half of the requests that was planned on and on the other: each
+    request once on every device, as a batch has as many tokens on each."""
     ours, others = trace.split_requests()
     copies = plan(ours, topology, backend=setting.backend, **QUICK)
     time = plan(ours, topology, setting=setting, **QUICK)
-    return [[seconds(p, half, topology, setting) for p in (copies, time)] for half in (ours, others)], time
+    halves = [everywhere(half, topology.num_devices) for half in (ours, others)]
+    return [[seconds(p, half, topology, setting) for p in (copies, time)] for half in halves], time
 
 
 EDGE = with_speeds(with_matrix(Topology.parse("3x1:a100-200g"), lambda a, b: 1e9 if 2 in (a, b) else 25e9), (1.0, 1.0, 0.25))
@@ -120,7 +123,7 @@ def test_links_follow_their_devices_when_a_node_is_named_by_speed():
     topology = with_speeds(Topology.parse("1x3"), (0.5, 2.0, 1.0))
     matrix = tuple(tuple(float(10 * a + b + 1) for b in range(3)) for a in range(3))
     pair = Tier(name="pair", link=Link(bandwidth_bytes_per_s=1e9, latency_s=0.0), groups=((0, 1),))
-    named = by_speed(replace(topology, bandwidth=matrix, tiers=(pair,)))
+    named = in_order(replace(topology, bandwidth=matrix, tiers=(pair,)), device_order(topology))
     assert named.relative_speed.tolist() == [2.0, 1.0, 0.5]
     assert np.array(named.bandwidth).tolist() == np.array(matrix)[np.ix_([1, 2, 0], [1, 2, 0])].tolist()
     assert named.tiers[0].groups == ((0, 2),)

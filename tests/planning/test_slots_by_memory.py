@@ -69,6 +69,8 @@ def test_a_placement_is_made_to_fit(data):
         assert fits is layer
 
 
-@pytest.mark.parametrize("seed", [0, 4])
+@pytest.mark.parametrize(
+    "seed", [109, 112]
+)  # a slow device before a fast one on a node; full devices, where one copy makes way for another
 def test_small_unequal_instances_are_within_2_percent_of_the_optimum(seed):
     assert gap(instance(seed)) <= 0.02

@@ -10,7 +10,7 @@ import pytest
 from grace_moe import RoutingTrace, Topology, plan
 from grace_moe.planning.constants import COPY_CAP, COPY_PRICE, IMBALANCE_PRICE
 from grace_moe.planning.grace.by_load import floor_of
-from grace_moe.planning.grace.canonical_names import canonical_names
+from grace_moe.planning.grace.canonical_names import canonical_names, device_order
 from grace_moe.planning.grace.foresight import forecast
 from grace_moe.planning.grace.layer_placement import place_layer
 from grace_moe.planning.grace.options import GraceOptions
@@ -32,7 +32,7 @@ TRACE = RoutingTrace(
     request_ids=np.repeat(np.arange(REQUESTS, dtype=np.int32), len(ORDER)),
 )
 TASK = PlanningTask(recording=TRACE, topology=TOPOLOGY, slots_per_device=2)
-NAMES = canonical_names(TRACE.topk_ids, 6, TOPOLOGY)
+NAMES = canonical_names(TRACE.topk_ids, 6, device_order(TOPOLOGY))
 OPTIONS = GraceOptions(
     move_price=0.0,
     price=IMBALANCE_PRICE,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grace_moe.adapt.judge import Gain, balance_of, gain_of
+from grace_moe.adapt.judge import Gain, balance_of, gains_of
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import request_costs
 from grace_moe.errors import UsageError
@@ -141,24 +141,25 @@ def _add_choices(
 ) -> None:
     moves = difference(planned, serving)
     requests, _ = order_of_requests(judged_on)
-    for index, (new, old) in enumerate(zip(planned.layers, serving.layers, strict=True)):
-        ids = judged_on.topk_ids[:, index].astype(np.int64)
-        costs = [
-            request_costs(layer, serving.topology, placement.replica_choice, ids, requests)
-            for layer, placement in ((new, planned), (old, serving))
+    candidates, served = (
+        [
+            request_costs(layer, serving.topology, placement.replica_choice, judged_on.topk_ids[:, index].astype(np.int64), requests)
+            for index, layer in enumerate(placement.layers)
         ]
-        gain = gain_of(costs[0], costs[1], options.prices, seed=options.seed)
+        for placement in (planned, serving)
+    )
+    gains = gains_of(candidates, served, options.prices, seed=options.seed)
+    for index, (layer, gain) in enumerate(zip(planned.layers, gains, strict=True)):
         moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
-        worth = gain.low * options.horizon - options.prices.of_moves(moved, far)
         rows[index].append(
             _Choice(
-                layer=new,
+                layer=layer,
                 gain=gain,
                 moved=moved,
                 from_other_nodes=far,
-                balance=balance_of(costs[0]),
-                served=balance_of(costs[1]),
-                worth=worth,
+                balance=balance_of(candidates[index]),
+                served=balance_of(served[index]),
+                worth=gain.low * options.horizon - options.prices.of_moves(moved, far),
             )
         )
 

@@ -1,19 +1,30 @@
-"""What a candidate layer would save on requests that it was not planned on, and how sure that is."""
+"""What candidates of several layers would save on requests that they were not planned on, and how sure that is.
+
+Layers are judged together, as one request chooses in all of them. All candidates of one kind must surely save something in sum, so that a
+few layers which look good by chance don't count. Then what a layer's requests say is drawn towards the mean of all layers, the more, the
+less they agree (empirical Bayes: Efron and Morris 1973): the best of many candidates looks better than it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student
 
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import RequestCosts
 
-RESAMPLES = 64
-"""Bootstrap samples. Not tuned."""
+RESAMPLES = 256
+"""Bootstrap samples. Not tuned: a standard error is known within a twentieth."""
+HARM = 0.01
+"""Chance that candidates which save nothing in sum are told to. Not tuned: of the five looks after a change, in all one in twenty."""
 LOW = 0.05
-"""Quantile that stands for the gain that is sure enough. Not tuned."""
+"""Chance that a layer saves less than what is called sure. Not tuned."""
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +33,10 @@ class Gain:
 
     mean: float
     low: float
-    """The gain is larger in 95% of bootstrap samples of the requests."""
+    """The gain is larger in 95% of cases; not above 0 where the candidates of all layers don't surely save anything."""
 
 
-def cost_per_token(costs: RequestCosts, prices: Prices, weights: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+def cost_per_token(costs: RequestCosts, prices: Prices, weights: Floats | None = None) -> Floats:
     """`[samples]` copies per token and the price of the busiest device over the mean.
 
     Args:
@@ -35,7 +46,7 @@ def cost_per_token(costs: RequestCosts, prices: Prices, weights: npt.NDArray[np.
     pairs = weights @ costs.pairs
     mean = pairs.mean(axis=1)
     over = np.divide(pairs.max(axis=1), mean, out=np.ones(len(pairs)), where=mean > 0) - 1
-    cost: npt.NDArray[np.float64] = weights @ costs.copies / np.maximum(weights @ costs.tokens, 1e-12) + prices.imbalance * over
+    cost: Floats = weights @ costs.copies / np.maximum(weights @ costs.tokens, 1e-12) + prices.imbalance * over
     return cost
 
 
@@ -45,10 +56,36 @@ def balance_of(costs: RequestCosts) -> float:
     return float(pairs.max() / pairs.mean()) if pairs.any() else 1.0
 
 
-def gain_of(candidate: RequestCosts, serving: RequestCosts, prices: Prices, *, seed: int) -> Gain:
-    """What the candidate saves, on the same requests; bootstrap samples are the same for all candidates of a seed."""
-    random = np.random.default_rng(seed)
-    weights = random.exponential(size=(RESAMPLES, len(serving.tokens)))
-    saved = cost_per_token(serving, prices, weights) - cost_per_token(candidate, prices, weights)
-    mean = cost_per_token(serving, prices) - cost_per_token(candidate, prices)
-    return Gain(mean=float(mean[0]), low=float(np.quantile(saved, LOW)))
+def gains_of(candidates: Sequence[RequestCosts], serving: Sequence[RequestCosts], prices: Prices, *, seed: int) -> list[Gain]:
+    """What a candidate of each layer saves, all on the same requests; resamples are the same for all candidates of a seed.
+
+    Fewer requests tell less: of R requests, as many count as of equal length would say as much, and Student's distribution is taken.
+    """
+    tokens = serving[0].tokens
+    weights = np.random.default_rng(seed).exponential(size=(RESAMPLES, len(tokens)))
+    saved, drawn = (
+        np.stack([cost_per_token(old, prices, of) - cost_per_token(new, prices, of) for new, old in zip(candidates, serving, strict=True)])
+        for of in (None, weights)
+    )
+    freedom = max(1.0, tokens.sum() ** 2 / max((tokens**2).sum(), 1e-12) - 1)
+    common = drawn.mean(axis=0).std(ddof=1)
+    harmless = saved.mean() > student.ppf(1 - HARM, freedom) * common
+    mean, error = _shrunk(saved[:, 0], drawn.var(axis=1, ddof=1), common**2)
+    low = mean - student.ppf(1 - LOW, freedom) * error
+    return [Gain(mean=float(m), low=float(at_least if harmless else min(0.0, at_least))) for m, at_least in zip(mean, low, strict=True)]
+
+
+def _shrunk(saved: Floats, variance: Floats, common: float) -> tuple[Floats, Floats]:
+    """`[L]` what each layer saves, drawn towards the mean, and its standard error.
+
+    Args:
+        saved: `[L]` as measured.
+        variance: `[L]` of its error.
+        common: variance of the error of the mean over layers.
+    """
+    if len(saved) == 1:
+        return saved, np.sqrt(variance)
+    true = max(0.0, saved.var(ddof=1) - (variance.mean() - common))
+    own = np.divide(true, true + variance, out=np.ones(len(saved)), where=true + variance > 0)
+    error: Floats = np.sqrt(own * variance + (1 - own) ** 2 * common)
+    return own * saved + (1 - own) * saved.mean(), error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from grace_moe.adapt.repeats import without_repeats
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.trace import RoutingTrace, request_numbers
 
@@ -92,22 +93,24 @@ class Monitor:
         self.step += 1
 
     def sample(self, since: int = 0, model: str = "") -> RoutingTrace:
-        """The sampled tokens in order of steps, to plan on.
+        """The sampled tokens in order of steps, to plan on. Requests that repeat one another are one request.
 
         Args:
             since: first step whose tokens count.
             model: that serves.
         """
         order = np.argsort(self._step[: self._held], kind="stable")
-        order = order[self._step[order] >= since]
+        ids = self._ids[order]
+        requests = without_repeats(ids, self._requests[order])
+        recent = self._step[order] >= since
         return RoutingTrace(
-            topk_ids=self._ids[order],
+            topk_ids=ids[recent],
             num_experts=self._num_experts,
             layer_ids=self._layer_ids,
             model=model,
             dataset="seen while serving",
-            request_ids=request_numbers(self._requests[order]),
-            phase=self._phase[order],
+            request_ids=request_numbers(requests[recent]),
+            phase=self._phase[order[recent]],
             source="traffic",
         )
 

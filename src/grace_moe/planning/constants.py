@@ -195,11 +195,11 @@ MOVE_LIMITS = (0.95, 0.98, 1.0)
 """Share of the busiest device's limit that moves keep to, on the fastest placement of a layer and the next ones. Not tuned: what is at the
 limit on a sample is beyond it on some days."""
 MOVES = 400
-"""Moves of single experts that are tried on each, timed on `MOVE_TOKENS`. Not tuned."""
+"""Placements that moves of single experts try from each, timed on `MOVE_TOKENS`. Not tuned."""
 MOVE_TOKENS = 3000
 """Tokens that a move is timed on. Not tuned."""
-MOST_MOVES = 4
-"""Times as many moves that are tried where the trace has fewer tokens than that. Not tuned."""
+DRAWS_A_TRY = 10
+"""Most moves that are drawn for each that is tried: others are known already, or can't be made. Not tuned: bounds time."""
 MOVE_PATIENCE = 4
 """Moves in vain, over experts times devices, after which the search leaves a placement that no move makes faster. Not tuned."""
 MOVES_ASTRAY = 3

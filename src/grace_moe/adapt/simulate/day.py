@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -93,7 +93,20 @@ def run_day(
     *,
     on_step: Callable[[Policy], None] = lambda policy: None,
 ) -> Day:
-    """Serve a day of the domains that the traces are of, one policy after another.
+    """One of `run_days`."""
+    return next(run_days(traces, topology, [scenario], policies, options, on_step=on_step))
+
+
+def run_days(
+    traces: Sequence[RoutingTrace],
+    topology: Topology,
+    scenarios: Sequence[str],
+    policies: Sequence[str],
+    options: DayOptions,
+    *,
+    on_step: Callable[[Policy], None] = lambda policy: None,
+) -> Iterator[Day]:
+    """Serve a day of each scenario with the domains that the traces are of, one policy after another. All start from the same plan.
 
     The first trace is what the plans at the start are made on. Of each trace, every second request is seen by the policies, the others are
     measured on. A single trace is joined by a second domain: the same requests, with its experts' names exchanged at random in each layer.
@@ -115,26 +128,27 @@ def run_day(
     adapt = AdaptOptions()
     adapt = replace(adapt, decision=replace(adapt.decision, prices=options.prices, effort=options.effort))
     start = plan(seen[0], topology, slots_per_device=slots, effort=options.effort)
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in policies}
-    for seed in range(options.seeds):
-        setting = Setting(
-            planned_on=seen[0],
-            topology=topology,
-            slots=slots,
-            plan=start,
-            options=adapt,
-            weights=scenario_weights(scenario, steps=options.stream.steps, domains=len(domains), seed=seed),
-            domains=seen,
-            interval=options.interval,
-            window=options.window,
-            seed=seed,
-        )
-        migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes)
-        for name in policies:
-            policy = POLICIES[name](setting)
-            day = simulate(policy, *pools, setting.weights, options.stream, migration, seed=2 * seed, on_step=on_step)
-            outcomes[name].append(day)
-    return Day(scenario=scenario, outcomes=outcomes)
+    migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes)
+    for scenario in scenarios:
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in policies}
+        for seed in range(options.seeds):
+            setting = Setting(
+                planned_on=seen[0],
+                topology=topology,
+                slots=slots,
+                plan=start,
+                options=adapt,
+                weights=scenario_weights(scenario, steps=options.stream.steps, domains=len(domains), seed=seed),
+                domains=seen,
+                interval=options.interval,
+                window=options.window,
+                seed=seed,
+            )
+            for name in policies:
+                policy = POLICIES[name](setting)
+                day = simulate(policy, *pools, setting.weights, options.stream, migration, seed=2 * seed, on_step=on_step)
+                outcomes[name].append(day)
+        yield Day(scenario=scenario, outcomes=outcomes)
 
 
 def renamed(trace: RoutingTrace) -> RoutingTrace:

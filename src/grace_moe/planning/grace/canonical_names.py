@@ -3,12 +3,13 @@
 Experts are named by their tokens: the one that fires first is 0; of those that first fire together, the one that fires next. A token's
 choices are in the order of these names. Devices of a node are named by speed. Random draws and ties in planning are then the same under any
 other names. Two exceptions are the same to a plan: experts that fire in exactly the same tokens (or never), and devices of a node that are
-equally fast.
+equally fast. In a plan for time devices keep their own names: a copy comes into a node on the device of its sender's local rank.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,22 @@ def renamed(ids: npt.NDArray[np.integer[Any]], order: npt.NDArray[np.int64]) -> 
     return np.where(canonical == len(order), -1, canonical)
 
 
-def device_order(topology: Topology) -> npt.NDArray[np.int64]:
-    """`[D]` devices, those of a node from fast to slow."""
+def device_order(topology: Topology, *, by_speed: bool = True) -> npt.NDArray[np.int64]:
+    """`[D]` devices, those of a node from fast to slow, or as they are."""
+    if not by_speed:
+        return np.arange(topology.num_devices)
     return np.lexsort((-topology.relative_speed, topology.node_of_device)).astype(np.int64)
 
 
-def by_speed(topology: Topology) -> Topology:
-    """The topology with each node's devices from fast to slow, and their links with them."""
-    order = device_order(topology)
-    name = np.argsort(order)
-    nodes = tuple(replace(node, devices=tuple(sorted(node.devices, key=lambda d: -d.relative_speed))) for node in topology.nodes)
+def in_order(topology: Topology, order: npt.NDArray[np.int64]) -> Topology:
+    """The topology with each node's devices in this order, and their links with them.
+
+    Args:
+        order: `[D]`, as `device_order` gives it: devices of a node stay together.
+    """
+    name, every = np.argsort(order), [device for node in topology.nodes for device in node.devices]
+    named = iter([every[device] for device in order])
+    nodes = tuple(replace(node, devices=tuple(islice(named, len(node.devices)))) for node in topology.nodes)
     matrix = None if topology.bandwidth is None else np.array(topology.bandwidth)[np.ix_(order, order)]
     tiers = tuple(
         replace(tier, groups=tuple(tuple(sorted(int(name[d]) for d in group)) for group in tier.groups)) for tier in topology.tiers
@@ -97,11 +104,11 @@ def by_speed(topology: Topology) -> Topology:
     return replace(topology, nodes=nodes, bandwidth=None if matrix is None else tuple(map(tuple, matrix.tolist())), tiers=tiers)
 
 
-def canonical_names(topk_ids: npt.NDArray[np.integer[Any]], experts: int, topology: Topology) -> list[CanonicalNames]:
+def canonical_names(topk_ids: npt.NDArray[np.integer[Any]], experts: int, devices: npt.NDArray[np.int64]) -> list[CanonicalNames]:
     """The names of every layer.
 
     Args:
         topk_ids: `[T, layers, k]`, -1 = none.
+        devices: `[D]` as `device_order` gives them.
     """
-    devices = device_order(topology)
     return [CanonicalNames(experts=expert_order(topk_ids[:, layer], experts), devices=devices) for layer in range(topk_ids.shape[1])]

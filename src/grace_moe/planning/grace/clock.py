@@ -18,7 +18,7 @@ from grace_moe.cost.links import Tiers, tiers_of
 from grace_moe.cost.sent import Sends, sends_of
 from grace_moe.cost.step import Setting, layer_seconds
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, DOUBT_IN_TIME, TIMED_DAYS
+from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, TIMED_DAYS
 from grace_moe.planning.grace.candidates import Candidate, Origin
 from grace_moe.planning.grace.predicted_choice import chosen_devices
 from grace_moe.planning.grace.problem import LayerProblem
@@ -123,16 +123,17 @@ def timed(clock: Clock, layer: LayerPlacement, chosen: Ints | None = None) -> Ti
     return Times(total=total, busiest=busiest, carried=_carried(flows, clock, seconds))
 
 
-def candidate(layer: LayerPlacement, origin: Origin, times: Times, kept: Times) -> Candidate:
+def candidate(layer: LayerPlacement, origin: Origin, times: Times, kept: Times, doubt: float) -> Candidate:
     """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time.
 
     One that may well be slower than the one for copies is given the time that it may take.
 
     Args:
         kept: times of the plan for copies.
+        doubt: standard deviations between days that it must save over that; 0 = the trace is taken as it is.
     """
     seconds = float(times.total[0])
-    worst = seconds + DOUBT_IN_TIME * float((times.total - kept.total)[1:].std())
+    worst = seconds + doubt * float((times.total - kept.total)[1:].std())
     return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=worst if worst > kept.total[0] else seconds)
 
 

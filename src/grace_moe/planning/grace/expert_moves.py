@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement
-from grace_moe.planning.constants import CHOICE_MOVES, MOVE_PATIENCE, MOVES_ASTRAY, OVER_LIMIT
+from grace_moe.planning.constants import CHOICE_MOVES, DRAWS_A_TRY, MOVE_PATIENCE, MOVES_ASTRAY, OVER_LIMIT
 from grace_moe.planning.grace.clock import Clock, chosen_again, chosen_by, timed
 from grace_moe.planning.grace.replica_shares import primary_first
 from grace_moe.planning.grace.slots_by_memory import Rows, rows_of, with_rows
@@ -54,15 +54,21 @@ class MoveLimits:
     """Seconds that the busiest device may compute; beyond it each costs `OVER_LIMIT` of the layer's."""
 
 
-def improved(clock: Clock, layer: LayerPlacement, limits: MoveLimits, tries: int, seed: int) -> LayerPlacement:
-    """A placement that takes no longer by this clock, within the limits; the same where no move that is tried helps."""
-    generator, slots = np.random.default_rng(seed), limits.slots
+def improved(clock: Clock, layer: LayerPlacement, limits: MoveLimits, tries: int, seed: Sequence[int]) -> LayerPlacement:
+    """A placement that takes no longer by this clock, within the limits; the same where no move that is tried helps.
+
+    Args:
+        tries: placements that are timed. What was timed before is not timed again: of a small layer the search sees nearly all.
+    """
+    generator, slots = np.random.default_rng(list(seed)), limits.slots
     node = clock.topology.node_of_device
     rows = rows_of(layer)
     now = best = _timed(clock, layer, rows, chosen_by(clock, layer), limits)
     known = {layer: now.seconds}
     patience, failed, astray = MOVE_PATIENCE * len(rows) * len(slots), 0, 0
-    for _ in range(tries):
+    for _ in range(DRAWS_A_TRY * tries):
+        if len(known) > tries:
+            break
         if failed >= patience:
             now, failed, astray = best, 0, MOVES_ASTRAY
         failed += 1
@@ -99,9 +105,14 @@ def _move(now: Timed, slots: Sequence[int], generator: np.random.Generator) -> M
         return None
     expert = held[int(generator.integers(len(held)))]
     row, room = dict(rows[expert]), len(others) < slots[there]
-    kind = int(generator.integers(4))
-    if (kind == 0 and len(row) == 1) or (kind in (1, 2) and (there in row or not room)):
+    kind = int(generator.integers(5))
+    missing = [other for other, of_other in enumerate(rows) if here not in of_other]
+    if (kind in (0, 4) and len(row) == 1) or (kind in (1, 2) and (there in row or not room)) or (kind == 4 and not missing):
         kind = 3
+    if kind == 4:  # given up for a copy of another expert, for half of that
+        del row[here]
+        other = missing[int(generator.integers(len(missing)))]
+        return _with(rows, {expert: row, other: _copied(rows[other], here)})
     if kind == 0:  # less of it is computed here, or nothing
         row[here] *= (0.0, 0.5)[int(generator.integers(2))]
         if not row[here]:
@@ -135,6 +146,11 @@ def _other_choice(now: Timed, node: npt.NDArray[np.int64], generator: np.random.
     prices[int(generator.integers(nodes))] += (-1.0, -0.25, 0.25, 1.0)[int(generator.integers(4))]
     prices = np.clip(prices - prices.min(), 0, MAX_NODE_PRICE)
     return Move(rows=now.rows, layer=replace(now.layer, node_prices=tuple(prices.tolist()) if prices.any() else ()))
+
+
+def _copied(row: dict[int, float], device: int) -> dict[int, float]:
+    """The weights with a replica on this device, for half of the expert's tokens."""
+    return {**row, device: sum(row.values())}
 
 
 def _with(rows: Rows, changed: dict[int, dict[int, float]]) -> Move:

@@ -23,8 +23,8 @@ from grace_moe.planning.constants import (
     CAPACITY_POWER,
     CAPACITY_ROUNDS,
     DEAREST_NODES,
+    DOUBT_IN_TIME,
     LEAST_LOAD,
-    MOST_MOVES,
     MOVE_LIMITS,
     MOVE_TOKENS,
     MOVES,
@@ -92,13 +92,14 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
 
     by_copies = replace(by_copies, layer=fitting(by_copies.layer))
     kept = timed(clock, by_copies.layer)
+    doubt = DOUBT_IN_TIME if math.isfinite(tolerance) else 0.0
 
     def timed_as(layer: LayerPlacement, origin: Origin) -> Candidate:
         fits = fitting(layer)
-        return candidate(fits, origin, timed(clock, fits), kept)
+        return candidate(fits, origin, timed(clock, fits), kept, doubt)
 
     floor = timed_as(floor_of(problem).layer, "eplb")
-    found = [candidate(by_copies.layer, by_copies.origin, kept, kept)]
+    found = [candidate(by_copies.layer, by_copies.origin, kept, kept, doubt)]
     if not problem.searchable:
         return [*found, floor]
     found += [timed_as(replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
@@ -111,10 +112,11 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
     busiest = max(float(floor.peaks[0]), float(kept.busiest[0])) if math.isfinite(tolerance) else math.inf
     within = [each for each in found if each.peaks[0] <= tolerance * busiest] or found
     short = shorter(clock, MOVE_TOKENS)
-    tried = MOVES * min(MOST_MOVES, MOVE_TOKENS / max(1, len(short.ids))) * problem.effort
-    for start, share in zip(sorted(within, key=lambda each: each.traffic), MOVE_LIMITS, strict=False):
+    starts = {each.layer: each for each in sorted(within, key=lambda each: each.traffic)}
+    for number, (start, share) in enumerate(zip(starts.values(), MOVE_LIMITS, strict=False)):
         limits = MoveLimits(slots=slots, busiest=share * busiest)
-        found.append(timed_as(improved(short, start.layer, limits, int(tried), problem.seed), start.origin))
+        moved = improved(short, start.layer, limits, int(MOVES * problem.effort), [problem.seed, number])
+        found.append(timed_as(moved, start.origin))
     return [*found, floor]
 
 

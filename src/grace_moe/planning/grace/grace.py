@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import DECODE_BATCH, DECODE_COPIES, DECODE_LOAD, IMBALANCE_PRICE, TOLERANCE
-from grace_moe.planning.grace.canonical_names import canonical_names
+from grace_moe.planning.grace.canonical_names import canonical_names, device_order
 from grace_moe.planning.grace.decode.problem import DecodeBounds
 from grace_moe.planning.grace.decode.weights import with_decode_weights
 from grace_moe.planning.grace.fallbacks import CHOICE_FOR, plan_by_load, with_choice
@@ -52,7 +52,8 @@ def grace(
             of it moves fewer experts.
         tolerance: load of the busiest device that is balanced enough, over EPLB's at the same slots, mean over layers, both as
             expected on other requests (bootstrap); half a standard deviation must be within it too, two where requests are unknown.
-            Infinite: balance is priced and not bounded, and need not be foreseen, which takes half the time.
+            Infinite: balance is priced and not bounded, and nothing need be foreseen: a plan for copies takes half the time, and one
+            for time takes the trace as it is.
         request_placement: plan for a front-end that sends requests to nodes by `choice.place_requests`.
         decode: `tokens` = decode steps choose replicas as prefill does; `experts` = they use fewer of them, so that fewer distinct experts
             are active on a device. Placement and prefill are the same either way.
@@ -92,7 +93,8 @@ def grace(
 
 def _search(task: PlanningTask, options: GraceOptions) -> PlannedLayers:
     # Step 3: one problem a layer, in canonical names.
-    names = canonical_names(task.trace.topk_ids, task.num_experts, task.topology)
+    devices = device_order(task.topology, by_speed=task.setting is None)
+    names = canonical_names(task.trace.topk_ids, task.num_experts, devices)
     problems = layer_problems(task, options, names)
     on_layer = _counter(task, passes=3 if options.request_placement else 1 if task.setting is None else 2)
     if options.request_placement:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE
-from grace_moe.planning.grace.canonical_names import CanonicalNames, by_speed, device_order, renamed
+from grace_moe.planning.grace.canonical_names import CanonicalNames, in_order, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
 from grace_moe.planning.grace.search.node_copies import copies_on_nodes
@@ -76,12 +76,13 @@ def layer_problems(task: PlanningTask, options: GraceOptions, names: Sequence[Ca
     Args:
         names: of each layer.
     """
-    trace, topology = task.trace, by_speed(task.topology)
+    trace, devices = task.trace, names[0].devices
+    topology = in_order(task.topology, devices)
     by_memory: tuple[int, ...] = ()
     if task.setting is None:
         slots = task.equal_slots
     else:
-        by_memory = tuple(task.slots_by_memory[device] for device in device_order(task.topology))
+        by_memory = tuple(task.slots_by_memory[device] for device in devices)
         slots = -(-sum(by_memory) // len(by_memory))
         trace = trace.select(np.flatnonzero(tokens_of(trace, task.setting.phase)))
     _, request_of_token = np.unique(trace.requests, return_inverse=True)
