@@ -37,10 +37,12 @@ class Follower:
         if isinstance(policy, Ours):
             self.policy = policy
 
-    def told(self, shift: int) -> int | None:
-        """Steps from the shift to the first look after it."""
+    def told(self, shift: int) -> str:
+        """Steps from the shift to the first look after it; and how many came before it."""
         assert self.policy is not None
-        return next((look.step - shift for look in self.policy.adapter.looks if look.step > shift), None)
+        steps = [look.step - shift for look in self.policy.adapter.looks]
+        early = sum(step <= 0 for step in steps)
+        return f"{next((step for step in steps if step > 0), 'never')}{f' ({early} before)' if early else ''}"
 
     @property
     def copies(self) -> int:
