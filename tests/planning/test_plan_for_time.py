@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from benchmarks.small_optimum import everywhere
 
-from grace_moe.cost.sizes import OLMOE
+from grace_moe.cost.sizes import OLMOE, ModelSizes
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.flows import replay_flows
+from grace_moe.placement import LayerPlacement
 from grace_moe.planning import plan
 from grace_moe.planning.grace.canonical_names import device_order, in_order
+from grace_moe.planning.grace.clock import clock_of, timed
+from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.topology import Link, Tier, Topology
 from grace_moe.trace import LoadProfile, expert_loads, synthetic_trace
 
@@ -75,6 +78,32 @@ def test_no_backends_plan_is_slower_than_that_for_copies_where_it_was_planned(ba
     setting = Setting(model=MODEL, backend=backend)
     ((copies, time), _), _ = planned_both_ways(Topology.parse("2x2:h100-400g"), setting)
     assert time <= 1.01 * copies
+
+
+def test_experts_that_do_not_fire_in_the_trace_are_not_parked_on_one_device():
+    """Experts 2 and 3 never fire. One request more may choose them, and both would be read where 1 is; of the trace as it is that is free."""
+    ids = np.array([[0, 1]] * 80)
+    problem = LayerProblem(
+        layer_id=0,
+        ids=ids,
+        unit=np.arange(len(ids)) // 2,
+        experts=4,
+        topology=Topology.parse("1x2:h100-400g"),
+        slots=3,
+        imbalance_price=4.0,
+        effort=1.0,
+        seed=0,
+        seed_of_days=0,
+    )
+    big = ModelSizes(num_experts=4, top_k=2, hidden_size=4096, expert_size=14336, weight_bytes=2, moe_layers=1, source="made")
+    parked, shared = (
+        LayerPlacement(layer_id=0, devices_of_expert=hosts, replica_weights=((1.0,),) * 4)
+        for hosts in (((0,), (1,), (1,), (1,)), ((0,), (1,), (0,), (1,)))
+    )
+    for as_it_is in (True, False):
+        clock = clock_of(problem, Setting(model=big, phase="decode", batch_tokens=64), as_it_is=as_it_is)
+        both = [timed(clock, layer).busiest[0] for layer in (parked, shared)]
+        assert (both[0] > 1.01 * both[1]) != as_it_is
 
 
 def test_it_is_the_same_to_the_byte_again_and_with_other_threads():

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from grace_moe.choice.hashing import DRAW_BITS, draw
 from grace_moe.choice.joint import joint_choice_table
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.topology import Topology
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 class ChoiceTable(Protocol):
@@ -62,26 +67,42 @@ def replica_choice_table(layer: LayerPlacement, topology: Topology, policy: str)
     `wrr`: all replicas, by polling weight. `tar`: the replica on the source; else those on its node, by weight;
     else all, by weight.
     """
-    num_devices, num_experts = topology.num_devices, len(layer.devices_of_expert)
+    replicas = np.array([len(hosts) for hosts in layer.devices_of_expert])
+    held = np.arange(replicas.max()) < replicas[:, None]
+    devices, weights = np.zeros(held.shape, np.int64), np.zeros(held.shape)
+    devices[held] = np.fromiter(chain.from_iterable(layer.devices_of_expert), np.int64)
+    weights[held] = np.fromiter(chain.from_iterable(layer.replica_weights), float)
     node = topology.node_of_device
-    width = max(len(devices) for devices in layer.devices_of_expert)
-    table = np.zeros((num_devices, num_experts, width), dtype=np.int64)
-    thresholds = np.full((num_devices, num_experts, width - 1), 1 << DRAW_BITS, dtype=np.int64)
-    for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
-        pairs = list(zip(devices, weights, strict=True))
-        cases: list[tuple[slice | range | int, list[tuple[int, float]]]] = [(slice(None), pairs)]  # later ones overrule
-        if policy == "tar":
-            nodes = dict.fromkeys(int(node[device]) for device in devices)
-            cases += [(topology.devices_of_node(n), [p for p in pairs if node[p[0]] == n]) for n in nodes]
-            cases += [(device, [(device, 1.0)]) for device in devices]
-        for sources, candidates in cases:
-            total = sum(w for _, w in candidates)
-            shares = [w / total for _, w in candidates] if total > 0 else [1 / len(candidates)] * len(candidates)
-            spare = width - len(candidates)
-            table[sources, expert] = [d for d, _ in candidates] + [candidates[-1][0]] * spare
-            cumulative = np.round(np.cumsum(shares)[:-1] * (1 << DRAW_BITS)).astype(np.int64)
-            thresholds[sources, expert] = [*cumulative, *[1 << DRAW_BITS] * spare]
+    if policy == "wrr":
+        table, thresholds = _candidates(devices, weights, held[None])
+        everywhere = np.zeros_like(node)
+        return ReplicaChoiceTable(devices=table[everywhere], thresholds=thresholds[everywhere])
+    near = held & (node[devices] == np.arange(topology.num_nodes)[:, None, None])
+    near = np.where(near.any(axis=2, keepdims=True), near, held)
+    table, thresholds = (of_node[node] for of_node in _candidates(devices, weights, near))
+    expert, replica = np.nonzero(held)
+    own = devices[expert, replica]
+    table[own, expert] = own[:, None]
+    thresholds[own, expert] = 1 << DRAW_BITS
     return ReplicaChoiceTable(devices=table, thresholds=thresholds)
+
+
+def _candidates(devices: Ints, weights: Floats, some: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """`[S, E, R]` devices and `[S, E, R - 1]` thresholds, as `ReplicaChoiceTable` has them.
+
+    Args:
+        devices, weights: `[E, R]` of all replicas.
+        some: `[S, E, R]` which of them are candidates, at least one of each expert.
+    """
+    place, count = np.arange(some.shape[2]), some.sum(axis=2, keepdims=True)
+    order = np.argsort(~some, axis=2, kind="stable")  # candidates first, as they come
+    order = np.take_along_axis(order, np.minimum(place, count - 1), axis=2)
+    expert = np.arange(len(devices))[:, None]
+    weight = np.where(place < count, weights[expert, order], 0.0)
+    total = weight.cumsum(axis=2)[..., -1:]
+    shares = np.where(total > 0, weight / np.where(total > 0, total, 1.0), 1 / count)
+    below = np.round(shares.cumsum(axis=2)[..., :-1] * (1 << DRAW_BITS)).astype(np.int64)
+    return devices[expert, order], np.where(place[:-1] < count - 1, below, 1 << DRAW_BITS)
 
 
 def choice_table(layer: LayerPlacement, topology: Topology, policy: str) -> ChoiceTable:

@@ -42,6 +42,9 @@ class Clock:
     """`[T]` the part of the requests that each token belongs to."""
     days: Floats
     """`[1 + DAYS, P]` how often each part is drawn, over its expectation; first the trace as it is."""
+    unseen: float
+    """Share of the pairs that go to all experts alike, as those of one more request might of which nothing is known: an expert that hardly
+    fires in the trace is not read for nothing."""
     topology: Topology
     tiers: Tiers
     setting: Setting
@@ -60,8 +63,12 @@ class Times:
     """`[D]` seconds that each device computes, and takes in through its port, mean over days: what its load costs."""
 
 
-def clock_of(problem: LayerProblem, setting: Setting) -> Clock:
-    """The clock of a layer, on the same tokens and days for all of its placements."""
+def clock_of(problem: LayerProblem, setting: Setting, *, as_it_is: bool = False) -> Clock:
+    """The clock of a layer, on the same tokens and days for all of its placements.
+
+    Args:
+        as_it_is: whether nothing but the trace will come: nothing is unseen.
+    """
     generator = np.random.default_rng(problem.seed_of_days)
     tokens = generator.permutation(len(problem.ids))[:CLOCK_TOKENS]
     devices = problem.topology.num_devices
@@ -76,6 +83,7 @@ def clock_of(problem: LayerProblem, setting: Setting) -> Clock:
         source=source,
         part=unit % parts,
         days=np.concatenate([np.ones((1, parts)), days]),
+        unseen=0.0 if as_it_is else 1 / (int(problem.unit.max(initial=0)) + 2),
         topology=problem.topology,
         tiers=tiers_of(problem.topology),
         setting=setting,
@@ -117,6 +125,8 @@ def timed(clock: Clock, layer: LayerPlacement, chosen: Ints | None = None) -> Ti
         chosen: `chosen_by` of it, where that is known.
     """
     flows = _by_day(_counted(clock, layer, chosen_by(clock, layer) if chosen is None else chosen), clock.days)
+    if clock.unseen:
+        flows = _with_unseen(flows, layer, clock.unseen)
     seconds = layer_seconds(flows, clock.topology, clock.setting)
     busiest = seconds["compute"] + seconds["idle"]
     total = seconds["dispatch"] + seconds["combine"] + busiest - seconds["hidden"]
@@ -159,6 +169,14 @@ def _by_day(parts: Sequence[Flows], days: Floats) -> Flows:
         slot_device=np.tile(parts[0].slot_device, (len(days), 1)),
         slot_pairs=weights @ np.stack([part.slot_pairs[0] for part in parts]),
     )
+
+
+def _with_unseen(flows: Flows, layer: LayerPlacement, share: float) -> Flows:
+    """The flows with this share of the pairs on all experts alike, on their replicas by weight."""
+    rows = zip(layer.devices_of_expert, layer.replica_weights, strict=True)
+    weights = np.array([weight for row in rows for _, weight in sorted(zip(*row, strict=True))])  # in the order of `SlotCounter`
+    alike = flows.slot_pairs.sum(axis=1, keepdims=True) / len(layer.devices_of_expert) * weights
+    return replace(flows, slot_pairs=(1 - share) * flows.slot_pairs + share * alike)
 
 
 def _carried(flows: Flows, clock: Clock, seconds: dict[str, Floats]) -> Floats:

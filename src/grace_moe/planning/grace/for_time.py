@@ -84,7 +84,8 @@ def _in_shares(rows: list[list[Candidate]]) -> list[list[Candidate]]:
 
 def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, problem: LayerProblem, by_copies: Candidate) -> list[Candidate]:
     """Placements of one layer with their times; the first is that for copies, the last is the floor."""
-    clock, slots = clock_of(problem, setting), problem.slots_of_devices
+    as_it_is, slots = math.isinf(tolerance), problem.slots_of_devices
+    clock = clock_of(problem, setting, as_it_is=as_it_is)
     load = np.bincount(problem.ids[problem.ids >= 0], minlength=problem.experts).astype(float)
 
     def fitting(layer: LayerPlacement) -> LayerPlacement:
@@ -92,7 +93,7 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
 
     by_copies = replace(by_copies, layer=fitting(by_copies.layer))
     kept = timed(clock, by_copies.layer)
-    doubt = DOUBT_IN_TIME if math.isfinite(tolerance) else 0.0
+    doubt = 0.0 if as_it_is else DOUBT_IN_TIME
 
     def timed_as(layer: LayerPlacement, origin: Origin) -> Candidate:
         fits = fitting(layer)
@@ -109,7 +110,7 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
     if _irregular(problem.topology):
         best = min(range(len(tries)), key=lambda index: of_tries[index].traffic)
         found += [timed_as(layer, "search") for layer in _reshaped(clock, tries[best])]
-    busiest = max(float(floor.peaks[0]), float(kept.busiest[0])) if math.isfinite(tolerance) else math.inf
+    busiest = math.inf if as_it_is else max(float(floor.peaks[0]), float(kept.busiest[0]))
     within = [each for each in found if each.peaks[0] <= tolerance * busiest] or found
     short = shorter(clock, MOVE_TOKENS)
     starts = {each.layer: each for each in sorted(within, key=lambda each: each.traffic)}
