@@ -41,7 +41,7 @@ def test_too_few_requests_tell_nothing():
     random = np.random.default_rng(3)
     popularity = random.normal(size=(LAYERS, EXPERTS))
     found = change_between(traffic(random, popularity, 60), traffic(random, popularity[:, ::-1], 7))
-    assert (found.chance, found.requests) == (1.0, (60, 7))
+    assert (found.chance, found.compared) == (1.0, (60, 7))
 
 
 def test_equal_loads_are_no_change():
