@@ -86,3 +86,8 @@ def test_the_budget_is_for_all_decisions_after_a_change():
             adapter.serving = decision.placement
     assert len(adapter.looks) >= 3
     assert difference(adapter.serving, PLAN).moved <= 0.1 * int(PLAN.slots_per_device().sum())
+
+
+def test_what_can_not_be_followed_is_refused():
+    with pytest.raises(UsageError, match="up to 64"):
+        Adapter(plan(TRACE, Topology.parse("65x1"), "round_robin"), TRACE)

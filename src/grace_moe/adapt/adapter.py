@@ -9,15 +9,21 @@ from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import Monitor
 from grace_moe.placement import Placement
+from grace_moe.planning.grace.replanning import check_replannable
 from grace_moe.trace import RoutingTrace
 
 
 class Adapter(BaseAdapter):
-    """Decides by a sample of the tokens that are served."""
+    """Decides by a sample of the tokens that are served.
+
+    Raises:
+        UsageError: on construction, if there are more nodes than a search takes.
+    """
 
     monitor: Monitor
 
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
+        check_replannable(serving.topology)
         super().__init__(serving, options=options, seed=seed)
         shape = (planned_on.layer_ids, planned_on.num_experts, planned_on.top_k)
         self.monitor = Monitor(*shape, options=self.options.monitor, seed=seed)
