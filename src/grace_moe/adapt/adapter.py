@@ -8,6 +8,7 @@ from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import Monitor
+from grace_moe.adapt.review import Review, review
 from grace_moe.placement import Placement
 from grace_moe.planning.grace.replanning import check_replannable
 from grace_moe.trace import RoutingTrace
@@ -33,7 +34,10 @@ class Adapter(BaseAdapter):
         recent = self.monitor.sample(step - self.options.recent_steps)
         return change_between(self._before, recent, seed=self._seed + step)
 
-    def _decided(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
+    def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
         since = self.monitor.sample(first_step, self.serving.model)
         self._before = since
         return decide(self.serving, since, options, order=order)
+
+    def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:
+        return review(former, self.serving, self.monitor.sample(since, self.serving.model), options)

@@ -16,6 +16,7 @@ from grace_moe.adapt.decide import Decision, DecisionOptions
 from grace_moe.adapt.detect import Change
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import MonitorOptions
+from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
 from grace_moe.trace import LoadProfile
@@ -49,7 +50,7 @@ class LoadAdapter(BaseAdapter):
     def _change(self, step: int) -> Change:
         return change_of_loads(self._before, self.monitor.sample(), self.options.recent_steps)
 
-    def _decided(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
+    def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
         """By the later half of the steps, as requests of before end in the others; of all layers, whatever their order.
 
         The next look, after as many steps again, plans anew what has not moved by then: what cannot move until then is left to it, so that
@@ -61,3 +62,7 @@ class LoadAdapter(BaseAdapter):
         loads = self.serving.topology.num_devices * steps / STEPS_PER_LOAD
         budget = min(options.budget, loads / int(self.serving.slots_per_device().sum()))
         return decide_by_counts(self.serving, since, replace(options, budget=budget))
+
+    def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:
+        """None: each later look levels anew from what serves, on later steps."""
+        return None
