@@ -144,7 +144,7 @@ def timed(clock: Clock, layer: LayerPlacement, chosen: Ints | None = None) -> Ti
 
 
 def candidate(clock: Clock, layer: LayerPlacement, origin: Origin, times: Times, kept: Times) -> Candidate:
-    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time.
+    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's `expected` time.
 
     One that may well be slower than the one for copies is given the time that it may take.
 
