@@ -14,7 +14,7 @@ from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
 
 TOPOLOGY = Topology.parse("2x2")
-TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=40, clusters=4, affinity=0.9, seed=1)
+TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=160, clusters=4, affinity=0.9, seed=1)
 PLAN = plan(TRACE, TOPOLOGY, slots_per_device=5, effort=0.1)
 CHEAP = DecisionOptions(prices=Prices(move=1.0, local_move=0.1), effort=0.2, budget=1.0)
 
@@ -61,3 +61,14 @@ def test_what_can_not_be_decided_is_refused():
         DecisionOptions(horizon=0.0)
     with pytest.raises(UsageError, match="prices"):
         Prices(move=-1.0)
+
+
+def test_a_budget_too_small_for_a_whole_layer_takes_its_best_moves():
+    other = renamed(TRACE)
+    whole = decide(PLAN, other, CHEAP)
+    assert whole.moved > 4
+    copies = int(PLAN.slots_per_device().sum())
+    part = decide(PLAN, other, replace(CHEAP, budget=4.5 / copies))
+    assert part.placement is not None
+    assert 0 < part.moved <= 4
+    assert part.gain.low > part.cost

@@ -65,8 +65,8 @@ def followed():
     random = np.random.default_rng(0)
     for step in range(45):
         trace = TRACE if step < 20 else renamed(TRACE)
-        rows = [np.flatnonzero(trace.requests == request) for request in random.integers(200, size=16)]
-        numbers = np.repeat(random.integers(1 << 30, size=16), [len(row) for row in rows])
+        rows = [np.flatnonzero(trace.requests == request) for request in random.integers(200, size=32)]
+        numbers = np.repeat(random.integers(1 << 30, size=32), [len(row) for row in rows])
         adapter.monitor.observe(trace.topk_ids[np.concatenate(rows)], numbers)
         decision = adapter.look()
         follower.step()

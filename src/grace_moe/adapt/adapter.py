@@ -9,8 +9,10 @@ import numpy as np
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
+from grace_moe.adapt.review import review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
+from grace_moe.planning.grace.replanning import check_replannable
 from grace_moe.trace import RoutingTrace
 
 LOOKS = 5
@@ -52,6 +54,8 @@ class Look:
     step: int
     change: Change
     decision: Decision
+    measured: float | None = None
+    """What all moves since the change save, on requests that came in after them: copies per token, mean over layers; None = not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,20 @@ class _Episode:
     """Layers that this look has yet to decide on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Moves:
+    """What has moved since a change, to be reviewed on what came in after it."""
+
+    look: int
+    """Place of the last decision among the looks."""
+    former: Placement
+    """What served before the change."""
+    since: int
+    """Step at which the last layer switched."""
+    next_review: int
+    reviews: int = 0
+
+
 class Adapter:
     """Watches the steps of a cluster and says when to move to which placement. It moves nothing itself.
 
@@ -76,10 +94,14 @@ class Adapter:
     horizon grows with them, so that traffic which soon changes back moves little. Where the layers are more than one decision plans, those
     that changed most come first, and the others at the next checks. The budget is for all that moves after a change. A change soon after
     the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later traffic is compared
-    with.
+    with. What has moved is reviewed on the requests that came in since: where it surely does harm, it goes back.
+
+    Raises:
+        UsageError: on construction, if there are more nodes than a search takes.
     """
 
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
+        check_replannable(serving.topology)
         self.options = AdaptOptions() if options is None else options
         self.serving = serving
         """The placement that serves; whoever moves experts sets it when they have moved."""
@@ -90,16 +112,25 @@ class Adapter:
         self._before = planned_on
         self._episode: _Episode | None = None
         self._last_ended: int | None = None
-        self._target = serving
+        self._target = self._served = serving
+        self._moves: _Moves | None = None
 
     def look(self) -> Decision | None:
         """A decision where it is time for one, else None; to be called after each step."""
         step = self.monitor.step
+        self._note_switches(step)
         if step % self.options.check_every or step < self.options.recent_steps:
             return None
-        if self._episode is not None and step < self._episode.next_look:
+        looks = self._episode is None or step >= self._episode.next_look
+        reviews = self._moves is not None and step >= self._moves.next_review
+        if not looks and not reviews:
             return None
         change = change_between(self._before, self.monitor.sample(step - self.options.recent_steps), seed=self._seed + step)
+        back = self._reviewed(self._moves, step) if reviews and self._moves is not None else None
+        if back is not None:
+            return self._decided(back, change)
+        if not looks:
+            return None
         if self._episode is None:
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
@@ -109,11 +140,37 @@ class Adapter:
         since = self.monitor.sample(self._episode.first_step, self.serving.model)
         waiting = self._episode.waiting or tuple(np.argsort(change.by_layer or np.zeros(since.num_layers), kind="stable")[::-1].tolist())
         decision = decide(self.serving, since, self._decision_options(self._episode, step), order=waiting)
-        decision = self._with_others_under_way(decision)
-        self.looks.append(Look(step=step, change=change, decision=decision))
-        self._before = since
+        self._before, former = since, self._episode.served
         self._episode = self._next(self._episode, step, waiting[len(decision.considered) :])
+        return self._decided(decision, change, former=former)
+
+    def _decided(self, decision: Decision, change: Change, *, former: Placement | None = None) -> Decision:
+        """Keeps it, and what served before the change, to review it; None = it is not reviewed: what went back stays there."""
+        step = self.monitor.step
+        decision = self._with_others_under_way(decision)
+        if decision.placement is not None:
+            review_at = step + self.options.recent_steps
+            self._moves = None if former is None else _Moves(look=len(self.looks), former=former, since=step, next_review=review_at)
+        self.looks.append(Look(step=step, change=change, decision=decision))
         return decision
+
+    def _note_switches(self, step: int) -> None:
+        if self.serving is self._served:
+            return
+        if self._moves is not None and self.serving.layers != self._served.layers:
+            self._moves = replace(self._moves, since=step, next_review=step + self.options.recent_steps)
+        self._served = self.serving
+
+    def _reviewed(self, moves: _Moves, step: int) -> Decision | None:
+        """To go back, where what has moved does harm. Reviews come whenever the steps since the moves have doubled, as many as looks."""
+        horizon = self.options.persistence * self.monitor.tokens_per_step * (step - moves.since)
+        options = replace(self.options.decision, horizon=min(self.options.decision.horizon, horizon), seed=self._seed)
+        found = review(moves.former, self.serving, self.monitor.sample(moves.since, self.serving.model), options)
+        if found is not None:
+            self.looks[moves.look] = replace(self.looks[moves.look], measured=found.measured)
+        done = moves.reviews + 1 >= LOOKS
+        self._moves = None if done else replace(moves, reviews=moves.reviews + 1, next_review=2 * step - moves.since)
+        return None if found is None else found.back
 
     def _with_others_under_way(self, decision: Decision) -> Decision:
         """The decision, where layers that it did not plan go on to where an earlier one sends them."""

@@ -1,32 +1,24 @@
 """Whether to move experts, and which: what is surely saved over a horizon against what moving costs, layer by layer, within a budget.
 
-Half of the recent requests are planned on, from the placement that serves and at a price for each move; the other half judges. A layer
-takes the candidate that is worth most, or stays as it is.
+Half of the recent requests are planned on, from the placement that serves: for the moves that save most, picked across layers at one price
+of a move, within the budget. The other half judges. Layers whose moves surely pay are then planned on all requests in the same way, where
+half of them are fewer than a search looks at.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grace_moe.adapt.judge import Gain, balance_of, gains_of
+from grace_moe.adapt.candidates import Candidate, Judge, moves_of
+from grace_moe.adapt.judge import Gain
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.request_costs import request_costs
 from grace_moe.errors import UsageError
-from grace_moe.placement import LayerPlacement, Placement, difference
-from grace_moe.planning import plan
-from grace_moe.planning.grace.fallbacks import with_choice
-from grace_moe.trace import RoutingTrace, order_of_requests
-
-DEARER = (1.0, 4.0, 16.0)
-"""Multiples of a move's price to plan at, the next where the moves are over the budget. Not tuned."""
-NO_MOVE = 1e5
-"""Price at which only shares of replicas change."""
-NO_SEARCH = 1e-3
-"""Share of a search's effort at that price, where it finds nothing."""
+from grace_moe.placement import LayerPlacement, Placement
+from grace_moe.planning.grace.replanning import layers_to_replan, searched, tokens_of_search
+from grace_moe.trace import RoutingTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +33,9 @@ class DecisionOptions:
     """Tokens over which moves must pay."""
     budget: float = 0.1
     """Share of all expert copies that may move."""
-    work: int = 200_000
-    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned:
-    with a full sample, all layers of OLMoE and gpt-oss on two nodes."""
+    work: int = 600_000
+    """Most tokens times nodes, over all layers, that are planned on; at least one layer is. It bounds a decision's time. Not tuned: all of
+    58 layers on eight nodes at the first look after a change."""
     prices: Prices = field(default_factory=Prices)
     effort: float = 1.0
     """Of the searches, as `plan` has it."""
@@ -80,22 +72,6 @@ class Decision:
     """Indices of the layers that were planned; the others stay as they are."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Choice:
-    """A candidate of one layer."""
-
-    layer: LayerPlacement
-    gain: Gain
-    moved: int
-    from_other_nodes: int
-    balance: float
-    """Busiest device over the mean, on the requests that judge."""
-    served: float
-    """That of the layer as it serves."""
-    worth: float
-    """Copies saved over the horizon, surely, less those that the moves are worth."""
-
-
 def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *, order: Sequence[int] | None = None) -> Decision:
     """Decide by a sample of recent tokens. The same arguments give the same decision.
 
@@ -109,96 +85,89 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     most = max(1, options.work // max(1, planned_on.num_tokens * serving.topology.num_nodes))
     considered = tuple(range(len(serving.layers)) if order is None else order)[:most]
     part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
-    planned_on, judged_on = planned_on.of_layers(considered), judged_on.of_layers(considered)
+    judge = Judge(part, judged_on.of_layers(considered), options.prices, options.seed)
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
-    rows: list[list[_Choice]] = [[] for _ in considered]
-    base = options.prices.move / options.horizon
-    for price in (NO_MOVE, *(base * dearer for dearer in DEARER)):
-        _add_choices(rows, _planned(part, planned_on, price, options), part, judged_on, options)
-        chosen = [max(row, key=lambda choice: choice.worth) for row in rows]
-        if price != NO_MOVE and sum(choice.moved for choice in chosen if choice.worth > 0) <= budget:
-            break
-    return _decision(serving, considered, rows, _within(rows, budget), options)
+    paying = [index for index in range(len(considered)) if judge.may_pay(index, options.horizon)]
+    trial = _Planner(part, planned_on.of_layers(considered), options, budget)
+    moving = judge.candidates(trial.moving(paying))
+    taken = _paying(moving, options)
+    staying = judge.candidates({index: trial.staying(index) for index in range(len(considered)) if index not in taken})
+    taken |= _paying(staying, options)
+    best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in range(len(considered)))
+    if planned_on.num_tokens < tokens_of_search(serving.topology):
+        taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget), part)
+    taken = _within(taken, budget, options)
+    balance = np.mean([taken[index].balance if index in taken else judge.served_balance(index) for index in range(len(considered))])
+    named = {considered[index]: one for index, one in taken.items()}
+    return decision_of(serving, considered, named, options, best=best, balance=float(balance))
 
 
-def _planned(serving: Placement, recent: RoutingTrace, move_price: float, options: DecisionOptions) -> Placement:
-    """From what serves, balance priced and not bounded: a bound would move experts whatever it costs."""
-    return plan(
-        recent,
-        serving.topology,
-        start=serving,
-        slots_per_device=int(serving.slots_per_device().max()),
-        seed=options.seed,
-        move_price=move_price,
-        tolerance=math.inf,
-        effort=options.effort * (NO_SEARCH if move_price == NO_MOVE else 1),
-        threads=1,
-    )
+def _paying(candidates: Mapping[int, Candidate], options: DecisionOptions) -> dict[int, Candidate]:
+    return {index: one for index, one in candidates.items() if one.worth(options.prices, options.horizon) > 0}
 
 
-def _add_choices(
-    rows: Sequence[list[_Choice]], planned: Placement, serving: Placement, judged_on: RoutingTrace, options: DecisionOptions
-) -> None:
-    moves = difference(planned, serving)
-    requests, _ = order_of_requests(judged_on)
-    candidates, served = (
-        [
-            request_costs(layer, serving.topology, placement.replica_choice, judged_on.topk_ids[:, index].astype(np.int64), requests)
-            for index, layer in enumerate(placement.layers)
-        ]
-        for placement in (planned, serving)
-    )
-    gains = gains_of(candidates, served, options.prices, seed=options.seed)
-    for index, (layer, gain) in enumerate(zip(planned.layers, gains, strict=True)):
-        moved, far = int(moves.loads[index].sum()), int(moves.from_other_nodes[index].sum())
-        rows[index].append(
-            _Choice(
-                layer=layer,
-                gain=gain,
-                moved=moved,
-                from_other_nodes=far,
-                balance=balance_of(candidates[index]),
-                served=balance_of(served[index]),
-                worth=gain.low * options.horizon - options.prices.of_moves(moved, far),
-            )
-        )
+class _Planner:
+    """What layers may become, by the same tokens for all."""
+
+    def __init__(self, serving: Placement, tokens: RoutingTrace, options: DecisionOptions, budget: int) -> None:
+        self._layers = layers_to_replan(tokens, serving, seed=options.seed, effort=options.effort)
+        self._price, self._budget = options.prices.move / options.horizon, budget
+
+    def moving(self, indices: Sequence[int]) -> dict[int, LayerPlacement]:
+        """Those of the layers for which moves seem to pay, all together within the budget."""
+        layers = [self._layers[index] for index in indices]
+        found = zip(indices, layers, searched(layers, self._price, self._budget), strict=True)
+        return {index: layer.placed(copies, self._price) for index, layer, copies in found if layer.moves(copies)}
+
+    def staying(self, index: int) -> LayerPlacement:
+        """The layer where it is, with other weights."""
+        return self._layers[index].reweighed()
 
 
-def _within(rows: Sequence[Sequence[_Choice]], budget: int) -> list[_Choice | None]:
-    """A candidate of each layer, or none, with at most so many moves in all: at the least price of a move that keeps the budget."""
-    most = max((choice.worth for row in rows for choice in row), default=0.0)
-    for price in (0.0, *np.geomspace(1e-3, 1.0, 40) * max(most, 1e-9)):
-        chosen = [max(row, key=lambda choice: choice.worth - price * choice.moved) for row in rows]
-        kept = [choice if choice.worth - price * choice.moved > 0 else None for choice in chosen]
-        if sum(choice.moved for choice in kept if choice is not None) <= budget:
-            return kept
-    return [None] * len(rows)
+def _planned_on_all(taken: Mapping[int, Candidate], planner: _Planner, serving: Placement) -> dict[int, Candidate]:
+    """The layers that are taken, planned in the same way on all requests: what they save was judged already."""
+    new = {index: planner.staying(index) for index, one in taken.items() if not one.moved}
+    new |= planner.moving([index for index, one in taken.items() if one.moved])
+    found = {}
+    for index, layer in new.items():
+        moved, far = moves_of(layer, serving, index)
+        found[index] = replace(taken[index], layer=layer, moved=moved, from_other_nodes=far)
+    return found
 
 
-def _decision(
+def _within(taken: Mapping[int, Candidate], budget: int, options: DecisionOptions) -> dict[int, Candidate]:
+    """The layers that are worth most for each move, with at most so many moves in all."""
+    kept = {}
+    prices, horizon = options.prices, options.horizon
+    for index in sorted(taken, key=lambda index: -taken[index].worth(prices, horizon) / max(taken[index].moved, 0.5)):
+        if taken[index].moved <= budget:
+            kept[index] = taken[index]
+            budget -= taken[index].moved
+    return kept
+
+
+def decision_of(
     serving: Placement,
     considered: Sequence[int],
-    rows: Sequence[Sequence[_Choice]],
-    chosen: Sequence[_Choice | None],
+    taken: Mapping[int, Candidate],
     options: DecisionOptions,
+    *,
+    best: float,
+    balance: float,
 ) -> Decision:
-    """From the candidates of each layer that was planned, and the one that it takes."""
-    taken = {index: choice for index, choice in zip(considered, chosen, strict=True) if choice is not None}
-    moved, far = sum(choice.moved for choice in taken.values()), sum(choice.from_other_nodes for choice in taken.values())
-    layers = len(serving.layers)
-    gain = Gain(
-        mean=sum(choice.gain.mean for choice in taken.values()) / layers, low=sum(choice.gain.low for choice in taken.values()) / layers
-    )
-    best = sum(max(0.0, *(choice.gain.mean for choice in row)) for row in rows) / layers
-    placement = None
-    if taken:
-        new = {index: with_choice(choice.layer, serving.replica_choice) for index, choice in taken.items()}
-        layers_after = tuple(new.get(index, old) for index, old in enumerate(serving.layers))
-        placement = replace(serving, layers=layers_after, source="decision")
-    cost = options.prices.of_moves(moved, far) / options.horizon / layers
+    """The decision to take these layers, by their indices in the placement.
+
+    Args:
+        best: copies per token that the best candidates of all layers would save.
+        balance: of the layers that were planned.
+    """
+    layers, prices = len(serving.layers), options.prices
+    moved, far = sum(one.moved for one in taken.values()), sum(one.from_other_nodes for one in taken.values())
+    gain = Gain(mean=sum(one.gain.mean for one in taken.values()) / layers, low=sum(one.gain.low for one in taken.values()) / layers)
+    cost = prices.of_moves(moved, far) / options.horizon / layers
     saves = f"{gain.mean:.3f} copies per token (surely {gain.low:.3f})"
     return Decision(
-        placement=placement,
+        placement=_with_layers(serving, taken) if taken else None,
         reason=(
             f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
             if taken
@@ -208,7 +177,12 @@ def _decision(
         from_other_nodes=far,
         gain=gain,
         cost=cost,
-        balance=float(np.mean([row[0].served if choice is None else choice.balance for row, choice in zip(rows, chosen, strict=True)])),
-        gain_left=max(0.0, best - gain.mean),
+        balance=balance,
+        gain_left=max(0.0, best / layers - gain.mean),
         considered=tuple(considered),
     )
+
+
+def _with_layers(serving: Placement, taken: Mapping[int, Candidate]) -> Placement:
+    layers = tuple(taken[index].layer if index in taken else old for index, old in enumerate(serving.layers))
+    return replace(serving, layers=layers, source="decision")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import gamma
 
-from grace_moe.trace import RoutingTrace, order_of_requests
+from grace_moe.trace import RoutingTrace, order_of_names
 
 PERMUTATIONS = 199
 """Not tuned: the variance of the distances is known within a tenth, one standard error."""
@@ -72,13 +72,13 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
 
 def _loads_of_requests(trace: RoutingTrace, random: np.random.Generator) -> Floats:
     """`[requests, L * E]` pairs of a few tokens of each request."""
-    mixed = trace.select(random.permutation(trace.num_tokens))
-    request, position = order_of_requests(mixed)
+    mixed = random.permutation(trace.num_tokens)
+    request, position = order_of_names(trace.requests[mixed])
     request = random.permutation(int(request.max(initial=-1)) + 1)[request]
     count = min(MOST_REQUESTS, int(request.max(initial=-1)) + 1)
     kept = (position < TOKENS_PER_REQUEST) & (request < count)
-    ids = mixed.topk_ids[kept].astype(np.int64)
-    layers, experts = mixed.num_layers, mixed.num_experts
+    ids = trace.topk_ids[mixed[kept]].astype(np.int64)
+    layers, experts = trace.num_layers, trace.num_experts
     cells = request[kept][:, None, None] * (layers * experts) + np.arange(layers)[:, None] * experts + ids
     counts = np.bincount(cells[ids >= 0], minlength=count * layers * experts)
     return counts.reshape(count, layers * experts).astype(float)

@@ -1,6 +1,6 @@
 """Which device holds which expert: the plan, its file and its invariants."""
 
-from grace_moe.placement.difference import PlacementDifference, difference
+from grace_moe.placement.difference import PlacementDifference, difference, loads_of_layer
 from grace_moe.placement.layer import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement, even_weights, held_by_devices
 from grace_moe.placement.model import Placement
 from grace_moe.placement.same_model import check_same_model
@@ -15,4 +15,5 @@ __all__ = [
     "difference",
     "even_weights",
     "held_by_devices",
+    "loads_of_layer",
 ]

@@ -55,7 +55,7 @@ class LayerPlacement:
 
 def even_weights(devices_of_expert: tuple[tuple[int, ...], ...]) -> tuple[tuple[float, ...], ...]:
     """Equal polling weights."""
-    return tuple(tuple(1.0 / len(devices) for _ in devices) for devices in devices_of_expert)
+    return tuple((1.0 / len(devices),) * len(devices) for devices in devices_of_expert)
 
 
 def held_by_devices(layer: LayerPlacement, devices: int) -> npt.NDArray[np.bool_]:

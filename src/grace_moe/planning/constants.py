@@ -90,6 +90,10 @@ REPLAN_PROPOSALS = 8_000
 """Moves from a placement that serves. 8 to 10 times faster, at most 4% more traffic (again_2cores_2026-11-25.md)."""
 REPLAN_HEAT = (3e-4, 3e-5)
 """Figures of `REPLAN_PROPOSALS`: a cold search moves few experts."""
+DESCENT_TOKENS = 8192
+"""Tokens of a descent while a model serves, times nodes. Not tuned: bounds time."""
+DESCENT_ROUNDS = 8
+"""Rounds of the descent: the moves that are guessed to be best, tried by the exact energy. Not tuned."""
 VARIANCE_WEIGHT = 3.0
 """Weight of the variance beside the squared mean, on nodes and on devices. Not tuned; above 1 against the winner's curse: of many
 candidates the search keeps one whose balance the sample flatters."""
@@ -112,6 +116,8 @@ PRICE_TOKENS = 1500
 """Tokens that prices are found on beyond. Not tuned: many nodes make many (token, source) pairs of a token."""
 REPLAN_THINNING = 3
 """From a placement that serves, prices are found on every third token. Figures of `REPLAN_PROPOSALS`."""
+PRICE_ROUNDS_AGAIN = 2
+"""Rounds of the prices while a model serves, from those that serve. Not tuned."""
 SPLIT_ROUNDS = 200
 """Rounds of the split. Not tuned: they end earlier, where loads are even."""
 EVEN_ENOUGH = 1.0005

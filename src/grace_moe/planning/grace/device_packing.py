@@ -50,6 +50,33 @@ def pack_nodes(
     return tuple(tuple(row) for row in hosts)
 
 
+def refill_nodes(problem: LayerProblem, copies: npt.NDArray[np.int64], load: npt.NDArray[np.float64]) -> Hosts:
+    """Per expert, the devices that hold it, where a placement serves: what stays on a node stays on its device, what comes fills the gaps.
+
+    Args:
+        copies: `[N, E]`.
+        load: `[N, E]` pairs that each node computes.
+    """
+    assert problem.serving is not None
+    topology = problem.topology
+    held = held_by_devices(problem.serving, topology.num_devices)
+    hosts: list[list[int]] = [[] for _ in range(problem.experts)]
+    for node in range(topology.num_nodes):
+        members = list(topology.devices_of_node(node))
+        share = NodeShare(
+            copies=copies[node],
+            load=load[node],
+            share_here=np.ones(problem.experts),
+            rows=np.full((0, 1), -1),  # nothing is swapped afterwards
+            fair=topology.relative_speed[members],
+            held=held[members],
+        )
+        slots = pack_devices(share, problem.slots, np.zeros((0, 0)), REPACK, problem.seed)
+        for row, here in zip(hosts, hosts_of_slots(slots, members, problem.experts), strict=True):
+            row.extend(here)
+    return tuple(tuple(row) for row in hosts)
+
+
 def hosts_of_slots(slots: npt.NDArray[np.int64], devices: Sequence[int], experts: int) -> Hosts:
     """Per expert, the devices that hold it.
 
@@ -58,7 +85,7 @@ def hosts_of_slots(slots: npt.NDArray[np.int64], devices: Sequence[int], experts
         devices: `[G]` their numbers.
     """
     hosts: list[list[int]] = [[] for _ in range(experts)]
-    for device, held in zip(devices, slots, strict=True):
+    for device, held in zip(devices, slots.tolist(), strict=True):
         for expert in held:
             if expert >= 0 and device not in hosts[expert]:
                 hosts[expert].append(device)

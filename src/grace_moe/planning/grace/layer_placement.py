@@ -10,11 +10,11 @@ import numpy.typing as npt
 from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement
 from grace_moe.planning.constants import FLAT_DEVICE_PRICES, POLISH_TOKENS, SEARCH_TOKENS
-from grace_moe.planning.grace.device_packing import pack_nodes
-from grace_moe.planning.grace.node_prices import price_nodes
+from grace_moe.planning.grace.device_packing import pack_nodes, refill_nodes
+from grace_moe.planning.grace.node_prices import NodePlan, price_nodes
 from grace_moe.planning.grace.predicted_choice import pairs_apart
 from grace_moe.planning.grace.problem import LayerProblem, source_chances
-from grace_moe.planning.grace.replica_shares import host_table, layer_of_weights, primary_first
+from grace_moe.planning.grace.replica_shares import Hosts, host_table, layer_of_weights, primary_first
 from grace_moe.planning.grace.schedule import AGAIN, FROM_START, LONG, REPLAN, SHORT
 from grace_moe.planning.grace.search.node_copies import NodeLimits, seed_copies
 from grace_moe.planning.grace.search.node_groups import search_many_nodes
@@ -33,9 +33,9 @@ def place_layer(
         copies: found at the last price, to go on from; None = at the first price.
     """
     # Step 6: how the load divides over experts, and how far it may stray.
-    share, covariance = _loads(problem)
+    share, covariance = loads_of(problem)
     # Step 7: which experts on which node.
-    copies = _search_copies(problem, price_step, copies, share, covariance)
+    copies = search_copies(problem, price_step, copies, share, covariance)
     return place_on_devices(problem, copies, covariance), copies
 
 
@@ -46,7 +46,7 @@ def other_finishes(problem: LayerProblem, copies: npt.NDArray[np.int64]) -> list
     """
     if problem.sends != "devices":
         return []
-    _, covariance = _loads(problem)
+    _, covariance = loads_of(problem)
     ways = [(choice, price) for price in FLAT_DEVICE_PRICES for choice in ("", "tar")]
     return [
         place_on_devices(replace(problem, replica_choice=choice, device_price=price), copies, covariance)
@@ -55,7 +55,7 @@ def other_finishes(problem: LayerProblem, copies: npt.NDArray[np.int64]) -> list
     ]
 
 
-def _loads(problem: LayerProblem) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def loads_of(problem: LayerProblem) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Shares and covariance of the experts' loads."""
     share, covariance = load_shares(problem.ids, problem.unit, problem.experts, problem.node_of_request)
     return share, np.zeros_like(covariance) if problem.loads_certain else covariance
@@ -67,34 +67,43 @@ def place_on_devices(problem: LayerProblem, copies: npt.NDArray[np.int64], covar
     Args:
         covariance: `[E, E]` of the experts' shares of the load.
     """
-    many = _sample(problem, POLISH_TOKENS)
+    many = sample(problem, POLISH_TOKENS)
     ids, sources = problem.ids[many], source_chances(problem)[many]
     # Step 8: prices of the nodes, so that ties between sets of nodes even out the nodes' loads.
     plan = price_nodes(problem, ids, sources, copies)
     # Step 9: which of a node's experts on which of its devices.
     hosts = pack_nodes(problem, ids, sources, copies, plan.layer, covariance)
-    # Step 10: how each expert's tokens divide among its replicas.
+    return _with_weights(problem, plan, hosts)
+
+
+def refit(problem: LayerProblem, copies: npt.NDArray[np.int64]) -> LayerPlacement:
+    """The copies `[N, E]` of the nodes on their devices while a model serves: no copy moves inside a node, prices and weights are new."""
+    many = sample(problem, POLISH_TOKENS)
+    plan = price_nodes(problem, problem.ids[many], source_chances(problem)[many], copies)
+    return _with_weights(problem, plan, refill_nodes(problem, copies, plan.loads))
+
+
+def _with_weights(problem: LayerProblem, plan: NodePlan, hosts: Hosts) -> LayerPlacement:
+    """Step 10: how each expert's tokens divide among its replicas."""
     topology = problem.topology
     weights, _ = even_out(plan.cells, host_table(hosts), topology.node_of_device, topology.relative_speed)
     return primary_first(layer_of_weights(problem.layer_id, hosts, weights, plan.prices, problem.replica_choice))
 
 
-def _search_copies(
+def search_copies(
     problem: LayerProblem,
     price_step: int,
     copies: npt.NDArray[np.int64] | None,
     share: npt.NDArray[np.float64],
     covariance: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.int64]:
-    """`[N, E]` copies of each expert on each node, by one or two searches."""
+    """`[N, E]` copies of each expert on each node, by one or two searches.
+
+    Args:
+        copies: to go on from; None = from those that serve, else from nothing.
+    """
     topology = problem.topology
-    devices = np.array([len(node.devices) for node in topology.nodes], dtype=np.int64)
-    speed = topology.relative_speed
-    limits = NodeLimits(
-        slots=np.minimum(devices * problem.slots, devices * problem.experts),
-        devices=devices,
-        capacity=np.bincount(topology.node_of_device, weights=speed) / speed.sum(),
-    )
+    limits = node_limits(problem)
     searches = _searches(problem, first=copies is None)
     if copies is None:
         copies = seed_copies(share, limits) if problem.start is None else problem.start
@@ -103,7 +112,7 @@ def _search_copies(
     search = search_nodes if topology.num_nodes <= MAX_EXACT_NODES else search_many_nodes
     pins = None if problem.node_of_request is None else problem.node_of_request[problem.unit]
     for count, schedule in searches:
-        tokens = _sample(problem, count)
+        tokens = sample(problem, count)
         ids = problem.ids[tokens]
         options = replace(
             schedule,
@@ -125,6 +134,18 @@ def _search_copies(
 def placed_or_not(ids: npt.NDArray[np.int64], pins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Every token twice: from the node of its request, and from anywhere (-1), as where a front-end fails."""
     return np.concatenate([ids, ids]), np.concatenate([pins, np.full(len(pins), -1)])
+
+
+def node_limits(problem: LayerProblem) -> NodeLimits:
+    """What the nodes have room for."""
+    topology = problem.topology
+    devices = np.array([len(node.devices) for node in topology.nodes], dtype=np.int64)
+    speed = topology.relative_speed
+    return NodeLimits(
+        slots=np.minimum(devices * problem.slots, devices * problem.experts),
+        devices=devices,
+        capacity=np.bincount(topology.node_of_device, weights=speed) / speed.sum(),
+    )
 
 
 def _per_pair(options: SearchOptions, pairs: float) -> SearchOptions:
@@ -159,6 +180,6 @@ def _searches(problem: LayerProblem, *, first: bool) -> list[tuple[int, SearchOp
     return [(SEARCH_TOKENS, LONG), (POLISH_TOKENS, SHORT)]
 
 
-def _sample(problem: LayerProblem, tokens: int) -> npt.NDArray[np.int64]:
+def sample(problem: LayerProblem, tokens: int) -> npt.NDArray[np.int64]:
     """Tokens of the layer in random order; a smaller sample is the beginning of a larger one."""
     return np.random.default_rng(problem.seed).permutation(len(problem.ids))[:tokens]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.placement import MAX_NODE_PRICE, LayerPlacement, even_weights
-from grace_moe.planning.constants import FEW_NODES, PRICE_ROUNDS, PRICE_STEP, PRICE_TOKENS, REPLAN_THINNING
+from grace_moe.planning.constants import FEW_NODES, PRICE_STEP, PRICE_TOKENS, REPLAN_THINNING
 from grace_moe.planning.grace.predicted_choice import predict_choice
 from grace_moe.planning.grace.problem import LayerProblem
 from grace_moe.planning.grace.replica_shares import Hosts, host_table, layer_of_weights
@@ -29,6 +29,18 @@ class NodePlan:
     layer: LayerPlacement
     """On nodes instead of devices."""
 
+    @property
+    def loads(self) -> Floats:
+        """`[N, E]` pairs that each node computes."""
+        (where, pairs), nodes = self.cells, len(self.prices)
+        expert, mask = where.T
+        weights = np.zeros((len(self.layer.devices_of_expert), nodes))
+        for row, hosts, shares in zip(weights, self.layer.devices_of_expert, self.layer.replica_weights, strict=True):
+            row[list(hosts)] = shares
+        part = weights[expert] * (mask[:, None] >> np.arange(nodes) & 1)
+        part *= (pairs / part.sum(axis=1))[:, None]
+        return np.stack([np.bincount(expert, weights=column, minlength=len(weights)) for column in part.T])
+
 
 def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floats, copies: npt.NDArray[np.int64]) -> NodePlan:
     """Raise the price of nodes that are busier than the mean, round by round; keep the round with the lowest maximum.
@@ -41,12 +53,12 @@ def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floa
         sources: `[T, N]` chance that each of them comes from each node.
         copies: `[N, E]`.
     """
-    hosts: Hosts = tuple(tuple(int(n) for n in np.flatnonzero(copies[:, e])) for e in range(problem.experts))
+    hosts: Hosts = tuple(tuple(n for n, held in enumerate(row) if held) for row in copies.T.tolist())
     nodes = len(copies)
     thinning = _thinning(problem, nodes, len(ids))
-    price, least = np.zeros(nodes), np.inf
+    price, least = np.array(problem.first_prices or np.zeros(nodes)), np.inf
     best: tuple[tuple[float, ...], Demand, Floats]
-    for step in range(PRICE_ROUNDS if nodes > 2 and not problem.replica_choice else 1):
+    for step in range(problem.price_rounds if nodes > 2 and not problem.replica_choice else 1):
         prices = tuple(round(float(p), 4) for p in price)
         cells, weights, load = _divided(problem, hosts, prices, ids[::thinning], sources[::thinning])
         over = load / max(load.mean(), 1e-12) - 1

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grace_moe.cost.sent import Sends
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE
+from grace_moe.planning.constants import CAUTION, DEVICE_IMBALANCE_PRICE, PRICE_ROUNDS
 from grace_moe.planning.grace.canonical_names import CanonicalNames, in_order, renamed
 from grace_moe.planning.grace.independent_units import independent_units
 from grace_moe.planning.grace.options import GraceOptions
@@ -57,6 +57,10 @@ class LayerProblem:
     """Copies per token that a unit of expected squared imbalance is worth, to begin with."""
     move_price: float = 0.0
     """Copies per token that a copy is worth which a node of `start` does not hold."""
+    price_rounds: int = PRICE_ROUNDS
+    """Rounds in which prices of nodes are found."""
+    first_prices: tuple[float, ...] = ()
+    """`[N]` prices of nodes to begin with; empty = none."""
     effort: float
     """Multiplies the moves that searches try."""
     seed: int

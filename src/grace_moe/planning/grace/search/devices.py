@@ -84,23 +84,23 @@ def _heaviest_first(node: NodeShare, slots: int) -> npt.NDArray[np.int64]:
     total = np.zeros(len(slot))
     stays = np.zeros(len(items), bool)
     if node.held is not None:
-        first = np.cumsum(node.copies) - node.copies
-        for expert in np.flatnonzero(node.copies):
-            for copy, device in enumerate(np.flatnonzero(node.held[:, expert])[: node.copies[expert]]):
-                item = first[expert] + copy
-                stays[item] = True
-                slot[device, used[device]] = expert
-                used[device] += 1
-                total[device] += weight[item]
-    for item in np.argsort(-weight, kind="stable"):
-        if stays[item]:
-            continue
+        # Of the devices that hold an expert, the first ones keep it, as many as there are copies.
+        expert, device = np.nonzero((node.held & (node.held.cumsum(axis=0) <= node.copies)).T)
+        place = node.held.cumsum(axis=0)[device, expert] - 1
+        kept = (np.cumsum(node.copies) - node.copies)[expert] + place
+        stays[kept] = True
+        np.add.at(total, device, weight[kept])
+        order = np.argsort(device, kind="stable")
+        used += np.bincount(device, minlength=len(slot))
+        slot[device[order], np.arange(len(order)) - (np.cumsum(used) - used)[device[order]]] = expert[order]
+    heaviest = np.argsort(-weight, kind="stable")
+    for item in heaviest[~stays[heaviest]]:
         free = used < slots
         fresh = free & ~(slot == items[item]).any(axis=1)
-        device = int(np.argmin(np.where(fresh if fresh.any() else free, total / node.fair, np.inf)))
-        slot[device, used[device]] = items[item]
-        used[device] += 1
-        total[device] += weight[item]
+        lightest = int(np.argmin(np.where(fresh if fresh.any() else free, total / node.fair, np.inf)))
+        slot[lightest, used[lightest]] = items[item]
+        used[lightest] += 1
+        total[lightest] += weight[item]
     return slot
 
 

@@ -144,6 +144,10 @@ class NodeState(NamedTuple):
     """`copies`, flat."""
     best: Ints
     """The best of it so far."""
+    listed: Ints
+    """`[M, 5]` moves to try one after another, as `nodes.NodeMove` has them; empty = moves are drawn."""
+    next_listed: Ints
+    """`[1]` the next of them."""
 
 
 def node_state(
@@ -166,7 +170,8 @@ def node_state(
     )
     contents = _contents(copies, int(limits.slots.max()), options.held)
     balance = _balance(copies, share, noise, limits.capacity)
-    heat = sum(too_hot(s, n, terms) for s, n in zip(share, contents.total, strict=True))
+    over = np.maximum(share / contents.total - terms.copy_limit, 0.0) * terms.devices
+    heat = float((over * over * contents.total).cumsum()[-1])
     moved = float(np.maximum(copies - contents.held, 0).sum())
     penalty = (
         balance_penalty(balance.load, balance.variance, limits.capacity, terms) + options.copy_price * heat + options.move_price * moved
@@ -194,6 +199,8 @@ def node_state(
         new_sums=np.empty(4),
         solution=copies.reshape(-1),
         best=copies.reshape(-1).copy(),
+        listed=np.empty((0, 5), np.int64),
+        next_listed=np.zeros(1, np.int64),
     )
 
 

@@ -34,6 +34,8 @@ from grace_moe.planning.grace.search.node_state import (
 
 NO_LIMIT = np.int64(2**62)
 """More copies than there are."""
+COLD = 1e-15
+"""Temperature, in copies per token, at which no move goes uphill."""
 
 
 class NodeMove(NamedTuple):
@@ -73,8 +75,25 @@ def search_nodes(
     return state.best.reshape(start.shape)
 
 
+def try_moves(state: NodeState, moves: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Carry out the moves `[M, 5]` (`NodeMove`) that are possible and do not raise the energy, in their order; `[R, 5]` the others."""
+    if len(moves):
+        state = state._replace(listed=np.ascontiguousarray(moves), next_listed=np.zeros(1, np.int64))
+        _search(state, energy(state), Cooling(proposals=len(moves), steps=1, hot=COLD, cold=COLD), 0)
+    refused: npt.NDArray[np.int64] = moves[state.contents.slot[moves[:, 0], moves[:, 1]] == moves[:, 2]]
+    return refused
+
+
+def priced(state: NodeState, move_price: float) -> NodeState:
+    """The same state (its arrays are shared) at another price of a move."""
+    state.sums[PENALTY] += (move_price - state.terms.move_price) * state.sums[MOVED]
+    return state._replace(terms=state.terms._replace(move_price=float(move_price)))
+
+
 @part
 def _propose(state: NodeState) -> NodeMove:
+    if state.listed.shape[0]:
+        return _next_listed(state)
     copies, slot, total = state.contents.copies, state.contents.slot, state.contents.total
     none = NodeMove(-1, 0, 0, 0, 0)
     n = np.random.randint(copies.shape[0])
@@ -89,6 +108,18 @@ def _propose(state: NodeState) -> NodeMove:
         if m == n or copies[m, b] == 0 or copies[m, a] >= state.devices[m]:
             return none
     return NodeMove(n, i, a, b, m)
+
+
+@part
+def _next_listed(state: NodeState) -> NodeMove:
+    """The next move of the list; none where an earlier one stands in its way."""
+    at = state.next_listed[0]
+    state.next_listed[0] = at + 1
+    n, i, a, b, m = state.listed[at, 0], state.listed[at, 1], state.listed[at, 2], state.listed[at, 3], state.listed[at, 4]
+    copies, devices = state.contents.copies, state.devices
+    free = state.contents.total[a] > 1 if m == n else copies[m, b] > 0 and copies[m, a] < devices[m]
+    possible = free and state.contents.slot[n, i] == a and copies[n, b] < devices[n]
+    return NodeMove(n if possible else -1, i, a, b, m)
 
 
 @part
