@@ -88,6 +88,27 @@ def test_the_budget_is_for_all_decisions_after_a_change():
     assert difference(adapter.serving, PLAN).moved <= 0.1 * int(PLAN.slots_per_device().sum())
 
 
+def test_what_moved_is_measured_and_goes_back_where_it_does_harm():
+    """Every decision is carried out at once; the traffic that it was made for is gone soon after."""
+
+    class Obeyed(Adapter):
+        def look(self):
+            decision = super().look()
+            if decision is not None and decision.placement is not None:
+                self.serving = decision.placement
+            return decision
+
+    adapter = Obeyed(PLAN, TRACE, options=replace(OPTIONS, decision=replace(OPTIONS.decision, budget=1.0)))
+    serve(adapter, TRACE, 30, 0)
+    serve(adapter, renamed(TRACE), 60, 1)
+    measured = [look.measured for look in adapter.looks if look.measured is not None]
+    assert measured
+    assert min(measured) > 0
+    before = len(adapter.looks)
+    serve(adapter, TRACE, 90, 2)
+    assert sum("go back" in look.decision.reason for look in adapter.looks[before:]) == 1
+
+
 def test_what_can_not_be_followed_is_refused():
     with pytest.raises(UsageError, match="up to 64"):
         Adapter(plan(TRACE, Topology.parse("65x1"), "round_robin"), TRACE)

@@ -99,7 +99,7 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     taken = _within(taken, budget, options)
     balance = np.mean([taken[index].balance if index in taken else judge.served_balance(index) for index in range(len(considered))])
     named = {considered[index]: one for index, one in taken.items()}
-    return _decision(serving, considered, named, options, best=best, balance=float(balance))
+    return decision_of(serving, considered, named, options, best=best, balance=float(balance))
 
 
 def _paying(candidates: Mapping[int, Candidate], options: DecisionOptions) -> dict[int, Candidate]:
@@ -146,7 +146,7 @@ def _within(taken: Mapping[int, Candidate], budget: int, options: DecisionOption
     return kept
 
 
-def _decision(
+def decision_of(
     serving: Placement,
     considered: Sequence[int],
     taken: Mapping[int, Candidate],
@@ -155,7 +155,7 @@ def _decision(
     best: float,
     balance: float,
 ) -> Decision:
-    """From the layers that are taken, by their indices in the placement.
+    """The decision to take these layers, by their indices in the placement.
 
     Args:
         best: copies per token that the best candidates of all layers would save.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import gamma
 
-from grace_moe.trace import RoutingTrace, order_of_requests
+from grace_moe.trace import RoutingTrace, order_of_names
 
 PERMUTATIONS = 199
 """Not tuned: the variance of the distances is known within a tenth, one standard error."""
@@ -40,8 +40,10 @@ class Change:
     """Mean distance without a change."""
     chance: float
     """Of so large a distance without a change; 1 where requests are too few to tell."""
-    requests: tuple[int, int]
-    """Before and recently."""
+    compared: tuple[int, int]
+    """Requests before and recently, or what else is independent."""
+    unit: str = "requests"
+    """What those are."""
 
 
 def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0) -> Change:
@@ -50,7 +52,7 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
     old, new = _loads_of_requests(before, random), _loads_of_requests(recent, random)
     sizes = (len(old), len(new))
     if min(sizes) < FEWEST_REQUESTS:
-        return Change(distance=0.0, by_layer=(), expected=0.0, chance=1.0, requests=sizes)
+        return Change(distance=0.0, by_layer=(), expected=0.0, chance=1.0, compared=sizes)
     loads = np.concatenate([old, new])
     is_new = np.arange(len(loads)) >= sizes[0]
     orders = np.stack([is_new, *(random.permutation(is_new) for _ in range(PERMUTATIONS))])
@@ -66,19 +68,19 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
         by_layer=tuple(by_layer[0].tolist()),
         expected=float(mean),
         chance=chance,
-        requests=sizes,
+        compared=sizes,
     )
 
 
 def _loads_of_requests(trace: RoutingTrace, random: np.random.Generator) -> Floats:
     """`[requests, L * E]` pairs of a few tokens of each request."""
-    mixed = trace.select(random.permutation(trace.num_tokens))
-    request, position = order_of_requests(mixed)
+    mixed = random.permutation(trace.num_tokens)
+    request, position = order_of_names(trace.requests[mixed])
     request = random.permutation(int(request.max(initial=-1)) + 1)[request]
     count = min(MOST_REQUESTS, int(request.max(initial=-1)) + 1)
     kept = (position < TOKENS_PER_REQUEST) & (request < count)
-    ids = mixed.topk_ids[kept].astype(np.int64)
-    layers, experts = mixed.num_layers, mixed.num_experts
+    ids = trace.topk_ids[mixed[kept]].astype(np.int64)
+    layers, experts = trace.num_layers, trace.num_experts
     cells = request[kept][:, None, None] * (layers * experts) + np.arange(layers)[:, None] * experts + ids
     counts = np.bincount(cells[ids >= 0], minlength=count * layers * experts)
     return counts.reshape(count, layers * experts).astype(float)

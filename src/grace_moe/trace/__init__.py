@@ -7,7 +7,7 @@ from grace_moe.trace.model import DECODE, PREFILL, RoutingTrace
 from grace_moe.trace.prompts import RecordingSizes, prompts_from_text
 from grace_moe.trace.reading import mixed_recordings, read_recording
 from grace_moe.trace.recorded import without_unrecorded
-from grace_moe.trace.requests import order_of_requests, request_numbers, tokens_of
+from grace_moe.trace.requests import order_of_names, order_of_requests, request_numbers, tokens_of
 from grace_moe.trace.statistics import activations, expert_loads, skew
 from grace_moe.trace.synthetic import synthetic_trace
 
@@ -22,6 +22,7 @@ __all__ = [
     "expert_loads",
     "mixed",
     "mixed_recordings",
+    "order_of_names",
     "order_of_requests",
     "prompts_from_text",
     "read_recording",

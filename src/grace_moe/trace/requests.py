@@ -22,7 +22,12 @@ def request_numbers(names: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32
 
 def order_of_requests(trace: RoutingTrace) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """`[T]` number of each token's request, by first appearance, and `[T]` the token's place in it."""
-    _, first, inverse = np.unique(trace.requests, return_index=True, return_inverse=True)
+    return order_of_names(trace.requests)
+
+
+def order_of_names(names: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The same, of `[T]` whole numbers that name each token's request."""
+    _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
     number = np.empty(len(first), dtype=np.int64)
     number[np.argsort(first, kind="stable")] = np.arange(len(first))
     request = number[inverse]
