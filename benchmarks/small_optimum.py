@@ -1,6 +1,6 @@
 """Plans for time against the optimum, found by exhaustion, on small unequal clusters. Writes a results page in Markdown.
 
-    python benchmarks/small_optimum.py [--instances 200] [--out page.md]
+    python benchmarks/small_optimum.py [--instances 200] [--rows rows.jsonl] [--out page.md]
 
 An instance is a made trace of 120 short requests on 2 to 4 devices in 1 to 4 nodes: devices of unequal speed and memory, in half of them a
 pair of devices with a slow link; prefill or decode, with room for replicas or without. The optimum is the fastest of all placements that
@@ -9,8 +9,8 @@ is luck that no plan can know. Plans are made with `tolerance=inf`: for time alo
 """
 
 import argparse
+import json
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -160,25 +160,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="seed of the first; the others follow")
+    parser.add_argument("--rows", type=Path, help="keep what is found here, a line of JSON an instance, and run only what is not there")
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/small_optimum_{date.today()}.md"))
     options = parser.parse_args()
-    rows, began = [], time.process_time()
-    for seed in range(options.first, options.first + options.instances):
+    seeds = range(options.first, options.first + options.instances)
+    known = options.rows.read_text().splitlines() if options.rows and options.rows.exists() else []
+    rows = [row for row in map(json.loads, known) if row["seed"] in seeds]
+    for seed in sorted(set(seeds) - {row["seed"] for row in rows}):
         one = instance(seed)
-        rows.append((gap(one), one.told, len(one.placements), sum(one.slots) > one.trace.num_experts))
-        print(seed, *rows[-1], flush=True)
+        spare = sum(one.slots) > one.trace.num_experts
+        rows.append({"seed": seed, "gap": gap(one), "told": one.told, "placements": len(one.placements), "spare": spare})
+        print(json.dumps(rows[-1]), flush=True)
+        if options.rows:
+            with options.rows.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     head = "| instances | | within 2% | median | worst |\n|---|---|---|---|---|"
     lines = [
         f"| {name} | {len(gaps)} | {sum(x <= 0.02 for x in gaps)} | {np.median(gaps):.2%} | {max(gaps):.1%} |"
         for name, gaps in {
-            "all": [row[0] for row in rows],
-            "room for replicas": [row[0] for row in rows if row[3]],
-            "one copy each": [row[0] for row in rows if not row[3]],
+            "all": [row["gap"] for row in rows],
+            "room for replicas": [row["gap"] for row in rows if row["spare"]],
+            "one copy each": [row["gap"] for row in rows if not row["spare"]],
         }.items()
         if gaps
     ]
-    worst = [f"- {row[0]:.1%} over: {row[1]}, {row[2]:,} placements" for row in sorted(rows, reverse=True) if row[0] > 0.02]
-    told = f"`benchmarks/small_optimum.py`, {date.today()}, {platform.machine()}, {time.process_time() - began:.0f} s of CPU."
+    over = sorted((row for row in rows if row["gap"] > 0.02), key=lambda row: -row["gap"])
+    worst = [f"- {row['gap']:.1%} over: {row['told']}, {row['placements']:,} placements (seed {row['seed']})" for row in over]
+    told = f"`benchmarks/small_optimum.py`, {date.today()}, {platform.machine()}, seeds {seeds.start} to {seeds.stop - 1}."
     rest = (__doc__ or "").split("page.md]")[1].strip()
     options.out.write_text("\n".join([f"# Small instances, by exhaustion\n\n{told} {rest}\n", head, *lines, "", *worst]) + "\n")
 

@@ -34,14 +34,14 @@ def test_another_taste_is_told():
     found = change_between(traffic(random, popularity, 60), traffic(random, popularity[:, ::-1], 40))
     assert found.chance < 1e-8
     assert found.distance > 2 * found.expected
-    assert found.requests == (60, 40)
+    assert found.compared == (60, 40)
 
 
 def test_too_few_requests_tell_nothing():
     random = np.random.default_rng(3)
     popularity = random.normal(size=(LAYERS, EXPERTS))
     found = change_between(traffic(random, popularity, 60), traffic(random, popularity[:, ::-1], 7))
-    assert (found.chance, found.requests) == (1.0, (60, 7))
+    assert (found.chance, found.compared) == (1.0, (60, 7))
 
 
 def test_equal_loads_are_no_change():

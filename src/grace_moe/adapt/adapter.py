@@ -1,204 +1,43 @@
-"""The policy that serves: watch, tell change from noise, decide, and look again as evidence grows."""
+"""The policy that serves: watch tokens, tell change from noise, decide, and look again as evidence grows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from collections.abc import Sequence
 
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.detect import Change, change_between
-from grace_moe.adapt.monitor import Monitor, MonitorOptions
-from grace_moe.adapt.review import review
-from grace_moe.errors import UsageError
-from grace_moe.placement import Placement, difference
+from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
+from grace_moe.adapt.monitor import Monitor
+from grace_moe.adapt.review import Review, review
+from grace_moe.placement import Placement
 from grace_moe.planning.grace.replanning import check_replannable
 from grace_moe.trace import RoutingTrace
 
-LOOKS = 5
-"""Looks after a change, each at twice the steps of the last. Not tuned."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptOptions:
-    """How often to look, and how sure to be.
-
-    Raises:
-        UsageError: on construction, if one is out of range.
-    """
-
-    check_every: int = 5
-    """Steps between two tests for a change."""
-    recent_steps: int = 10
-    """Steps that count as recent."""
-    false_alarms: float = 1e-6
-    """Of the test for a change, per step: 1e-6 = one run of 10,000 steps in a hundred has any."""
-    persistence: float = 4.0
-    """How much longer traffic is expected to stay as it is than it has been so: the horizon of a decision. Not tuned."""
-    decision: DecisionOptions = field(default_factory=DecisionOptions)
-    """Its horizon is the longest."""
-    monitor: MonitorOptions = field(default_factory=MonitorOptions)
-
-    def __post_init__(self) -> None:
-        if self.check_every < 1 or self.recent_steps < 1 or not 0 < self.false_alarms < 1 or not self.persistence > 0:
-            raise UsageError(
-                f"check_every {self.check_every}, recent_steps {self.recent_steps}, false_alarms {self.false_alarms}, "
-                f"persistence {self.persistence}: use steps of 1 or more, a share between 0 and 1, and a persistence above 0"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A look that led to a decision."""
-
-    step: int
-    change: Change
-    decision: Decision
-    measured: float | None = None
-    """What all moves since the change save, on requests that came in after them: copies per token, mean over layers; None = not known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Episode:
-    """From a change until its last look."""
-
-    first_step: int
-    """Tokens of this step and later ones count."""
-    began: int
-    served: Placement
-    """What served when it began: the budget counts what has moved since."""
-    next_look: int
-    looks: int = 0
-    waiting: tuple[int, ...] = ()
-    """Layers that this look has yet to decide on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Moves:
-    """What has moved since a change, to be reviewed on what came in after it."""
-
-    look: int
-    """Place of the last decision among the looks."""
-    former: Placement
-    """What served before the change."""
-    since: int
-    """Step at which the last layer switched."""
-    next_review: int
-    reviews: int = 0
-
-
-class Adapter:
-    """Watches the steps of a cluster and says when to move to which placement. It moves nothing itself.
-
-    After a change, only tokens since then count. A decision is made at once and again whenever the steps since the change have doubled; its
-    horizon grows with them, so that traffic which soon changes back moves little. Where the layers are more than one decision plans, those
-    that changed most come first, and the others at the next checks. The budget is for all that moves after a change. A change soon after
-    the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later traffic is compared
-    with. What has moved is reviewed on the requests that came in since: where it surely does harm, it goes back.
+class Adapter(BaseAdapter):
+    """Decides by a sample of the tokens that are served.
 
     Raises:
         UsageError: on construction, if there are more nodes than a search takes.
     """
 
+    monitor: Monitor
+
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
         check_replannable(serving.topology)
-        self.options = AdaptOptions() if options is None else options
-        self.serving = serving
-        """The placement that serves; whoever moves experts sets it when they have moved."""
-        self.looks: list[Look] = []
-        self._seed = seed
+        super().__init__(serving, options=options, seed=seed)
         shape = (planned_on.layer_ids, planned_on.num_experts, planned_on.top_k)
         self.monitor = Monitor(*shape, options=self.options.monitor, seed=seed)
         self._before = planned_on
-        self._episode: _Episode | None = None
-        self._last_ended: int | None = None
-        self._target = self._served = serving
-        self._moves: _Moves | None = None
 
-    def look(self) -> Decision | None:
-        """A decision where it is time for one, else None; to be called after each step."""
-        step = self.monitor.step
-        self._note_switches(step)
-        if step % self.options.check_every or step < self.options.recent_steps:
-            return None
-        looks = self._episode is None or step >= self._episode.next_look
-        reviews = self._moves is not None and step >= self._moves.next_review
-        if not looks and not reviews:
-            return None
-        change = change_between(self._before, self.monitor.sample(step - self.options.recent_steps), seed=self._seed + step)
-        back = self._reviewed(self._moves, step) if reviews and self._moves is not None else None
-        if back is not None:
-            return self._decided(back, change)
-        if not looks:
-            return None
-        if self._episode is None:
-            if change.chance >= self.options.false_alarms * self.options.check_every:
-                return None
-            self._episode = self._begin(step)
-        if not self._episode.waiting:
-            self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
-        since = self.monitor.sample(self._episode.first_step, self.serving.model)
-        waiting = self._episode.waiting or tuple(np.argsort(change.by_layer or np.zeros(since.num_layers), kind="stable")[::-1].tolist())
-        decision = decide(self.serving, since, self._decision_options(self._episode, step), order=waiting)
-        self._before, former = since, self._episode.served
-        self._episode = self._next(self._episode, step, waiting[len(decision.considered) :])
-        return self._decided(decision, change, former=former)
+    def _change(self, step: int) -> Change:
+        recent = self.monitor.sample(step - self.options.recent_steps)
+        return change_between(self._before, recent, seed=self._seed + step)
 
-    def _decided(self, decision: Decision, change: Change, *, former: Placement | None = None) -> Decision:
-        """Keeps it, and what served before the change, to review it; None = it is not reviewed: what went back stays there."""
-        step = self.monitor.step
-        decision = self._with_others_under_way(decision)
-        if decision.placement is not None:
-            review_at = step + self.options.recent_steps
-            self._moves = None if former is None else _Moves(look=len(self.looks), former=former, since=step, next_review=review_at)
-        self.looks.append(Look(step=step, change=change, decision=decision))
-        return decision
+    def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
+        since = self.monitor.sample(first_step, self.serving.model)
+        self._before = since
+        return decide(self.serving, since, options, order=order)
 
-    def _note_switches(self, step: int) -> None:
-        if self.serving is self._served:
-            return
-        if self._moves is not None and self.serving.layers != self._served.layers:
-            self._moves = replace(self._moves, since=step, next_review=step + self.options.recent_steps)
-        self._served = self.serving
-
-    def _reviewed(self, moves: _Moves, step: int) -> Decision | None:
-        """To go back, where what has moved does harm. Reviews come whenever the steps since the moves have doubled, as many as looks."""
-        horizon = self.options.persistence * self.monitor.tokens_per_step * (step - moves.since)
-        options = replace(self.options.decision, horizon=min(self.options.decision.horizon, horizon), seed=self._seed)
-        found = review(moves.former, self.serving, self.monitor.sample(moves.since, self.serving.model), options)
-        if found is not None:
-            self.looks[moves.look] = replace(self.looks[moves.look], measured=found.measured)
-        done = moves.reviews + 1 >= LOOKS
-        self._moves = None if done else replace(moves, reviews=moves.reviews + 1, next_review=2 * step - moves.since)
-        return None if found is None else found.back
-
-    def _with_others_under_way(self, decision: Decision) -> Decision:
-        """The decision, where layers that it did not plan go on to where an earlier one sends them."""
-        if decision.placement is None:
-            return decision
-        layers = tuple(
-            new if index in decision.considered else other
-            for index, (new, other) in enumerate(zip(decision.placement.layers, self._target.layers, strict=True))
-        )
-        self._target = replace(decision.placement, layers=layers)
-        return replace(decision, placement=self._target)
-
-    def _begin(self, step: int) -> _Episode:
-        recent = self.options.recent_steps
-        often = self._last_ended is not None and step - self._last_ended < recent << LOOKS
-        return _Episode(first_step=0 if often else step - recent, began=step - recent, served=self.serving, next_look=step)
-
-    def _next(self, episode: _Episode, step: int, waiting: tuple[int, ...]) -> _Episode | None:
-        """The episode after a decision; None after its last look."""
-        if waiting:
-            return replace(episode, waiting=waiting, next_look=step + 1)
-        if episode.looks + 1 >= LOOKS:
-            self._last_ended = step
-            return None
-        return replace(episode, looks=episode.looks + 1, waiting=(), next_look=step + (step - episode.began))
-
-    def _decision_options(self, episode: _Episode, step: int) -> DecisionOptions:
-        seen = self.monitor.tokens_per_step * (step - episode.began)
-        own, moves = self.options.decision, difference(self.serving, episode.served)
-        left = max(0.0, own.budget - moves.moved / moves.copies)
-        return replace(own, horizon=min(own.horizon, self.options.persistence * seen), budget=left, seed=self._seed)
+    def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:
+        return review(former, self.serving, self.monitor.sample(since, self.serving.model), options)

@@ -40,8 +40,10 @@ class Change:
     """Mean distance without a change."""
     chance: float
     """Of so large a distance without a change; 1 where requests are too few to tell."""
-    requests: tuple[int, int]
-    """Before and recently."""
+    compared: tuple[int, int]
+    """Requests before and recently, or what else is independent."""
+    unit: str = "requests"
+    """What those are."""
 
 
 def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0) -> Change:
@@ -50,7 +52,7 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
     old, new = _loads_of_requests(before, random), _loads_of_requests(recent, random)
     sizes = (len(old), len(new))
     if min(sizes) < FEWEST_REQUESTS:
-        return Change(distance=0.0, by_layer=(), expected=0.0, chance=1.0, requests=sizes)
+        return Change(distance=0.0, by_layer=(), expected=0.0, chance=1.0, compared=sizes)
     loads = np.concatenate([old, new])
     is_new = np.arange(len(loads)) >= sizes[0]
     orders = np.stack([is_new, *(random.permutation(is_new) for _ in range(PERMUTATIONS))])
@@ -66,7 +68,7 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
         by_layer=tuple(by_layer[0].tolist()),
         expected=float(mean),
         chance=chance,
-        requests=sizes,
+        compared=sizes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from grace_moe.placement import Placement
 
@@ -20,16 +21,20 @@ class Move:
     """Device that loads it."""
 
 
-def rounds_of(new: Placement, old: Placement) -> list[list[Move]]:
+def rounds_of(new: Placement, old: Placement, *, layer_by_layer: bool = True) -> list[list[Move]]:
     """All moves from `old` to `new`, in rounds: in a round, a device sends to at most one device and receives from at most one.
 
-    A layer's moves are in consecutive rounds, so that it can switch before the next layer's begin to arrive. An expert comes from a
-    device of the target's node where one holds it; of several, from the one that has sent least so far.
+    An expert comes from a device of the target's node where one holds it; of several, from the one that has sent least so far.
+
+    Args:
+        layer_by_layer: a layer's moves are in consecutive rounds, so that it can switch before the next layer's begin to arrive. Else
+            layers share rounds, the first ones first: more devices move at once where a layer moves few experts, and a device keeps those
+            that have arrived until their layer switches.
     """
     sent = [0] * old.topology.num_devices
     rounds: list[list[Move]] = []
-    for index in range(len(old.layers)):
-        waiting = _moves_of_layer(new, old, index, sent)
+    layers = [_moves_of_layer(new, old, index, sent) for index in range(len(old.layers))]
+    for waiting in layers if layer_by_layer else [list(chain.from_iterable(layers))]:
         while waiting:
             busy_sources: set[int] = set()
             busy_targets: set[int] = set()

@@ -10,7 +10,7 @@ import numpy as np
 
 from grace_moe.adapt.simulate import SCENARIOS, Day
 from grace_moe.files import write_atomically
-from grace_moe.report.day_table import COLUMNS, cell_texts
+from grace_moe.report.day_table import cell_texts, columns_of, measured_on, what_is_counted
 from grace_moe.report.page import document, require_report
 from grace_moe.report.plot_style import MUTED, OURS, THEIRS, styled_figure
 
@@ -61,16 +61,15 @@ def _head(day: Day) -> str:
     scenario = (SCENARIOS[day.scenario].__doc__ or "").strip()
     return f"""<p class="about">{escape(scenario)}</p>
 <h1>{sentence}</h1>
-<p class="how">Total cost is copies of a token between nodes, and the busiest device's load over the mean less one, and the moves.
-Policies saw other requests than those measured on.</p>"""
+<p class="how">{escape(what_is_counted(day).capitalize())}. {escape(measured_on(day))}</p>"""
 
 
 def _table(day: Day) -> str:
-    heads = "".join(f"<th>{escape(heading).replace(chr(10), '<br>')}</th>" for _, heading, _ in COLUMNS)
+    heads = "".join(f"<th>{escape(heading).replace(chr(10), '<br>')}</th>" for _, heading, _ in columns_of(day))
     rows = []
     for row in day.rows():
         least, most = row["total_cost_range"]
-        cells = "".join(f"<td>{escape(text)}</td>" for text in cell_texts(row))
+        cells = "".join(f"<td>{escape(text)}</td>" for text in cell_texts(day, row))
         name = escape(row["policy"])
         rows.append(f'<tr class="{"ours" if name == "grace" else ""}"><td>{name}</td>{cells}<td>{least:.4f} to {most:.4f}</td></tr>')
     return f"""<div class="scroll"><table><thead><tr><th>policy</th>{heads}<th>total cost,<br>seeds</th></tr></thead><tbody>

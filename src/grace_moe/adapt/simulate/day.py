@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.adapt.adapter import AdaptOptions
+from grace_moe.adapt.episodes import AdaptOptions
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.simulate.policies import POLICIES, Policy, Setting
 from grace_moe.adapt.simulate.replay import Migration, Outcome, simulate
@@ -59,6 +59,10 @@ class Day:
     scenario: str
     outcomes: dict[str, list[Outcome]]
     """Policy -> a day of each seed."""
+    by_counts: bool = False
+    """Whether balance and moves are all that is counted: nothing is known of copies then."""
+    note: str = ""
+    """On what the day was measured, where not on other recordings than policies saw."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One a policy: means over seeds, and least and most of the total cost."""
@@ -71,7 +75,7 @@ class Day:
 
     def to_dict(self) -> dict[str, Any]:
         """For machines."""
-        return {"scenario": self.scenario, "rows": self.rows()}
+        return {"scenario": self.scenario, "by_counts": self.by_counts, "note": self.note, "rows": self.rows()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

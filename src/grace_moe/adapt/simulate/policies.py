@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.adapt.adapter import Adapter, AdaptOptions
+from grace_moe.adapt.adapter import Adapter
+from grace_moe.adapt.by_counts.levelling import shares_of
+from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
 from grace_moe.trace import LoadProfile, RoutingTrace, expert_loads
 
 Ints = npt.NDArray[np.int64]
+Recording = TypeVar("Recording", RoutingTrace, LoadProfile)
 
 
 class Policy(Protocol):
@@ -28,18 +31,29 @@ class Policy(Protocol):
     free: bool
     """Whether its moves cost nothing: an oracle's."""
 
-    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
-        """A step's choices `[T, L, k]` and the requests of its tokens `[T]`."""
-
     def wanted(self) -> Placement | None:
         """A placement to move to from now on; None = go on as before."""
 
 
+class TokenPolicy(Policy, Protocol):
+    """One that sees tokens."""
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """A step's choices `[T, L, k]` and the requests of its tokens `[T]`."""
+
+
+class LoadPolicy(Policy, Protocol):
+    """One that sees loads."""
+
+    def see_loads(self, loads: Ints) -> None:
+        """A step's pairs of each expert, `[L, E]`."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(Generic[Recording]):
     """What every policy starts from."""
 
-    planned_on: RoutingTrace
+    planned_on: Recording
     topology: Topology
     slots: int
     """Of each device."""
@@ -48,7 +62,7 @@ class Setting:
     options: AdaptOptions
     weights: npt.NDArray[np.float64]
     """`[steps, domains]` shares to come: for the oracle alone."""
-    domains: list[RoutingTrace]
+    domains: list[Recording]
     """What can be seen of each domain: for the oracle alone."""
     interval: int
     """Steps between two re-plans of the policies on a timer."""
@@ -62,10 +76,13 @@ class Static:
 
     stops = free = False
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting[Any]) -> None:
         self.serving = setting.plan
 
     def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """Nothing is kept."""
+
+    def see_loads(self, loads: Ints) -> None:
         """Nothing is kept."""
 
     def wanted(self) -> Placement | None:
@@ -78,16 +95,19 @@ class Timer:
 
     stops, free = True, False
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting[Any]) -> None:
         self._setting = setting
         self._loads: list[Ints] = []
         self._step = 0
         self.serving = plan(setting.planned_on, setting.topology, "eplb", slots_per_device=setting.slots)
 
     def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
-        """Keeps the step's loads, as many steps as the window has."""
-        step = _without_requests(self._setting.planned_on, topk_ids)
-        self._loads = [*self._loads, expert_loads(step)][-self._setting.window :]
+        """Keeps the step's loads."""
+        self.see_loads(expert_loads(_without_requests(self._setting.planned_on, topk_ids)))
+
+    def see_loads(self, loads: Ints) -> None:
+        """Keeps them, as many steps as the window has."""
+        self._loads = [*self._loads, loads][-self._setting.window :]
         self._step += 1
 
     def wanted(self) -> Placement | None:
@@ -120,8 +140,10 @@ class Ours:
 
     stops = free = False
 
-    def __init__(self, setting: Setting) -> None:
-        self.adapter = Adapter(setting.plan, setting.planned_on, options=setting.options, seed=setting.seed)
+    adapter: BaseAdapter
+
+    def __init__(self, setting: Setting[RoutingTrace]) -> None:
+        self.adapter = self._tokens = Adapter(setting.plan, setting.planned_on, options=setting.options, seed=setting.seed)
 
     @property
     def serving(self) -> Placement:
@@ -134,7 +156,7 @@ class Ours:
 
     def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
         """The adapter's monitor takes it in."""
-        self.adapter.monitor.observe(topk_ids, requests)
+        self._tokens.monitor.observe(topk_ids, requests)
 
     def wanted(self) -> Placement | None:
         """The adapter's decision."""
@@ -149,7 +171,7 @@ class Oracle:
     CHANGE = 0.2
     """Not tuned."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting[RoutingTrace]) -> None:
         self._setting, self._step = setting, 0
         self._planned_for = np.full(setting.weights.shape[1], np.inf)
         self._plans: dict[tuple[float, ...], Placement] = {}
@@ -190,7 +212,7 @@ class Oracle:
         return replace(mixed, request_ids=np.concatenate(requests).astype(np.int32))
 
 
-POLICIES: dict[str, Callable[[Setting], Policy]] = {
+POLICIES: dict[str, Callable[[Setting[RoutingTrace]], TokenPolicy]] = {
     "static": Static,
     "eplb": Timer,
     "loads": Loads,
@@ -209,9 +231,6 @@ def _peak(placement: Placement, loads: Ints) -> float:
     """Busiest device over the mean, mean over layers, where experts' loads divide by the replicas' weights."""
     peaks = []
     for layer, load in zip(placement.layers, loads, strict=True):
-        device = np.zeros(placement.topology.num_devices)
-        for expert, (devices, weights) in enumerate(zip(layer.devices_of_expert, layer.replica_weights, strict=True)):
-            device[list(devices)] += load[expert] * np.array(weights)
-        device /= placement.topology.relative_speed
+        device = load @ shares_of(layer, placement.topology.num_devices) / placement.topology.relative_speed
         peaks.append(device.max() / max(device.mean(), 1e-12))
     return float(np.mean(peaks))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import routed
 from grace_moe.adapt.schedule import Move, rounds_of
-from grace_moe.adapt.simulate.policies import Policy
+from grace_moe.adapt.simulate.policies import Policy, TokenPolicy
 from grace_moe.adapt.simulate.stream import Pool, StepTokens, StreamOptions, stream
 from grace_moe.placement import Placement
 from grace_moe.topology import Topology
@@ -47,6 +47,8 @@ class Migration:
     expert_bytes: int
     rounds_per_step: int = 1
     """Rounds of moves beside a step; policies that stop serving do all of them at once."""
+    layer_by_layer: bool = True
+    """Whether layers move one after another (`rounds_of`)."""
 
 
 class _Layers:
@@ -82,7 +84,7 @@ class _Layers:
 
 
 def simulate(
-    policy: Policy,
+    policy: TokenPolicy,
     seen: Pool,
     measured: Pool,
     weights: npt.NDArray[np.float64],
@@ -143,7 +145,8 @@ class ServingDay:
         policy = self._policy
         wanted = policy.wanted()
         if wanted is not None:
-            self._target, self._waiting = wanted, rounds_of(wanted, policy.serving)
+            self._target = wanted
+            self._waiting = rounds_of(wanted, policy.serving, layer_by_layer=self._migration.layer_by_layer)
             if not self._waiting:
                 policy.serving = self._target  # shares of replicas alone
         if self._waiting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from grace_moe.adapt.adapter import Look
+from grace_moe.adapt.episodes import Look
 from grace_moe.adapt.status import AdaptStatus
 
 
@@ -26,7 +26,7 @@ def decision_line(look: Look) -> str:
             "predicted_balance": round(decision.balance, 6),
             "layers_considered": len(decision.considered),
             "chance_of_no_change": change.chance,
-            "requests": list(change.requests),
+            change.unit: list(change.compared),
         }
     )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from grace_moe.adapt.adapter import Adapter
+from grace_moe.adapt.episodes import BaseAdapter
 from grace_moe.adapt.status import AdaptStatus
 from grace_moe.adapt.telemetry.decision_log import decision_line
 from grace_moe.adapt.telemetry.traffic_view import TrafficView, traffic_view
@@ -20,13 +21,14 @@ class Follower:
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: BaseAdapter,
         *,
         expert_bytes: int,
         log: Callable[[str], None] = lambda line: None,
         view_every: int = 10,
     ) -> None:
-        """`expert_bytes`: of one expert of one layer. `view_every`: steps between two views of traffic; 0 = none."""
+        """`expert_bytes`: of one expert of one layer. `view_every`: steps between two views of traffic; 0 = none. There
+        are none where loads alone are seen."""
         self._adapter, self._expert_bytes, self._log, self._view_every = adapter, expert_bytes, log, view_every
         self._served, self._target = adapter.serving, adapter.serving
         self._logged = self._changed_at = self._switched = self._copies = self._migrations = self._given_up = 0
@@ -44,7 +46,7 @@ class Follower:
                 self._given_up += self._moving
                 self._target = look.decision.placement
         self._logged = len(adapter.looks)
-        if self._view_every and adapter.monitor.step % self._view_every == 0:
+        if self._view_every and adapter.monitor.step % self._view_every == 0 and isinstance(adapter, Adapter):
             self.view = traffic_view(adapter)
 
     def stop(self) -> None:

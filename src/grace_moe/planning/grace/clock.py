@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.cost.flow_counter import FlowCounter, SlotCounter, counted_flows
+from grace_moe.cost.flow_counter import FlowCounter, SlotCounter
 from grace_moe.cost.flows import BETWEEN_NODES, FLAT, INSIDE_NODES, PAIRS, TAKEN, Flows
 from grace_moe.cost.links import Tiers, tiers_of
 from grace_moe.cost.sent import Sends, sends_of
 from grace_moe.cost.step import Setting, layer_seconds
 from grace_moe.placement import LayerPlacement
-from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, TIMED_DAYS
+from grace_moe.planning.constants import CLOCK_PARTS, CLOCK_TOKENS, DOUBT_IN_TIME, TIMED_DAYS
 from grace_moe.planning.grace.candidates import Candidate, Origin
 from grace_moe.planning.grace.predicted_choice import chosen_devices
 from grace_moe.planning.grace.problem import LayerProblem
@@ -48,6 +48,8 @@ class Clock:
     topology: Topology
     tiers: Tiers
     setting: Setting
+    as_it_is: bool
+    """Whether the trace is all that counts, and not other requests like it."""
     seed: int
 
 
@@ -87,14 +89,22 @@ def clock_of(problem: LayerProblem, setting: Setting, *, as_it_is: bool = False)
         topology=problem.topology,
         tiers=tiers_of(problem.topology),
         setting=setting,
+        as_it_is=as_it_is,
         seed=problem.seed,
     )
 
 
 def shorter(clock: Clock, tokens: int) -> Clock:
-    """The clock with fewer tokens, for many placements: on the trace as it is, without days."""
+    """The clock with fewer tokens, for many placements; without days where the trace is all that counts."""
     some = slice(0, tokens)
-    return replace(clock, ids=clock.ids[some], source=clock.source[some], part=np.zeros_like(clock.part[some]), days=np.ones((1, 1)))
+    fewer = replace(clock, ids=clock.ids[some], source=clock.source[some], part=clock.part[some])
+    return replace(fewer, part=np.zeros_like(fewer.part), days=np.ones((1, 1))) if clock.as_it_is else fewer
+
+
+def expected(clock: Clock, days: Floats) -> float:
+    """Of a time on the trace as it is and on each day: what counts, the mean. A placement that is even on the trace alone is slower on most
+    days than on the trace."""
+    return float(days[0] if clock.as_it_is else days.mean())
 
 
 def chosen_by(clock: Clock, layer: LayerPlacement) -> Ints:
@@ -124,7 +134,7 @@ def timed(clock: Clock, layer: LayerPlacement, chosen: Ints | None = None) -> Ti
     Args:
         chosen: `chosen_by` of it, where that is known.
     """
-    flows = _by_day(_counted(clock, layer, chosen_by(clock, layer) if chosen is None else chosen), clock.days)
+    flows = _by_day(clock, layer, chosen_by(clock, layer) if chosen is None else chosen)
     if clock.unseen:
         flows = _with_unseen(flows, layer, clock.unseen)
     seconds = layer_seconds(flows, clock.topology, clock.setting)
@@ -133,41 +143,33 @@ def timed(clock: Clock, layer: LayerPlacement, chosen: Ints | None = None) -> Ti
     return Times(total=total, busiest=busiest, carried=_carried(flows, clock, seconds))
 
 
-def candidate(layer: LayerPlacement, origin: Origin, times: Times, kept: Times, doubt: float) -> Candidate:
-    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's time.
+def candidate(clock: Clock, layer: LayerPlacement, origin: Origin, times: Times, kept: Times) -> Candidate:
+    """A placement with what is expected of it: `peaks` are seconds of the busiest device, `traffic` is the layer's `expected` time.
 
     One that may well be slower than the one for copies is given the time that it may take.
 
     Args:
         kept: times of the plan for copies.
-        doubt: standard deviations between days that it must save over that; 0 = the trace is taken as it is.
     """
-    seconds = float(times.total[0])
+    seconds, doubt = expected(clock, times.total), 0.0 if clock.as_it_is else DOUBT_IN_TIME
     worst = seconds + doubt * float((times.total - kept.total)[1:].std())
-    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=worst if worst > kept.total[0] else seconds)
+    return Candidate(layer=layer, origin=origin, peaks=times.busiest, traffic=worst if worst > expected(clock, kept.total) else seconds)
 
 
-def _counted(clock: Clock, layer: LayerPlacement, chosen: Ints) -> list[Flows]:
-    """The flows of each part."""
+def _by_day(clock: Clock, layer: LayerPlacement, chosen: Ints) -> Flows:
+    """The flows of the layer on every day, as if days were layers; each day has as many tokens."""
     devices, parts = clock.topology.num_devices, clock.days.shape[1]
     slots, copies = SlotCounter(layer, devices, parts), FlowCounter(clock.topology, clock.tiers, parts)
     slots.add(clock.ids, chosen, clock.part)
     copies.add(chosen, clock.source, clock.part)
-    tokens = np.bincount(clock.part * devices + clock.source, minlength=parts * devices).reshape(parts, devices).astype(float)
-    return [counted_flows([(slots, copies)], tokens[part], part) for part in range(parts)]
-
-
-def _by_day(parts: Sequence[Flows], days: Floats) -> Flows:
-    """The flows of one layer on every day, as if days were layers; each day has as many tokens."""
-    sizes = np.array([part.num_tokens for part in parts])
-    weights = days * sizes.sum() / np.maximum(days @ sizes, 1e-12)[:, None]
-    rates = [part.per_rate[0] for part in parts if part.per_rate is not None]
+    sizes = np.bincount(clock.part, minlength=parts).astype(float)
+    weights = clock.days * sizes.sum() / np.maximum(clock.days @ sizes, 1e-12)[:, None]
     return Flows(
-        tokens=np.sum([part.tokens for part in parts], axis=0),
-        ports=np.tensordot(weights, np.stack([part.ports[0] for part in parts]), 1),
-        per_rate=np.tensordot(weights, np.stack(rates), 1) if rates else None,
-        slot_device=np.tile(parts[0].slot_device, (len(days), 1)),
-        slot_pairs=weights @ np.stack([part.slot_pairs[0] for part in parts]),
+        tokens=np.bincount(clock.source, minlength=devices).astype(float),
+        ports=np.tensordot(weights, copies.ports, 1),
+        per_rate=None if copies.bandwidth is None else np.tensordot(weights, copies.per_rate, 1),
+        slot_device=np.tile(slots.keys % devices, (len(weights), 1)),
+        slot_pairs=weights @ slots.pairs.reshape(parts, -1),
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from grace_moe.placement import MAX_NODE_PRICE, REPLICA_CHOICES, LayerPlacement
 from grace_moe.planning.constants import CHOICE_MOVES, DRAWS_A_TRY, MOVE_PATIENCE, MOVES_ASTRAY, OVER_LIMIT
-from grace_moe.planning.grace.clock import Clock, chosen_again, chosen_by, timed
+from grace_moe.planning.grace.clock import Clock, chosen_again, chosen_by, expected, timed
 from grace_moe.planning.grace.replica_shares import primary_first
 from grace_moe.planning.grace.slots_by_memory import Rows, rows_of, with_rows
 
@@ -90,8 +90,9 @@ def improved(clock: Clock, layer: LayerPlacement, limits: MoveLimits, tries: int
 
 def _timed(clock: Clock, layer: LayerPlacement, rows: Rows, chosen: npt.NDArray[np.int64], limits: MoveLimits) -> Timed:
     times = timed(clock, layer, chosen)
-    over = max(0.0, float(times.busiest[0]) - limits.busiest)
-    return Timed(layer=layer, rows=rows, chosen=chosen, seconds=float(times.total[0]) + OVER_LIMIT * over, carried=times.carried)
+    over = max(0.0, expected(clock, times.busiest) - limits.busiest)
+    seconds = expected(clock, times.total) + OVER_LIMIT * over
+    return Timed(layer=layer, rows=rows, chosen=chosen, seconds=seconds, carried=times.carried)
 
 
 def _move(now: Timed, slots: Sequence[int], generator: np.random.Generator) -> Move | None:

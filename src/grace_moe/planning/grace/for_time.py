@@ -23,7 +23,6 @@ from grace_moe.planning.constants import (
     CAPACITY_POWER,
     CAPACITY_ROUNDS,
     DEAREST_NODES,
-    DOUBT_IN_TIME,
     LEAST_LOAD,
     MOVE_LIMITS,
     MOVE_TOKENS,
@@ -33,7 +32,7 @@ from grace_moe.planning.constants import (
 )
 from grace_moe.planning.grace.by_load import floor_of
 from grace_moe.planning.grace.candidates import Candidate, Origin, choose_candidates
-from grace_moe.planning.grace.clock import Clock, candidate, clock_of, shorter, timed
+from grace_moe.planning.grace.clock import Clock, candidate, clock_of, expected, shorter, timed
 from grace_moe.planning.grace.expert_moves import MoveLimits, improved
 from grace_moe.planning.grace.layer_placement import place_layer
 from grace_moe.planning.grace.levelling import levelled
@@ -93,14 +92,13 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
 
     by_copies = replace(by_copies, layer=fitting(by_copies.layer))
     kept = timed(clock, by_copies.layer)
-    doubt = 0.0 if as_it_is else DOUBT_IN_TIME
 
     def timed_as(layer: LayerPlacement, origin: Origin) -> Candidate:
         fits = fitting(layer)
-        return candidate(fits, origin, timed(clock, fits), kept, doubt)
+        return candidate(clock, fits, origin, timed(clock, fits), kept)
 
     floor = timed_as(floor_of(problem).layer, "eplb")
-    found = [candidate(by_copies.layer, by_copies.origin, kept, kept, doubt)]
+    found = [candidate(clock, by_copies.layer, by_copies.origin, kept, kept)]
     if not problem.searchable:
         return [*found, floor]
     found += [timed_as(replace(floor.layer, replica_choice=choice), "eplb") for choice in ("tar", "joint")]
@@ -110,8 +108,8 @@ def _candidates(setting: Setting, rates: ExchangeRates, tolerance: float, proble
     if _irregular(problem.topology):
         best = min(range(len(tries)), key=lambda index: of_tries[index].traffic)
         found += [timed_as(layer, "search") for layer in _reshaped(clock, tries[best])]
-    busiest = math.inf if as_it_is else max(float(floor.peaks[0]), float(kept.busiest[0]))
-    within = [each for each in found if each.peaks[0] <= tolerance * busiest] or found
+    busiest = math.inf if as_it_is else max(float(floor.peaks.mean()), float(kept.busiest.mean()))
+    within = [each for each in found if expected(clock, each.peaks) <= tolerance * busiest] or found
     short = shorter(clock, MOVE_TOKENS)
     starts = {each.layer: each for each in sorted(within, key=lambda each: each.traffic)}
     for number, (start, share) in enumerate(zip(starts.values(), MOVE_LIMITS, strict=False)):

@@ -1,0 +1,126 @@
+"""A shift between domains where counters are all there is: how soon it is told, what comes back, what moves. Writes a table of Markdown.
+
+    python benchmarks/count_days.py glm-5.2.expert-load.safetensors --pairs books:code_instruct --topology 2x8 --redundancy 1.125
+
+The file holds `expert_load` `[shards, layers, experts]` and, as metadata, `layer_ids`, `shard_domains` and `top_k`. Every second shard of a
+domain is seen; the others are measured on. --eplb is for a day long enough for EPLB to re-plan at vLLM's defaults (--steps 4000).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from grace_moe import Topology
+from grace_moe.adapt.simulate import Day, DayOptions, Ours, Policy, StreamOptions, run_load_day
+from grace_moe.placement import Placement
+from grace_moe.trace import LoadProfile
+
+WITHIN = 100
+"""Steps after the shift, and the last tenth of them is looked at."""
+
+
+@dataclass
+class Follower:
+    """What the policy `grace` did."""
+
+    policy: Ours | None = None
+
+    def step(self, policy: Policy) -> None:
+        """After each step of any policy."""
+        if isinstance(policy, Ours):
+            self.policy = policy
+
+    def told(self, shift: int) -> str:
+        """Steps from the shift to the first look after it; and how many came before it."""
+        assert self.policy is not None
+        steps = [look.step - shift for look in self.policy.adapter.looks]
+        early = sum(step <= 0 for step in steps)
+        return f"{next((step for step in steps if step > 0), 'never')}{f' ({early} before)' if early else ''}"
+
+    @property
+    def copies(self) -> int:
+        """Slots in use, all layers."""
+        assert self.policy is not None
+        placement: Placement = self.policy.serving
+        return int(placement.slots_per_device().sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--pairs", required=True, help="Such as books:web,web:math.")
+    parser.add_argument("--topology", default="2x8")
+    parser.add_argument("--redundancy", type=float, default=1.125)
+    parser.add_argument("--tokens-per-device", type=int, default=512)
+    parser.add_argument("--expert-bytes", type=int, default=3 * 6144 * 2048 * 2)
+    parser.add_argument("--copy-bytes", type=int, default=6144 * 4)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--eplb", action="store_true")
+    arguments = parser.parse_args()
+    topology = Topology.parse(arguments.topology)
+    stream = StreamOptions(steps=arguments.steps, requests=arguments.tokens_per_device * topology.num_devices // 8)
+    options = DayOptions(
+        stream=stream,
+        redundancy=arguments.redundancy,
+        expert_bytes=arguments.expert_bytes,
+        copy_bytes=arguments.copy_bytes,
+        seeds=arguments.seeds,
+    )
+    policies = ("eplb", "grace") if arguments.eplb else ("static", "grace", "oracle")
+    for pair in arguments.pairs.split(","):
+        profiles, top_k = shards_of(arguments.file, pair.split(":"))
+        follower, began = Follower(), time.process_time()
+        day = run_load_day(profiles, topology, "shift", policies, options, top_k=top_k, on_step=follower.step)
+        table = against_eplb(day) if arguments.eplb else after_shift(day, follower, arguments.steps)
+        print(f"| {pair.replace(':', ' to ')} | {topology.shape} | {table} | {time.process_time() - began:.0f} |", flush=True)
+
+
+def shards_of(path: Path, domains: list[str]) -> tuple[list[LoadProfile], int]:
+    """The shards of some domains, in their order, and the experts that a token chooses."""
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+        loads = file.get_tensor("expert_load").astype(np.int64)
+    of_shard, layer_ids = json.loads(metadata["shard_domains"]), tuple(json.loads(metadata["layer_ids"]))
+    profiles = [
+        LoadProfile(loads=shard, layer_ids=layer_ids, dataset=domain)
+        for domain in domains
+        for shard, its in zip(loads, of_shard, strict=True)
+        if its == domain
+    ]
+    return profiles, int(metadata["top_k"])
+
+
+def after_shift(day: Day, follower: Follower, steps: int) -> str:
+    """Told after, busiest of static, ours and a fresh plan, gain back, copies moved: the last two after 50 and 100 steps."""
+    shift = -(-steps // 4)
+    cells = []
+    for until in (WITHIN // 2, WITHIN):
+        window = slice(shift + until - WITHIN // 10, shift + until)
+        static, ours, fresh = (
+            np.mean([outcome.cost_of_steps[window] for outcome in day.outcomes[name]]) for name in ("static", "grace", "oracle")
+        )
+        moved = np.mean([sum(outcome.moved_in_steps[: shift + until]) for outcome in day.outcomes["grace"]]) / follower.copies
+        cells.append(f"{1 + ours:.3f} | {(static - ours) / (static - fresh):.1%} | {moved:.1%}")
+    return f"{follower.told(shift)} | {1 + static:.3f} | {1 + fresh:.3f} | {' | '.join(cells)}"
+
+
+def against_eplb(day: Day) -> str:
+    """Of EPLB and ours: busiest device over the day, copies moved, GB between nodes; then the bytes of ours over its."""
+    rows = {row["policy"]: row for row in day.rows()}
+    cells = [
+        f"{rows[name]['load_max_over_mean']:.3f} | {rows[name]['moved_copies']:,.0f} | {rows[name]['moved_cross_node_bytes'] / 1e9:.1f}"
+        for name in ("eplb", "grace")
+    ]
+    return f"{' | '.join(cells)} | {rows['grace']['moved_cross_node_bytes'] / max(1, rows['eplb']['moved_cross_node_bytes']):.1%}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""One scenario under several policies, of recordings of counts: balance and moves are all that is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from grace_moe.adapt.by_counts import LoadAdapter
+from grace_moe.adapt.episodes import AdaptOptions
+from grace_moe.adapt.simulate.day import Day, DayOptions
+from grace_moe.adapt.simulate.load_stream import LoadPool, ServedLoads, load_stream
+from grace_moe.adapt.simulate.policies import Ints, LoadPolicy, Loads, Ours, Policy, Setting, Static, Timer
+from grace_moe.adapt.simulate.replay import Migration, Outcome, ServingDay
+from grace_moe.adapt.simulate.scenarios import scenario_weights
+from grace_moe.adapt.simulate.stream import StreamOptions
+from grace_moe.errors import UsageError
+from grace_moe.placement import Placement
+from grace_moe.planning import equal_slots, plan
+from grace_moe.topology import Topology
+from grace_moe.trace import LoadProfile
+from grace_moe.trace.load_profile import mixed_loads
+
+
+def run_load_day(
+    profiles: Sequence[LoadProfile],
+    topology: Topology,
+    scenario: str,
+    policies: Sequence[str],
+    options: DayOptions,
+    *,
+    top_k: int,
+    on_step: Callable[[Policy], None] = lambda policy: None,
+) -> Day:
+    """Serve a day of the domains that the recordings are of, one policy after another.
+
+    Recordings of one `dataset` are shards of one domain; without a name, each is a domain. The first domain is what the plans at the start
+    are made on. Every second shard of a domain is seen by the policies, the others are measured on; of a single one both are drawn.
+
+    Raises:
+        UsageError: an unknown scenario or policy, or a single domain.
+        TraceError: recordings of different models.
+    """
+    for name in policies:
+        if name not in LOAD_POLICIES:
+            raise UsageError(f"policy {name!r} is unknown; use one of {', '.join(LOAD_POLICIES)}")
+    mixed_loads(list(profiles))  # of one model, or none of this means anything
+    domains = _domains(profiles)
+    if len(domains) < 2:
+        raise UsageError(f"{profiles[0].source}: one domain; counts of a second are needed, imported with another --dataset")
+    seen = [domain[::2] for domain in domains]
+    measured = [domain[1::2] or domain for domain in domains]
+    pools = LoadPool(seen), LoadPool(measured)
+    known = [mixed_loads(shards) for shards in seen]
+    slots = equal_slots(known[0], topology, redundancy=options.redundancy)
+    adapt = AdaptOptions()
+    adapt = replace(adapt, decision=replace(adapt.decision, prices=options.prices))
+    start = plan(known[0], topology, "eplb", slots_per_device=slots)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in policies}
+    for seed in range(options.seeds):
+        setting = Setting(
+            planned_on=known[0],
+            topology=topology,
+            slots=slots,
+            plan=start,
+            options=adapt,
+            weights=scenario_weights(scenario, steps=options.stream.steps, domains=len(domains), seed=seed),
+            domains=known,
+            interval=options.interval,
+            window=options.window,
+            seed=seed,
+        )
+        migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes, layer_by_layer=False)
+        for name in policies:
+            policy = LOAD_POLICIES[name](setting, top_k)
+            outcomes[name].append(_served(policy, pools, setting, options.stream, migration, top_k=top_k, on_step=on_step))
+    alone = sum(len(domain) == 1 for domain in domains)
+    note = f"{alone} of {len(domains)} domains have one recording: policies saw what they were measured on." if alone else ""
+    return Day(scenario=scenario, outcomes=outcomes, by_counts=True, note=note)
+
+
+def _served(
+    policy: LoadPolicy,
+    pools: tuple[LoadPool, LoadPool],
+    setting: Setting[LoadProfile],
+    options: StreamOptions,
+    migration: Migration,
+    *,
+    top_k: int,
+    on_step: Callable[[Policy], None],
+) -> Outcome:
+    """One day. The policy sees loads of the first pool; steps cost what those of the second cost."""
+    layers, serving = ServedLoads(policy.serving), ServingDay(policy, migration)
+    streams = (load_stream(pool, setting.weights, options, top_k, 2 * setting.seed + i) for i, pool in enumerate(pools))
+    for sees, costs in zip(*streams, strict=True):
+        layers.serve(policy.serving)
+        serving.step(None, layers.busiest(costs), tokens=options.tokens)
+        policy.see_loads(sees)
+        serving.move()
+        on_step(policy)
+    return serving.outcome()
+
+
+def _domains(profiles: Sequence[LoadProfile]) -> list[list[LoadProfile]]:
+    named: dict[str, list[LoadProfile]] = {}
+    for profile in profiles:
+        named.setdefault(profile.dataset or profile.source, []).append(profile)
+    return list(named.values())
+
+
+class LoadOurs(Ours):
+    """The adapter that serves where loads alone are seen."""
+
+    def __init__(self, setting: Setting[LoadProfile], top_k: int) -> None:
+        self.adapter = self._loads = LoadAdapter(setting.plan, setting.planned_on, top_k=top_k, options=setting.options, seed=setting.seed)
+
+    def see_loads(self, loads: Ints) -> None:
+        """The adapter's monitor takes it in."""
+        self._loads.monitor.observe(loads)
+
+
+class LoadOracle(Static):
+    """Knows the shares to come, plans anew by EPLB wherever they have changed by a fifth, and moves for free."""
+
+    free = True
+    CHANGE = 0.2
+    """Not tuned."""
+
+    def __init__(self, setting: Setting[LoadProfile]) -> None:
+        super().__init__(setting)
+        self._setting, self._step = setting, 0
+        self._planned_for = np.full(setting.weights.shape[1], np.inf)
+
+    def see_loads(self, loads: Ints) -> None:
+        """It knows already."""
+        self._step += 1
+
+    def wanted(self) -> Placement | None:
+        """A fresh plan on the mix of the next steps."""
+        setting = self._setting
+        ahead = setting.weights[self._step : self._step + 10]
+        if not len(ahead) or np.abs(ahead.mean(axis=0) - self._planned_for).sum() < self.CHANGE:
+            return None
+        self._planned_for = shares = ahead.mean(axis=0)
+        parts = [domain.loads / domain.loads.sum(axis=1, keepdims=True) for domain in setting.domains]
+        loads = np.round(np.tensordot(shares, parts, axes=1) * MIX_PAIRS).astype(np.int64)
+        mix = replace(setting.planned_on, loads=loads)
+        return plan(mix, setting.topology, "eplb", slots_per_device=setting.slots)
+
+
+MIX_PAIRS = 1_000_000
+"""Pairs of a layer in a mix of domains. Not tuned: enough for shares to a part in ten thousand."""
+LOAD_POLICIES: dict[str, Callable[[Setting[LoadProfile], int], LoadPolicy]] = {
+    "static": lambda setting, top_k: Static(setting),
+    "eplb": lambda setting, top_k: Timer(setting),
+    "loads": lambda setting, top_k: Loads(setting),
+    "grace": LoadOurs,
+    "oracle": lambda setting, top_k: LoadOracle(setting),
+}
+"""Name -> policy, of a setting and the experts that a token chooses."""
