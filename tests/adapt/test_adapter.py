@@ -75,7 +75,7 @@ def test_the_budget_is_for_all_decisions_after_a_change():
     options = replace(OPTIONS, decision=replace(OPTIONS.decision, budget=0.1, effort=0.2))
     adapter = Adapter(PLAN, TRACE, options=options)
     serve(adapter, TRACE, 30, 0)
-    random = np.random.default_rng(1)
+    random, moved = np.random.default_rng(1), 0
     other = renamed(TRACE)
     for _ in range(100):
         rows = [np.flatnonzero(other.requests == request) for request in random.integers(200, size=16)]
@@ -83,9 +83,10 @@ def test_the_budget_is_for_all_decisions_after_a_change():
         adapter.monitor.observe(other.topk_ids[np.concatenate(rows)], numbers)
         decision = adapter.look()
         if decision is not None and decision.placement is not None:
+            moved += difference(decision.placement, adapter.serving).moved
             adapter.serving = decision.placement
     assert len(adapter.looks) >= 3
-    assert difference(adapter.serving, PLAN).moved <= 0.1 * int(PLAN.slots_per_device().sum())
+    assert moved <= 0.1 * int(PLAN.slots_per_device().sum())
 
 
 def test_what_moved_is_measured_and_goes_back_where_it_does_harm():

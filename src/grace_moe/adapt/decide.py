@@ -83,8 +83,10 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     """
     planned_on, judged_on = recent.split_requests()
     most = max(1, options.work // max(1, planned_on.num_tokens * serving.topology.num_nodes))
-    considered = tuple(range(len(serving.layers)) if order is None else order)[:most]
-    part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
+    considered = tuple(sorted(tuple(range(len(serving.layers)) if order is None else order)[:most]))
+    part = serving
+    if len(considered) < len(serving.layers):
+        part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
     judge = Judge(part, judged_on.of_layers(considered), options.prices, options.seed)
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
     paying = [index for index in range(len(considered)) if judge.may_pay(index, options.horizon)]

@@ -67,7 +67,11 @@ class _Episode:
     """Tokens of this step and later ones count."""
     began: int
     served: Placement
-    """What served when it began: the budget counts what has moved since."""
+    """What served when it began."""
+    counted: Placement
+    """What served when moves were counted last."""
+    moved: int = 0
+    """Expert copies that have moved since it began, at most: the budget is for all of them."""
     next_look: int
     looks: int = 0
     waiting: tuple[int, ...] = ()
@@ -158,6 +162,7 @@ class BaseAdapter(ABC):
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
             self._episode = self._begin(step)
+        self._episode = self._counted(self._episode)
         if not self._episode.waiting:
             self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
         by_layer = change.by_layer or np.zeros(len(self.serving.layers))
@@ -209,7 +214,15 @@ class BaseAdapter(ABC):
     def _begin(self, step: int) -> _Episode:
         recent = self.options.recent_steps
         often = self._last_ended is not None and step - self._last_ended < recent << LOOKS
-        return _Episode(first_step=0 if often else step - recent, began=step - recent, served=self.serving, next_look=step)
+        return _Episode(
+            first_step=0 if often else step - recent, began=step - recent, served=self.serving, counted=self.serving, next_look=step
+        )
+
+    def _counted(self, episode: _Episode) -> _Episode:
+        """With the moves since they were counted last, and those of a layer that is on its way: it may come to nothing."""
+        under_way = difference(self._target, self.serving).loads.sum(axis=1)
+        moved = episode.moved + difference(self.serving, episode.counted).moved + int(under_way.max(initial=0))
+        return replace(episode, counted=self.serving, moved=moved)
 
     def _next(self, episode: _Episode, step: int, waiting: tuple[int, ...]) -> _Episode | None:
         """The episode after a decision; None after its last look."""
@@ -222,6 +235,6 @@ class BaseAdapter(ABC):
 
     def _decision_options(self, episode: _Episode, step: int) -> DecisionOptions:
         seen = self.monitor.tokens_per_step * (step - episode.began)
-        own, moves = self.options.decision, difference(self.serving, episode.served)
-        left = max(0.0, own.budget - moves.moved / moves.copies)
+        own, copies = self.options.decision, int(self.serving.slots_per_device().sum())
+        left = max(0.0, int(own.budget * copies) - episode.moved) / copies
         return replace(own, horizon=min(own.horizon, self.options.persistence * seen), budget=left, seed=self._seed)

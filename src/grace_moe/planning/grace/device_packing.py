@@ -60,7 +60,7 @@ def refill_nodes(problem: LayerProblem, copies: npt.NDArray[np.int64], load: npt
     assert problem.serving is not None
     topology = problem.topology
     held = held_by_devices(problem.serving, topology.num_devices)
-    hosts: list[list[int]] = [[] for _ in range(problem.experts)]
+    slots = []
     for node in range(topology.num_nodes):
         members = list(topology.devices_of_node(node))
         share = NodeShare(
@@ -71,10 +71,8 @@ def refill_nodes(problem: LayerProblem, copies: npt.NDArray[np.int64], load: npt
             fair=topology.relative_speed[members],
             held=held[members],
         )
-        slots = pack_devices(share, problem.slots, np.zeros((0, 0)), REPACK, problem.seed)
-        for row, here in zip(hosts, hosts_of_slots(slots, members, problem.experts), strict=True):
-            row.extend(here)
-    return tuple(tuple(row) for row in hosts)
+        slots.append(pack_devices(share, problem.slots, np.zeros((0, 0)), REPACK, problem.seed))
+    return hosts_of_slots(np.concatenate(slots), range(topology.num_devices), problem.experts)
 
 
 def hosts_of_slots(slots: npt.NDArray[np.int64], devices: Sequence[int], experts: int) -> Hosts:
@@ -84,12 +82,10 @@ def hosts_of_slots(slots: npt.NDArray[np.int64], devices: Sequence[int], experts
         slots: `[G, S]` expert in each slot, -1 = none.
         devices: `[G]` their numbers.
     """
-    hosts: list[list[int]] = [[] for _ in range(experts)]
-    for device, held in zip(devices, slots.tolist(), strict=True):
-        for expert in held:
-            if expert >= 0 and device not in hosts[expert]:
-                hosts[expert].append(device)
-    return tuple(tuple(row) for row in hosts)
+    device, slot = np.nonzero(slots >= 0)
+    held = np.unique(np.stack([slots[device, slot], np.asarray(devices)[device]]), axis=1)
+    rows = np.split(held[1], np.cumsum(np.bincount(held[0], minlength=experts))[:-1])
+    return tuple(tuple(row.tolist()) for row in rows)
 
 
 def _share_of_node(

@@ -26,17 +26,25 @@ class NodePlan:
     """`[N]`"""
     cells: Demand
     """Pairs by expert and the nodes that may compute them, under the prices."""
-    layer: LayerPlacement
-    """On nodes instead of devices."""
+    weights: Floats
+    """`[E, R]` of the nodes that hold each expert, in ascending order."""
+    problem: LayerProblem
+    hosts: Hosts
+    """Per expert, the nodes that hold it."""
+
+    @property
+    def layer(self) -> LayerPlacement:
+        """On nodes instead of devices."""
+        return layer_of_weights(self.problem.layer_id, self.hosts, self.weights, self.prices, self.problem.replica_choice)
 
     @property
     def loads(self) -> Floats:
         """`[N, E]` pairs that each node computes."""
         (where, pairs), nodes = self.cells, len(self.prices)
-        expert, mask = where.T
-        weights = np.zeros((len(self.layer.devices_of_expert), nodes))
-        for row, hosts, shares in zip(weights, self.layer.devices_of_expert, self.layer.replica_weights, strict=True):
-            row[list(hosts)] = shares
+        (expert, mask), table = where.T, host_table(self.hosts)
+        weights = np.zeros((len(table), nodes))
+        held, place = np.nonzero(table >= 0)
+        weights[held, table[held, place]] = self.weights[held, place]
         part = weights[expert] * (mask[:, None] >> np.arange(nodes) & 1)
         part *= (pairs / part.sum(axis=1))[:, None]
         return np.stack([np.bincount(expert, weights=column, minlength=len(weights)) for column in part.T])
@@ -69,8 +77,7 @@ def price_nodes(problem: LayerProblem, ids: npt.NDArray[np.int64], sources: Floa
     prices, cells, weights = best
     if thinning > 1:  # the demand is that of all tokens
         cells, weights, _ = _divided(problem, hosts, prices, ids, sources)
-    layer = layer_of_weights(problem.layer_id, hosts, weights, prices, problem.replica_choice)
-    return NodePlan(prices=prices, cells=cells, layer=layer)
+    return NodePlan(prices=prices, cells=cells, weights=weights, problem=problem, hosts=hosts)
 
 
 def _divided(

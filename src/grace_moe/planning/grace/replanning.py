@@ -42,6 +42,9 @@ from grace_moe.trace import RoutingTrace
 DEARER = (1.0, 4.0, 16.0)
 """Multiples of a move's price to anneal at. Not tuned."""
 
+OVERBOOKED = 2
+"""Copies to load that are tried, over those that may: about half of the guesses hold by the exact energy. Not tuned."""
+
 Copies: TypeAlias = npt.NDArray[np.int64]
 """`[N, E]` copies of each expert on each node; both by canonical names."""
 
@@ -103,13 +106,19 @@ def searched(layers: Sequence[LayerReplan], least_price: float, budget: int) -> 
     refused = [np.empty((0, 5), np.int64) for _ in layers]
     for _ in range(DESCENT_ROUNDS):
         guesses = [best_guesses(state, least_price, moves) for state, moves in zip(states, refused, strict=True)]
-        price = max(least_price, _price_of(guesses, budget - sum(int(state.sums[MOVED]) for state in states)))
+        left = budget - _loads(states)
+        price = max(least_price, _price_of(guesses, OVERBOOKED * left))
         if math.isinf(price):
             break
         states = [priced(state, price) for state in states]
         for index, (state, guess) in enumerate(zip(states, guesses, strict=True)):
-            refused[index] = np.concatenate([refused[index], try_moves(state, guess.moves[guess.saved >= price])])
+            tried = (guess.saved >= price) & (guess.loads.cumsum() <= budget - _loads(states))
+            refused[index] = np.concatenate([refused[index], try_moves(state, guess.moves[tried])])
     return [state.contents.copies for state in states]
+
+
+def _loads(states: Sequence[NodeState]) -> int:
+    return sum(int(state.sums[MOVED]) for state in states)
 
 
 def tokens_of_search(topology: Topology) -> int:

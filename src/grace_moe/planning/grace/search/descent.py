@@ -16,6 +16,9 @@ from grace_moe.choice.node_sets import NodeSets
 from grace_moe.compiled import hot_part, kernel
 from grace_moe.planning.grace.search.node_state import Balance, Contents, NodeState, Traffic
 
+CHOICES = 6
+"""Guesses of each slot: most slots of a node want the same expert, and all but one of them want another then. Not tuned."""
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -33,7 +36,7 @@ class Guesses:
 
 
 def best_guesses(state: NodeState, least: float, refused: Ints) -> Guesses:
-    """The best move of each slot, of those that save more than so much for each copy to load.
+    """The best moves of each slot, of those that save more than so much for each copy to load.
 
     Args:
         refused: `[R, 5]` moves not to guess, as the energy has been seen to rise. Two experts that fire together and change places seem
@@ -48,18 +51,18 @@ def best_guesses(state: NodeState, least: float, refused: Ints) -> Guesses:
     guess = np.concatenate([replaced, swapped], axis=1)
     guess[_where(state, refused, node, expert)] = np.inf
     loads = np.concatenate([loads_replaced, loads_swapped], axis=1)
-    best = (guess + least * loads).argmin(axis=1)
-    row = np.arange(len(node))
+    paid = guess + least * loads
+    row, best = np.arange(len(node)).repeat(CHOICES), np.argpartition(paid, CHOICES, axis=1)[:, :CHOICES].ravel()
+    pays = paid[row, best] < 0
+    row, best = row[pays], best[pays]
     guess, loads = guess[row, best], loads[row, best]
     partner = best - replaced.shape[1]
-    taken, other = np.where(partner < 0, best, expert[partner]), np.where(partner < 0, node, node[partner])
+    taken, other = np.where(partner < 0, best, expert[partner]), np.where(partner < 0, node[row], node[partner])
     saved = np.where(loads > 0, -guess / np.maximum(loads, 1), np.inf)
+    moves = np.stack([node[row], slot[row], expert[row], taken, other], axis=1)
     order = np.argsort(-saved, kind="stable")
-    order = order[(guess + least * loads)[order] < 0]
-    moves = np.stack([node, slot, expert, taken, other], axis=1)[order]
-    kept = _apart(moves)
-    order = order[kept]
-    return Guesses(moves=moves[kept], saved=saved[order], loads=np.maximum(loads[order], 0))
+    order = order[_apart(moves[order])]
+    return Guesses(moves=moves[order], saved=saved[order], loads=np.maximum(loads[order], 0))
 
 
 def _where(state: NodeState, moves: Ints, node: Ints, expert: Ints) -> tuple[Ints, Ints]:
@@ -105,11 +108,11 @@ def _replacements(state: NodeState, worth: Floats, node: Ints, expert: Ints) -> 
 def _swaps(state: NodeState, worth: Floats, node: Ints, expert: Ints) -> tuple[Floats, Ints]:
     """`[S, S]` the same where two slots of two nodes swap their experts."""
     contents, balance = state.contents, state.balance
-    there = worth[expert[:, None], node[:, None], node]
+    there = worth[expert, node][:, node]
     part, room = balance.share[expert] / contents.total[expert], 1 / balance.capacity[node] ** 2
     guess = there + there.T - 2 * state.terms.imbalance_price * np.outer(part, part) * (room[:, None] + room)
-    guess[(expert[:, None] == expert) | (node[:, None] == node)] = np.inf
-    loads = _loads_with(contents)[node[:, None], expert] - _loads_without(contents)[node, expert][:, None]
+    guess[expert[:, None] == expert] = np.inf
+    loads = _loads_with(contents)[:, expert][node] - _loads_without(contents)[node, expert][:, None]
     return guess, loads + loads.T
 
 
@@ -190,34 +193,39 @@ def _count_changes(traffic: Traffic, changes: Ints, hosts: Ints, more: Ints) -> 
                 for j in range(ids.shape[1]):
                     if ids[t, j] != e:
                         serving[w] &= traffic.feasible[ids[t, j], w]
+            least = _smallest_with(serving, -1, 0, sets) >> 8
             for c in range(changes[e], changes[e + 1]):
                 if hosts[c] >= 0:
-                    more[c] += _cost_with(serving, hosts[c], sets) - traffic.cost[t]
+                    found = _smallest_with(serving, hosts[c], least, sets)
+                    more[c] += sets.holds.shape[0] * (found >> 8) - _bits(found & 255) - traffic.cost[t]
 
 
 @hot_part
-def _cost_with(serving: npt.NDArray[np.uint64], hosts: int | np.int64, sets: NodeSets) -> int:
-    """`cover.token_cost` of a token from anywhere, one of whose experts is on these nodes.
+def _smallest_with(serving: npt.NDArray[np.uint64], hosts: int | np.int64, least: int, sets: NodeSets) -> int:
+    """Size of the smallest sets of nodes that serve a token, times 256, and the mask of their union (what `cover.token_cost` counts by).
 
     Args:
-        serving: `[W]` sets of nodes that serve its other experts.
+        serving: `[W]` sets of nodes that serve all of its experts but one.
+        hosts: nodes that hold that one; -1 = it need not be served.
+        least: size that the sets have at least.
     """
-    nodes = sets.holds.shape[0]
     if sets.small.shape[0]:
-        smallest = int(sets.small[serving[0] & sets.meets[hosts, 0]])
-        return int(nodes * (smallest >> 8) - _bits(smallest & 255))
-    for size in range(1, nodes + 1):
+        return int(sets.small[serving[0] if hosts < 0 else serving[0] & sets.meets[hosts, 0]])
+    nodes = sets.holds.shape[0]
+    for size in range(least, nodes + 1):
         first, last = sets.words[size, 0], sets.words[size, 1]
         union = 0
         for w in range(first, last):
-            sets_here = serving[w] & sets.meets[hosts, w] & sets.level[size, w]
-            if sets_here:
+            fits = serving[w] & sets.level[size, w]
+            if hosts >= 0:
+                fits &= sets.meets[hosts, w]
+            if fits:
                 for n in range(nodes):
-                    if sets_here & sets.holds[n, w]:
+                    if fits & sets.holds[n, w]:
                         union |= 1 << n
-        if union:
-            return int(nodes * size - _bits(union))
-    return int(nodes * nodes)
+        if union or (hosts < 0 and size == 0 and serving[0] & np.uint64(1)):
+            return int(size << 8 | union)
+    return int(nodes << 8)
 
 
 @hot_part
