@@ -20,7 +20,8 @@ from grace_moe.adapt.request_costs import RequestCosts
 RESAMPLES = 256
 """Bootstrap samples. Not tuned: a standard error is known within a twentieth."""
 HARM = 0.01
-"""Chance that candidates which save nothing in sum are told to. Not tuned: of the five looks after a change, in all one in twenty."""
+"""Chance that candidates which save nothing in sum are told to. Not tuned: with two kinds at each of five looks, at most one
+change in ten."""
 LOW = 0.05
 """Chance that a layer saves less than what is called sure. Not tuned."""
 
