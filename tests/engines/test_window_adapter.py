@@ -22,9 +22,9 @@ BUDGET = 12
 
 
 def window(trace, random):
-    """100 of a trace's requests, each under a number of its own."""
-    rows = [np.flatnonzero(trace.requests == request) for request in random.integers(200, size=100)]
-    numbers = np.repeat(random.integers(1 << 40, size=100), [len(row) for row in rows])
+    """As many requests as the trace has, drawn from it, each under a number of its own."""
+    rows = [np.flatnonzero(trace.requests == request) for request in random.integers(200, size=200)]
+    numbers = np.repeat(random.integers(1 << 40, size=200), [len(row) for row in rows])
     ids = trace.topk_ids[np.concatenate(rows)]
     return SeenChoices(topk_ids=ids, requests=numbers, tokens=4 * len(ids), move_price=1.0)
 
