@@ -74,14 +74,21 @@ def test_layers_named_twice():
         trace_of(HAND, layer_ids=(3, 3))
 
 
-@given(requests=st.lists(st.integers(-5, 5), min_size=2, max_size=20).filter(lambda r: len(set(r)) > 1))
-def test_halves_share_no_request_and_lose_no_token(requests):
+@given(requests=st.lists(st.integers(-5, 5), min_size=2, max_size=20).filter(lambda r: len(set(r)) > 1), seed=st.none() | st.integers(0, 9))
+def test_halves_share_no_request_and_lose_no_token(requests, seed):
     ids = np.arange(len(requests), dtype=np.int16).reshape(-1, 1, 1)
     trace = trace_of(ids, experts=64, request_ids=np.array(requests, np.int32))
-    first, second = trace.split_requests()
+    first, second = trace.split_requests(seed)
     assert not set(first.requests.tolist()) & set(second.requests.tolist())
     assert sorted(first.topk_ids.ravel().tolist() + second.topk_ids.ravel().tolist()) == list(range(len(requests)))
     assert abs(len(set(first.requests.tolist())) - len(set(second.requests.tolist()))) <= 1
+
+
+def test_halves_at_random_do_not_follow_requests_that_take_turns():
+    trace = trace_of(np.arange(40, dtype=np.int16).reshape(-1, 1, 1), experts=64, request_ids=np.arange(40, dtype=np.int32))
+    odd = [int((trace.split_requests(seed)[0].requests % 2).sum()) for seed in (None, 0, 1, 2)]
+    assert odd[0] == 0
+    assert all(5 <= number <= 15 for number in odd[1:])
 
 
 def test_one_request_has_no_halves():

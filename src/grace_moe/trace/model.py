@@ -170,13 +170,18 @@ class RoutingTrace:
         layer_ids = tuple(self.layer_ids[index] for index in indices)
         return replace(self, topk_ids=self.topk_ids[:, list(indices)], layer_ids=layer_ids, topk_weights=weights)
 
-    def split_requests(self) -> tuple[RoutingTrace, RoutingTrace]:
-        """Two halves by request, every second one: plan on the first, measure on the second.
+    def split_requests(self, seed: int | None = None) -> tuple[RoutingTrace, RoutingTrace]:
+        """Two halves by request: plan on the first, measure on the second.
+
+        Args:
+            seed: of halves at random; None = every second request. Where long and short requests take turns, those halves are not alike.
 
         Raises:
             TraceError: fewer than two requests.
         """
         order = np.unique(self.requests)
+        if seed is not None:
+            order = np.random.default_rng(seed).permutation(order)
         if len(order) < 2:
             raise self._error("request_ids", "one request can't be split in two halves", "give a second trace to measure on")
         second = np.isin(self.requests, order[1::2])

@@ -15,6 +15,7 @@ from grace_moe.adapt.simulate.replay import Migration, Outcome, simulate
 from grace_moe.adapt.simulate.scenarios import scenario_weights
 from grace_moe.adapt.simulate.stream import Pool, StreamOptions
 from grace_moe.errors import UsageError
+from grace_moe.placement import Placement
 from grace_moe.planning import Redundancy, equal_slots, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
@@ -108,8 +109,9 @@ def run_days(
 ) -> Iterator[Day]:
     """Serve a day of each scenario with the domains that the traces are of, one policy after another. All start from the same plan.
 
-    The first trace is what the plans at the start are made on. Of each trace, every second request is seen by the policies, the others are
-    measured on. A single trace is joined by a second domain: the same requests, with its experts' names exchanged at random in each layer.
+    The first trace is what the plans at the start are made on. Of each trace, half of the requests is seen by the policies, and they are
+    measured on the others: each seed has halves of its own, at random. A single trace is joined by a second domain: the same requests, with
+    its experts' names exchanged at random in each layer.
 
     `on_step` is told the policy after each step.
 
@@ -121,34 +123,51 @@ def run_days(
         if name not in POLICIES:
             raise UsageError(f"policy {name!r} is unknown; use one of {', '.join(POLICIES)}")
     domains = list(traces) if len(traces) > 1 else [traces[0], renamed(traces[0])]
-    halves = [trace.split_requests() for trace in domains]
-    seen, measured = [half[0] for half in halves], [half[1] for half in halves]
-    pools = Pool(seen), Pool(measured)
-    slots = equal_slots(seen[0], topology, redundancy=options.redundancy)
     adapt = AdaptOptions()
     adapt = replace(adapt, decision=replace(adapt.decision, prices=options.prices, effort=options.effort))
-    start = plan(seen[0], topology, slots_per_device=slots, effort=options.effort)
+    begins = [_begin(domains, topology, options, seed) for seed in range(options.seeds)]
     migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes)
     for scenario in scenarios:
         outcomes: dict[str, list[Outcome]] = {name: [] for name in policies}
-        for seed in range(options.seeds):
+        for seed, begin in enumerate(begins):
             setting = Setting(
-                planned_on=seen[0],
+                planned_on=begin.seen[0],
                 topology=topology,
-                slots=slots,
-                plan=start,
+                slots=begin.slots,
+                plan=begin.plan,
                 options=adapt,
                 weights=scenario_weights(scenario, steps=options.stream.steps, domains=len(domains), seed=seed),
-                domains=seen,
+                domains=begin.seen,
                 interval=options.interval,
                 window=options.window,
                 seed=seed,
             )
             for name in policies:
                 policy = POLICIES[name](setting)
-                day = simulate(policy, *pools, setting.weights, options.stream, migration, seed=2 * seed, on_step=on_step)
+                day = simulate(policy, *begin.pools, setting.weights, options.stream, migration, seed=2 * seed, on_step=on_step)
                 outcomes[name].append(day)
         yield Day(scenario=scenario, outcomes=outcomes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begin:
+    """What the days of a seed begin with."""
+
+    seen: list[RoutingTrace]
+    """Of each domain, the requests that policies see."""
+    pools: tuple[Pool, Pool]
+    """Of those, and of the requests that they are measured on."""
+    plan: Placement
+    slots: int
+    """Of each device."""
+
+
+def _begin(domains: Sequence[RoutingTrace], topology: Topology, options: DayOptions, seed: int) -> _Begin:
+    halves = [trace.split_requests(seed) for trace in domains]
+    seen, measured = [half[0] for half in halves], [half[1] for half in halves]
+    slots = equal_slots(seen[0], topology, redundancy=options.redundancy)
+    start = plan(seen[0], topology, slots_per_device=slots, effort=options.effort)
+    return _Begin(seen=seen, pools=(Pool(seen), Pool(measured)), plan=start, slots=slots)
 
 
 def renamed(trace: RoutingTrace) -> RoutingTrace:

@@ -1,6 +1,6 @@
 """Steps of traffic drawn from traces: requests come in by a scenario's shares, and each computes a few tokens a step.
 
-Half of a trace's requests are what policies see; the other half is what they are measured on. Both halves follow the same shares.
+Half of a trace's requests, at random, are what policies see; the other half is what they are measured on. Both follow the same shares.
 """
 
 from __future__ import annotations
