@@ -40,6 +40,8 @@ INNER = {
     "grace_moe:__getattr__": "names of the package are loaded when they are used",
     "grace_moe.engines.recordings.coactivation:_draw": "numba takes long to import, and one importer of many needs it",
     "grace_moe.cost.flow_counter:_count_copies": "numba takes long to import, and commands import what counts before it counts",
+    "grace_moe.adapt.decide:__init__": "the same, of what decides",
+    "grace_moe.adapt.by_counts.levelling:levelled": "likewise",
     "grace_moe.cli.front:front": "what listens comes with an extra",
     "grace_moe.runtime.job.on_rank:_adapting": "planning takes long to import, and a run without it need not",
     "grace_moe.cli.run:run": "the same, of a run without metrics",

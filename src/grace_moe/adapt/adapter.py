@@ -10,7 +10,7 @@ from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import Monitor
 from grace_moe.adapt.review import Review, review
 from grace_moe.placement import Placement
-from grace_moe.planning.grace.replanning import check_replannable
+from grace_moe.planning.grace.options import check_replannable
 from grace_moe.trace import RoutingTrace
 
 

@@ -17,7 +17,6 @@ from grace_moe.adapt.judge import Gain
 from grace_moe.adapt.prices import Prices
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
-from grace_moe.planning.grace.replanning import layers_to_replan, searched, tokens_of_search
 from grace_moe.trace import RoutingTrace
 
 
@@ -96,7 +95,7 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     staying = judge.candidates({index: trial.staying(index) for index in range(len(considered)) if index not in taken})
     taken |= _paying(staying, options)
     best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in range(len(considered)))
-    if planned_on.num_tokens < tokens_of_search(serving.topology):
+    if planned_on.num_tokens < trial.most_tokens:
         taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget), part)
     taken = _within(taken, budget, options)
     balance = np.mean([taken[index].balance if index in taken else judge.served_balance(index) for index in range(len(considered))])
@@ -112,13 +111,18 @@ class _Planner:
     """What layers may become, by the same tokens for all."""
 
     def __init__(self, serving: Placement, tokens: RoutingTrace, options: DecisionOptions, budget: int) -> None:
-        self._layers = layers_to_replan(tokens, serving, seed=options.seed, effort=options.effort)
+        from grace_moe.planning.grace import replanning  # compiles: commands that only describe themselves do without
+
+        self._layers = replanning.layers_to_replan(tokens, serving, seed=options.seed, effort=options.effort)
+        self._searched = replanning.searched
         self._price, self._budget = options.prices.move / options.horizon, budget
+        self.most_tokens = replanning.tokens_of_search(serving.topology)
+        """That a search looks at."""
 
     def moving(self, indices: Sequence[int]) -> dict[int, LayerPlacement]:
         """Those of the layers for which moves seem to pay, all together within the budget."""
         layers = [self._layers[index] for index in indices]
-        found = zip(indices, layers, searched(layers, self._price, self._budget), strict=True)
+        found = zip(indices, layers, self._searched(layers, self._price, self._budget), strict=True)
         return {index: layer.placed(copies, self._price) for index, layer, copies in found if layer.moves(copies)}
 
     def staying(self, index: int) -> LayerPlacement:

@@ -1,40 +1,30 @@
 """One layer levelled by its experts' loads: from what serves, exchange by exchange, the cheapest moves first.
 
 Replicas share an expert's tokens by their weights, and weights cost nothing to change: they are set anew after each exchange, so that
-devices are as even as they can be (`_share_out`). An exchange is either two experts that change places, or a replica that gives its slot to
-a replica of another expert. Each is worth what it takes from the sum of the fourth powers of the devices' loads, over the price of its
-moves: the busiest device counts most, and those next to it count too.
+devices are as even as they can be (`exchanges.share_out`). An exchange is either two experts that change places, or a replica that gives
+its slot to a replica of another expert. Each is worth what it takes from the sum of the fourth powers of the devices' loads, over the price
+of its moves: the busiest device counts most, and those next to it count too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.compiled import kernel, part
 from grace_moe.placement import LayerPlacement
 from grace_moe.topology import Topology
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-SWEEPS = 40
-"""Most rounds over the replicated experts in which weights are set anew. Not tuned."""
-STILL = 1e-4
-"""Load over the mean: where no weight moves more, weights are as even as they get. Not tuned."""
 EVEN = 0.002
 """Busiest device over the mean, less one: a layer that is so even is not levelled further. Not tuned."""
 NEAR = 0.4
 """Price of a move inside a node, of one between nodes, where exchanges are compared: it spares bytes, and the budget hardly. Chosen on
 loads of GLM-5.2, web to mathematics, every sixth layer."""
-WORTH = 1e-6
-"""Least worth of an exchange, so that none is undone by another. Not tuned."""
-LEAST_PAID = 0.01
-"""Price of an exchange that costs nothing, as its copies go back to where they were at first. Not tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +55,8 @@ def levelled(layer: LayerPlacement, topology: Topology, loads: Floats, *, most_m
     Args:
         loads: `[E]` of any scale.
     """
+    from grace_moe.adapt.by_counts import exchanges  # compiles: commands that only describe themselves do without
+
     shares = shares_of(layer, topology.num_devices)
     start = shares > 0
     for expert, devices in enumerate(layer.devices_of_expert):
@@ -78,168 +70,17 @@ def levelled(layer: LayerPlacement, topology: Topology, loads: Floats, *, most_m
     holds, parts = start.copy(), shares * load[:, None]
     least = np.inf
     while True:
-        _share_out(load, holds, parts, even)
+        exchanges.share_out(load, holds, parts, even)
         relative = parts.sum(axis=0) / even
         unevenness = float((relative**4).sum())
         come = holds & ~start
         moved, far = int(come.sum()), int((come & ~at_first).sum())
-        if moved > most_moves or unevenness > least - WORTH:  # what an exchange is worth is estimated: one may turn out to be worth nothing
+        if (
+            moved > most_moves or unevenness > least - exchanges.WORTH
+        ):  # what an exchange is worth is estimated: one may turn out to be worth nothing
             return
         least = unevenness
         given = np.where(load[:, None] > 0, parts / np.maximum(load, 1e-300)[:, None], holds / holds.sum(axis=1, keepdims=True))
         yield Levelled(holds=holds.copy(), shares=given, moved=moved, from_other_nodes=far)
-        if relative.max() <= 1 + EVEN or not _exchange(load, holds, parts, even, price):
+        if relative.max() <= 1 + EVEN or not exchanges.exchange(load, holds, parts, even, price):
             return
-
-
-@kernel
-def _share_out(load: Any, holds: Any, parts: Any, even: Any) -> Any:
-    """Set the parts of replicated experts so that devices are as even as may be: one expert after another, until nothing changes.
-
-    The sum of squares of the devices' loads falls at each step, and at its least point the busiest device is at its least as well.
-    """
-    experts, devices = holds.shape
-    relative = parts.sum(axis=0) / even
-    held = np.zeros(devices, np.int64)
-    for _ in range(SWEEPS):
-        largest = 0.0
-        for expert in range(experts):
-            count = 0
-            for device in range(devices):
-                if holds[expert, device]:
-                    held[count] = device
-                    count += 1
-            if count < 2:
-                continue
-            for index in range(count):
-                relative[held[index]] -= parts[expert, held[index]] / even[held[index]]
-            for index in range(1, count):  # the least loaded first
-                device, place = held[index], index
-                while place > 0 and relative[held[place - 1]] > relative[device]:
-                    held[place] = held[place - 1]
-                    place -= 1
-                held[place] = device
-            level, weight, carried = 0.0, 0.0, load[expert]
-            for index in range(count):
-                if index > 0 and relative[held[index]] >= level:
-                    break
-                weight += even[held[index]]
-                carried += relative[held[index]] * even[held[index]]
-                level = carried / weight
-            for index in range(count):
-                device = held[index]
-                given = max(0.0, level - relative[device]) * even[device]
-                largest = max(largest, abs(given - parts[expert, device]) / even[device])
-                parts[expert, device] = given
-                relative[device] += given / even[device]
-        if largest < STILL:
-            break
-    return 0
-
-
-@part
-def _fourth(value: Any) -> Any:
-    """Its fourth power."""
-    return value * value * value * value
-
-
-@part
-def _relieves(devices: Any, relative: Any) -> Any:
-    """Whether any of the devices has more than the mean."""
-    found = False
-    for device in devices:
-        found |= relative[device] > 1
-    return found
-
-
-@part
-def _best_swap(layer: Any, even: Any, price: Any, relative: Any, best: Any) -> Any:
-    """The swap of two experts of two devices that is worth most, where it is worth more than `best` has: rate, experts, devices."""
-    holds, parts, _, _, on, size = layer
-    for busy in range(len(even)):
-        if relative[busy] <= 1:
-            continue
-        for idle in range(len(even)):
-            if relative[busy] <= relative[idle]:
-                continue
-            before = _fourth(relative[busy]) + _fourth(relative[idle])
-            for out in on[busy, : size[busy]]:
-                if holds[out, idle]:
-                    continue
-                for back in on[idle, : size[idle]]:
-                    given = parts[out, busy] - parts[back, idle]
-                    if given <= 0 or holds[back, busy]:
-                        continue
-                    after = _fourth(relative[busy] - given / even[busy]) + _fourth(relative[idle] + given / even[idle])
-                    paid = price[out, idle] + price[back, busy] - price[out, busy] - price[back, idle]
-                    rate = (before - after) / max(paid, LEAST_PAID)
-                    if rate > best[0]:
-                        best[0], best[1], best[2], best[3], best[4] = rate, out, busy, back, idle
-    return 0
-
-
-@part
-def _best_replica(load: Any, layer: Any, even: Any, price: Any, loads: Any, best: Any) -> Any:
-    """The replica that had best give its slot to one of another expert, where that is worth more than `best` has.
-
-    The others of the one that goes take over evenly; those of the one that comes give it an equal part each.
-    """
-    holds, parts, of, count, _, _ = layer
-    relative, then = loads
-    for out in range(len(load)):
-        if count[out] < 2:
-            continue
-        for place in of[out, : count[out]]:
-            for device in range(len(even)):
-                then[device] = relative[device]
-            then[place] -= parts[out, place] / even[place]
-            lost = _fourth(then[place]) - _fourth(relative[place])
-            for device in of[out, : count[out]]:
-                if device != place:
-                    then[device] += parts[out, place] / (count[out] - 1) / even[device]
-                    lost += _fourth(then[device]) - _fourth(relative[device])
-            for into in range(len(load)):
-                if holds[into, place] or not _relieves(of[into, : count[into]], relative):
-                    continue
-                given = load[into] / (count[into] + 1)
-                gained = _fourth(then[place]) - _fourth(then[place] + given / even[place])
-                for device in of[into, : count[into]]:
-                    gained += _fourth(then[device]) - _fourth(then[device] - parts[into, device] / (count[into] + 1) / even[device])
-                rate = (gained - lost) / max(price[into, place] - price[out, place], LEAST_PAID)
-                if rate > best[0]:
-                    best[0], best[1], best[2], best[3], best[4] = rate, out, place, into, -1
-    return 0
-
-
-@kernel
-def _exchange(load: Any, holds: Any, parts: Any, even: Any, price: Any) -> Any:
-    """Carry out the exchange that is worth most for its moves; whether there was one."""
-    experts, devices = holds.shape
-    of, count = np.zeros((experts, devices), np.int64), np.zeros(experts, np.int64)
-    on, size = np.zeros((devices, experts), np.int64), np.zeros(devices, np.int64)
-    for expert in range(experts):
-        for device in range(devices):
-            if holds[expert, device]:
-                of[expert, count[expert]], on[device, size[device]] = device, expert
-                count[expert] += 1
-                size[device] += 1
-    relative = parts.sum(axis=0) / even
-    best = np.array([WORTH, -1.0, -1.0, -1.0, -1.0])
-    layer = (holds, parts, of, count, on, size)
-    _best_swap(layer, even, price, relative, best)
-    _best_replica(load, layer, even, price, (relative, np.empty(devices)), best)
-    out, place, other, idle = int(best[1]), int(best[2]), int(best[3]), int(best[4])
-    if out < 0:
-        return False
-    if idle >= 0:
-        for expert, old, new in ((out, place, idle), (other, idle, place)):
-            holds[expert, old], holds[expert, new] = False, True
-            parts[expert, new], parts[expert, old] = parts[expert, old], 0.0
-        return True
-    holds[out, place], holds[other, place] = False, True
-    gone, others = parts[out, place], count[out] - 1
-    parts[out, place] = 0.0
-    for device in range(devices):
-        if holds[out, device]:
-            parts[out, device] += gone / others
-    return True

@@ -12,6 +12,7 @@ from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning.constants import MAX_DECODE_BATCH
 from grace_moe.planning.option_values import check_choice, is_within
 from grace_moe.planning.task import PlanningTask
+from grace_moe.topology import Topology
 from grace_moe.trace import LoadProfile
 
 DECODE_CHOICES = ("tokens", "experts")
@@ -104,3 +105,13 @@ def _check_start(task: PlanningTask, start: Placement) -> None:
             f"{start.source}: {int(start.slots_per_device().max())} slots on a device, but the plan allows {task.equal_slots}; "
             "give more slots, or plan from none"
         )
+
+
+def check_replannable(topology: Topology) -> None:
+    """Whether a search can start from what serves.
+
+    Raises:
+        UsageError: more nodes than the search takes.
+    """
+    if topology.num_nodes > MAX_MASK_NODES:
+        raise UsageError(f"{topology.source}: {topology.num_nodes} nodes, and placements are followed on up to {MAX_MASK_NODES}")

@@ -14,8 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from grace_moe.choice.node_sets import MAX_EXACT_NODES, MAX_MASK_NODES
-from grace_moe.errors import UsageError
+from grace_moe.choice.node_sets import MAX_EXACT_NODES
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.constants import (
     DECODE_BATCH,
@@ -29,7 +28,7 @@ from grace_moe.planning.constants import (
 from grace_moe.planning.grace.canonical_names import CanonicalNames, canonical_names, device_order
 from grace_moe.planning.grace.fallbacks import with_choice
 from grace_moe.planning.grace.layer_placement import loads_of, node_limits, place_on_devices, refit, sample, search_copies
-from grace_moe.planning.grace.options import GraceOptions, check_task
+from grace_moe.planning.grace.options import GraceOptions, check_replannable, check_task
 from grace_moe.planning.grace.problem import LayerProblem, layer_problems
 from grace_moe.planning.grace.schedule import REPLAN
 from grace_moe.planning.grace.search.descent import Guesses, best_guesses
@@ -187,13 +186,3 @@ def layers_to_replan(trace: RoutingTrace, serving: Placement, *, seed: int, effo
         share, covariance = loads_of(problem)
         found.append(LayerReplan(problem=problem, names=own, share=share, covariance=covariance, replica_choice=serving.replica_choice))
     return found
-
-
-def check_replannable(topology: Topology) -> None:
-    """Whether a search can start from what serves.
-
-    Raises:
-        UsageError: more nodes than the search takes.
-    """
-    if topology.num_nodes > MAX_MASK_NODES:
-        raise UsageError(f"{topology.source}: {topology.num_nodes} nodes, and placements are followed on up to {MAX_MASK_NODES}")
