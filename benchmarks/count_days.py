@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from grace_moe import Topology
-from grace_moe.adapt.simulate import Day, DayOptions, Ours, Policy, StreamOptions, run_load_day
+from grace_moe.adapt.simulate import Day, DayOptions, Following, Policy, StreamOptions, run_load_day
 from grace_moe.placement import Placement
 from grace_moe.trace import LoadProfile
 
@@ -30,11 +30,11 @@ WITHIN = 100
 class Follower:
     """What the policy `grace` did."""
 
-    policy: Ours | None = None
+    policy: Following | None = None
 
     def step(self, policy: Policy) -> None:
         """After each step of any policy."""
-        if isinstance(policy, Ours):
+        if isinstance(policy, Following):
             self.policy = policy
 
     def told(self, shift: int) -> str:

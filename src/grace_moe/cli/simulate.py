@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from grace_moe.adapt import AdaptStatus
-from grace_moe.adapt.simulate import POLICIES, SCENARIOS, Day, DayOptions, Ours, Policy, StreamOptions, run_day, run_load_day
+from grace_moe.adapt.simulate import POLICIES, SCENARIOS, Day, DayOptions, Following, Policy, StreamOptions, run_day, run_load_day
 from grace_moe.adapt.telemetry import Follower, MetricsServer, TrafficView, status_line
 from grace_moe.cli.options import command_line, json_option, redundancy_option, shared, topology_option, traces_argument
 from grace_moe.cli.output import show_json
@@ -153,7 +153,7 @@ class _Operator:
 
     def __init__(self, options: DayOptions) -> None:
         self._options = options
-        self._followed: Ours | None = None
+        self._followed: Following | None = None
         self._follower: Follower | None = None
         self._views = 0
         self.lines: list[str] = []
@@ -161,7 +161,7 @@ class _Operator:
 
     def step(self, policy: Policy) -> None:
         """After each step of any policy."""
-        if not isinstance(policy, Ours):
+        if not isinstance(policy, Following):
             return
         if policy is not self._followed:
             self._followed = policy

@@ -2,7 +2,7 @@
 
 from grace_moe.adapt.simulate.day import METRICS, Day, DayOptions, run_day, run_days
 from grace_moe.adapt.simulate.load_day import run_load_day
-from grace_moe.adapt.simulate.policies import POLICIES, Ours, Policy
+from grace_moe.adapt.simulate.policies import POLICIES, Following, Policy
 from grace_moe.adapt.simulate.scenarios import SCENARIOS
 from grace_moe.adapt.simulate.stream import StreamOptions
 
@@ -12,7 +12,7 @@ __all__ = [
     "SCENARIOS",
     "Day",
     "DayOptions",
-    "Ours",
+    "Following",
     "Policy",
     "StreamOptions",
     "run_day",

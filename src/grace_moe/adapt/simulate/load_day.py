@@ -11,7 +11,7 @@ from grace_moe.adapt.by_counts import LoadAdapter
 from grace_moe.adapt.episodes import AdaptOptions
 from grace_moe.adapt.simulate.day import Day, DayOptions
 from grace_moe.adapt.simulate.load_stream import LoadPool, ServedLoads, load_stream
-from grace_moe.adapt.simulate.policies import Ints, LoadPolicy, Loads, Ours, Policy, Setting, Static, Timer
+from grace_moe.adapt.simulate.policies import Following, Foresight, Ints, LoadPolicy, Loads, Policy, Setting, Static, Timer
 from grace_moe.adapt.simulate.replay import Migration, Outcome, ServingDay
 from grace_moe.adapt.simulate.scenarios import scenario_weights
 from grace_moe.adapt.simulate.stream import StreamOptions
@@ -21,6 +21,9 @@ from grace_moe.planning import equal_slots, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import LoadProfile
 from grace_moe.trace.load_profile import mixed_loads
+
+MIX_PAIRS = 1_000_000
+"""Pairs of a layer in a mix of domains. Not tuned: enough for shares to a part in ten thousand."""
 
 
 def run_load_day(
@@ -109,48 +112,42 @@ def _domains(profiles: Sequence[LoadProfile]) -> list[list[LoadProfile]]:
     return list(named.values())
 
 
-class LoadOurs(Ours):
+class LoadOurs(Following):
     """The adapter that serves where loads alone are seen."""
 
     def __init__(self, setting: Setting[LoadProfile], top_k: int) -> None:
-        self.adapter = self._loads = LoadAdapter(setting.plan, setting.planned_on, top_k=top_k, options=setting.options, seed=setting.seed)
+        self._loads = LoadAdapter(setting.plan, setting.planned_on, top_k=top_k, options=setting.options, seed=setting.seed)
+        super().__init__(self._loads)
 
     def see_loads(self, loads: Ints) -> None:
         """The adapter's monitor takes it in."""
         self._loads.monitor.observe(loads)
 
 
-class LoadOracle(Static):
-    """Knows the shares to come, plans anew by EPLB wherever they have changed by a fifth, and moves for free."""
+class LoadOracle:
+    """Plans anew by EPLB for the shares to come, and moves for free."""
 
-    free = True
-    CHANGE = 0.2
-    """Not tuned."""
+    stops, free = False, True
 
     def __init__(self, setting: Setting[LoadProfile]) -> None:
-        super().__init__(setting)
-        self._setting, self._step = setting, 0
-        self._planned_for = np.full(setting.weights.shape[1], np.inf)
+        self._setting, self._foresight = setting, Foresight(setting.weights)
+        self.serving = setting.plan
 
     def see_loads(self, loads: Ints) -> None:
         """It knows already."""
-        self._step += 1
+        self._foresight.step()
 
     def wanted(self) -> Placement | None:
         """A fresh plan on the mix of the next steps."""
-        setting = self._setting
-        ahead = setting.weights[self._step : self._step + 10]
-        if not len(ahead) or np.abs(ahead.mean(axis=0) - self._planned_for).sum() < self.CHANGE:
+        shares, setting = self._foresight.news(), self._setting
+        if shares is None:
             return None
-        self._planned_for = shares = ahead.mean(axis=0)
         parts = [domain.loads / domain.loads.sum(axis=1, keepdims=True) for domain in setting.domains]
         loads = np.round(np.tensordot(shares, parts, axes=1) * MIX_PAIRS).astype(np.int64)
         mix = replace(setting.planned_on, loads=loads)
         return plan(mix, setting.topology, "eplb", slots_per_device=setting.slots)
 
 
-MIX_PAIRS = 1_000_000
-"""Pairs of a layer in a mix of domains. Not tuned: enough for shares to a part in ten thousand."""
 LOAD_POLICIES: dict[str, Callable[[Setting[LoadProfile], int], LoadPolicy]] = {
     "static": lambda setting, top_k: Static(setting),
     "eplb": lambda setting, top_k: Timer(setting),

@@ -135,15 +135,13 @@ class Loads(Timer):
         return new if _peak(self.serving, loads) - _peak(new, loads) > self.LEAST else None
 
 
-class Ours:
-    """The adapter that serves in the runtime and in engines."""
+class Following:
+    """The adapter that serves in the runtime and in engines, whatever it sees."""
 
     stops = free = False
 
-    adapter: BaseAdapter
-
-    def __init__(self, setting: Setting[RoutingTrace]) -> None:
-        self.adapter = self._tokens = Adapter(setting.plan, setting.planned_on, options=setting.options, seed=setting.seed)
+    def __init__(self, adapter: BaseAdapter) -> None:
+        self.adapter = adapter
 
     @property
     def serving(self) -> Placement:
@@ -154,39 +152,69 @@ class Ours:
     def serving(self, placement: Placement) -> None:
         self.adapter.serving = placement
 
-    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
-        """The adapter's monitor takes it in."""
-        self._tokens.monitor.observe(topk_ids, requests)
-
     def wanted(self) -> Placement | None:
         """The adapter's decision."""
         decision = self.adapter.look()
         return None if decision is None else decision.placement
 
 
-class Oracle:
-    """Knows the shares to come, plans anew from nothing wherever they have changed by a fifth, and moves for free."""
-
-    stops, free = False, True
-    CHANGE = 0.2
-    """Not tuned."""
+class Ours(Following):
+    """The adapter that sees tokens."""
 
     def __init__(self, setting: Setting[RoutingTrace]) -> None:
-        self._setting, self._step = setting, 0
-        self._planned_for = np.full(setting.weights.shape[1], np.inf)
+        self._tokens = Adapter(setting.plan, setting.planned_on, options=setting.options, seed=setting.seed)
+        super().__init__(self._tokens)
+
+    def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
+        """The adapter's monitor takes it in."""
+        self._tokens.monitor.observe(topk_ids, requests)
+
+
+class Foresight:
+    """Knows the shares to come, and tells them wherever they have changed by a fifth."""
+
+    CHANGE = 0.2
+    """Not tuned."""
+    STEPS = 10
+    """That it looks ahead. Not tuned."""
+
+    def __init__(self, weights: npt.NDArray[np.float64]) -> None:
+        """`weights`: `[steps, domains]`."""
+        self._weights, self._step = weights, 0
+        self._told = np.full(weights.shape[1], np.inf)
+
+    def step(self) -> None:
+        """A step has passed."""
+        self._step += 1
+
+    def news(self) -> npt.NDArray[np.float64] | None:
+        """`[domains]` shares of the next steps; None where they are as told, or the day ends."""
+        ahead = self._weights[self._step : self._step + self.STEPS]
+        if not len(ahead) or np.abs(ahead.mean(axis=0) - self._told).sum() < self.CHANGE:
+            return None
+        self._told = ahead.mean(axis=0)
+        return self._told
+
+
+class Oracle:
+    """Plans anew from nothing for the shares to come, and moves for free."""
+
+    stops, free = False, True
+
+    def __init__(self, setting: Setting[RoutingTrace]) -> None:
+        self._setting, self._foresight = setting, Foresight(setting.weights)
         self._plans: dict[tuple[float, ...], Placement] = {}
         self.serving = setting.plan
 
     def see(self, topk_ids: npt.NDArray[np.integer], requests: Ints) -> None:
         """It knows already."""
-        self._step += 1
+        self._foresight.step()
 
     def wanted(self) -> Placement | None:
         """A fresh plan on the mix of the next steps."""
-        shares = self._setting.weights[self._step : self._step + 10].mean(axis=0) if self._step < len(self._setting.weights) else None
-        if shares is None or np.abs(shares - self._planned_for).sum() < self.CHANGE:
+        shares = self._foresight.news()
+        if shares is None:
             return None
-        self._planned_for = shares
         key = tuple(np.round(shares, 1))
         if key not in self._plans:
             setting = self._setting
