@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from grace_moe.adapt.account import CostOf
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import Monitor
 from grace_moe.adapt.review import Review, review
-from grace_moe.placement import Placement
+from grace_moe.adapt.judge import cost_per_token
+from grace_moe.adapt.request_costs import request_costs
+from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.grace.options import check_replannable
-from grace_moe.trace import RoutingTrace
+from grace_moe.trace import RoutingTrace, order_of_requests
 
 
 class Adapter(BaseAdapter):
@@ -33,6 +38,19 @@ class Adapter(BaseAdapter):
     def _change(self, step: int) -> Change:
         recent = self.monitor.sample(step - self.options.recent_steps)
         return change_between(self._before, recent, seed=self._seed + step)
+
+    def _cost_of(self, since: int, until: int) -> CostOf | None:
+        seen = self.monitor.sample(since, until=until)
+        if not seen.num_tokens:
+            return None
+        requests, _ = order_of_requests(seen)
+        prices, serving = self.options.decision.prices, self.serving
+
+        def cost_of(index: int, layer: LayerPlacement) -> float:
+            ids = seen.topk_ids[:, index].astype(np.int64)
+            return float(cost_per_token(request_costs(layer, serving.topology, serving.replica_choice, ids, requests), prices)[0])
+
+        return cost_of
 
     def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
         since = self.monitor.sample(first_step, self.serving.model)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from grace_moe.adapt.judge import Gain, balance_of, cost_per_token, gains_of
+from grace_moe.adapt.judge import Gain, Trial, balance_of, cost_per_token, gains_of
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import RequestCosts, request_costs
 from grace_moe.placement import LayerPlacement, Placement, loads_of_layer
@@ -34,8 +34,8 @@ class Candidate:
 class Judge:
     """What candidates of layers save over what serves, on the same requests for all."""
 
-    def __init__(self, serving: Placement, judged_on: RoutingTrace, prices: Prices, seed: int) -> None:
-        self._serving, self._prices, self._seed = serving, prices, seed
+    def __init__(self, serving: Placement, judged_on: RoutingTrace, prices: Prices) -> None:
+        self.serving, self.prices = serving, prices
         self._ids = [judged_on.topk_ids[:, index].astype(np.int64) for index in range(judged_on.num_layers)]
         self._requests, _ = order_of_requests(judged_on)
         self._served = [self._costs(index, layer) for index, layer in enumerate(serving.layers)]
@@ -46,22 +46,38 @@ class Judge:
 
     def may_pay(self, index: int, horizon: float) -> bool:
         """Whether a move could pay over so many tokens, were the layer to cost nothing after it."""
-        most = float(cost_per_token(self._served[index], self._prices)[0])
-        return most * horizon > min(self._prices.local_move, self._prices.move)
+        most = float(cost_per_token(self._served[index], self.prices)[0])
+        return most * horizon > min(self.prices.local_move, self.prices.move)
 
-    def candidates(self, layers: Mapping[int, LayerPlacement]) -> dict[int, Candidate]:
-        """One of each of these layers, that were planned on other requests; they are judged together."""
-        costs = {index: self._costs(index, layer) for index, layer in layers.items()}
-        served = [self._served[index] for index in layers]
-        gains = gains_of(list(costs.values()), served, self._prices, seed=self._seed) if layers else []
-        found = {}
-        for (index, layer), gain in zip(layers.items(), gains, strict=True):
-            moved, far = moves_of(layer, self._serving, index)
-            found[index] = Candidate(layer=layer, gain=gain, moved=moved, from_other_nodes=far, balance=balance_of(costs[index]))
-        return found
+    def trial(self, layers: Mapping[int, LayerPlacement], indices: Sequence[int]) -> Trial:
+        """Of layers by their indices; one that is not among `layers` stays as it serves."""
+        costs = [self._costs(index, layers[index]) if index in layers else self._served[index] for index in indices]
+        return Trial(candidates=costs, serving=[self._served[index] for index in indices])
 
     def _costs(self, index: int, layer: LayerPlacement) -> RequestCosts:
-        return request_costs(layer, self._serving.topology, self._serving.replica_choice, self._ids[index], self._requests)
+        return request_costs(layer, self.serving.topology, self.serving.replica_choice, self._ids[index], self._requests)
+
+
+def candidates_of(judges: Sequence[Judge], planned: Sequence[Mapping[int, LayerPlacement]], seed: int) -> dict[int, Candidate]:
+    """What layers may become, judged together.
+
+    Args:
+        judges: one, or one of each half of the requests.
+        planned: for each of them, layers that were planned on other requests.
+    """
+    indices = sorted(set().union(*planned))
+    if not indices:
+        return {}
+    trials = [judge.trial(layers, indices) for judge, layers in zip(judges, planned, strict=True)]
+    gains = gains_of(trials, judges[0].prices, seed=seed)
+    found = {}
+    for place, (index, gain) in enumerate(zip(indices, gains, strict=True)):
+        layers = [of[index] for of in planned if index in of]
+        moves = np.array([moves_of(layer, judges[0].serving, index) for layer in layers]).sum(axis=0) / len(planned)
+        moved, far = np.ceil(moves).astype(int).tolist()
+        balance = float(np.mean([balance_of(trial.candidates[place]) for trial in trials]))
+        found[index] = Candidate(layer=layers[0], gain=gain, moved=moved, from_other_nodes=far, balance=balance)
+    return found
 
 
 def moves_of(layer: LayerPlacement, serving: Placement, index: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from grace_moe.adapt.candidates import Candidate, Judge, moves_of
+from grace_moe.adapt.candidates import Candidate, Judge, candidates_of, moves_of
 from grace_moe.adapt.judge import Gain
 from grace_moe.adapt.prices import Prices
 from grace_moe.errors import UsageError
@@ -80,25 +80,31 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     Raises:
         TraceError: the sample has fewer than two requests.
     """
-    planned_on, judged_on = recent.split_requests()
-    most = max(1, options.work // max(1, planned_on.num_tokens * serving.topology.num_nodes))
+    halves = recent.split_requests(options.seed)
+    most = max(1, options.work // max(1, halves[0].num_tokens * serving.topology.num_nodes))
     considered = tuple(sorted(tuple(range(len(serving.layers)) if order is None else order)[:most]))
     part = serving
     if len(considered) < len(serving.layers):
         part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
-    judge = Judge(part, judged_on.of_layers(considered), options.prices, options.seed)
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
-    paying = [index for index in range(len(considered)) if judge.may_pay(index, options.horizon)]
-    trial = _Planner(part, planned_on.of_layers(considered), options, budget)
-    moving = judge.candidates(trial.moving(paying))
+    first, second = (half.of_layers(considered) for half in halves)
+    planners, judges = [_Planner(part, first, options, budget)], [Judge(part, second, options.prices)]
+    thorough = 3 * first.num_tokens * len(considered) * serving.topology.num_nodes <= options.work
+    if thorough:  # each half judges what is planned on the other
+        planners.append(_Planner(part, second, options, budget))
+        judges.append(Judge(part, first, options.prices))
+    indices = range(len(considered))
+    paying = [[index for index in indices if judge.may_pay(index, options.horizon)] for judge in judges]
+    moving = candidates_of(judges, [planner.moving(these) for planner, these in zip(planners, paying, strict=True)], options.seed)
     taken = _paying(moving, options)
-    staying = judge.candidates({index: trial.staying(index) for index in range(len(considered)) if index not in taken})
+    others = [index for index in indices if index not in taken]
+    staying = candidates_of(judges, [{index: planner.staying(index) for index in others} for planner in planners], options.seed)
     taken |= _paying(staying, options)
-    best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in range(len(considered)))
-    if planned_on.num_tokens < trial.most_tokens:
+    best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in indices)
+    if thorough:
         taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget), part)
     taken = _within(taken, budget, options)
-    balance = np.mean([taken[index].balance if index in taken else judge.served_balance(index) for index in range(len(considered))])
+    balance = np.mean([taken[index].balance if index in taken else judges[0].served_balance(index) for index in indices])
     named = {considered[index]: one for index, one in taken.items()}
     return decision_of(serving, considered, named, options, best=best, balance=float(balance))
 
@@ -116,8 +122,6 @@ class _Planner:
         self._layers = replanning.layers_to_replan(tokens, serving, seed=options.seed, effort=options.effort)
         self._searched = replanning.searched
         self._price, self._budget = options.prices.move / options.horizon, budget
-        self.most_tokens = replanning.tokens_of_search(serving.topology)
-        """That a search looks at."""
 
     def moving(self, indices: Sequence[int]) -> dict[int, LayerPlacement]:
         """Those of the layers for which moves seem to pay, all together within the budget."""

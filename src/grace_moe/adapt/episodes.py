@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from grace_moe.adapt.account import Account, CostOf
 from grace_moe.adapt.decide import Decision, DecisionOptions
 from grace_moe.adapt.detect import Change
 from grace_moe.adapt.monitor import MonitorOptions
@@ -16,8 +17,10 @@ from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
 
-LOOKS = 5
-"""Looks after a change, each at twice the steps of the last. Not tuned."""
+LOOKS = 8
+"""Looks after a change."""
+SOONER = 1.5
+"""Steps since the change at a look, over those at the look before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class AdaptOptions:
     """Of the test for a change, per step: 1e-6 = one run of 10,000 steps in a hundred has any."""
     persistence: float = 4.0
     """How much longer traffic is expected to stay as it is than it has been so: the horizon of a decision. Not tuned."""
+    harm: float = 0.004
+    """Of what traffic has cost since the start, the share that moving may cost before it has saved as much."""
     decision: DecisionOptions = field(default_factory=DecisionOptions)
     """Its horizon is the longest."""
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
@@ -125,6 +130,14 @@ class BaseAdapter(ABC):
         self._last_ended: int | None = None
         self._target = self._served = serving
         self._moves: _Moves | None = None
+        prices, copies = self.options.decision.prices, int(serving.slots_per_device().sum())
+        self._dearest = prices.move if serving.topology.num_nodes > 1 else prices.local_move
+        most = 2 * self._dearest * self.options.decision.budget * copies
+        self.account = Account(serving, prices, share=self.options.harm, most=most)
+
+    @abstractmethod
+    def _cost_of(self, since: int, until: int) -> CostOf | None:
+        """What traffic of the steps since one and before another costs; None where nothing of it is remembered."""
 
     @abstractmethod
     def _change(self, step: int) -> Change:
@@ -162,6 +175,8 @@ class BaseAdapter(ABC):
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
             self._episode = self._begin(step)
+            self._settle(self._episode.began)
+        self._settle(step)
         self._episode = self._counted(self._episode)
         if not self._episode.waiting:
             self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
@@ -185,9 +200,13 @@ class BaseAdapter(ABC):
     def _note_switches(self, step: int) -> None:
         if self.serving is self._served:
             return
+        self.account.switch(self.serving, step)
         if self._moves is not None and self.serving.layers != self._served.layers:
             self._moves = replace(self._moves, since=step, next_review=step + self.options.recent_steps)
         self._served = self.serving
+
+    def _settle(self, step: int) -> None:
+        self.account.settle(step, self.monitor.tokens_per_step, self._cost_of(self.account.settled, step))
 
     def _reviewed(self, moves: _Moves, step: int) -> Decision | None:
         """To go back, where what has moved does harm. Reviews come whenever the steps since the moves have doubled, as many as looks."""
@@ -231,10 +250,15 @@ class BaseAdapter(ABC):
         if episode.looks + 1 >= LOOKS:
             self._last_ended = step
             return None
-        return replace(episode, looks=episode.looks + 1, waiting=(), next_look=step + (step - episode.began))
+        return replace(episode, looks=episode.looks + 1, waiting=(), next_look=self._next_step(step, episode))
+
+    def _next_step(self, step: int, episode: _Episode) -> int:
+        every = self.options.check_every
+        return step + max(every, int((SOONER - 1) * (step - episode.began) / every) * every)
 
     def _decision_options(self, episode: _Episode, step: int) -> DecisionOptions:
         seen = self.monitor.tokens_per_step * (step - episode.began)
         own, copies = self.options.decision, int(self.serving.slots_per_device().sum())
-        left = max(0.0, int(own.budget * copies) - episode.moved) / copies
+        affordable = self.account.may_spend(episode.served, self._target) / (2 * self._dearest)
+        left = max(0.0, min(int(own.budget * copies) - episode.moved, affordable)) / copies
         return replace(own, horizon=min(own.horizon, self.options.persistence * seen), budget=left, seed=self._seed)

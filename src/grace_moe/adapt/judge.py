@@ -20,9 +20,9 @@ from grace_moe.adapt.request_costs import RequestCosts
 RESAMPLES = 256
 """Bootstrap samples. Not tuned: a standard error is known within a twentieth."""
 HARM = 0.01
-"""Chance that candidates which save nothing in sum are told to. Not tuned: with two kinds at each of five looks, at most one
-change in ten."""
-LOW = 0.05
+"""Chance that candidates which save nothing in sum are told to. Not tuned: with two kinds at each of eight looks, at most one
+change in six."""
+LOW = 0.25
 """Chance that a layer saves less than what is called sure. Not tuned."""
 
 Floats = npt.NDArray[np.float64]
@@ -57,23 +57,38 @@ def balance_of(costs: RequestCosts) -> float:
     return float(pairs.max() / pairs.mean()) if pairs.any() else 1.0
 
 
-def gains_of(candidates: Sequence[RequestCosts], serving: Sequence[RequestCosts], prices: Prices, *, seed: int) -> list[Gain]:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Costs of the same requests under what serves, and under candidates that were planned on others. One of each layer."""
+
+    candidates: Sequence[RequestCosts]
+    serving: Sequence[RequestCosts]
+
+
+def gains_of(trials: Sequence[Trial], prices: Prices, *, seed: int) -> list[Gain]:
     """What a candidate of each layer saves, all on the same requests; resamples are the same for all candidates of a seed.
 
     Fewer requests tell less: of R requests, as many count as of equal length would say as much, and Student's distribution is taken.
+
+    Args:
+        trials: one, or one of each half of the requests, where candidates of either half are judged by the other; the mean of them counts.
     """
-    tokens = serving[0].tokens
-    weights = np.random.default_rng(seed).exponential(size=(RESAMPLES, len(tokens)))
-    saved, drawn = (
-        np.stack([cost_per_token(old, prices, of) - cost_per_token(new, prices, of) for new, old in zip(candidates, serving, strict=True)])
-        for of in (None, weights)
-    )
-    freedom = max(1.0, tokens.sum() ** 2 / max((tokens**2).sum(), 1e-12) - 1)
+    tokens = [trial.serving[0].tokens for trial in trials]
+    weights = [np.random.default_rng(seed + place).exponential(size=(RESAMPLES, len(of))) for place, of in enumerate(tokens)]
+    saved = np.mean([_saved(trial, prices, None) for trial in trials], axis=0)
+    drawn = np.mean([_saved(trial, prices, of) for trial, of in zip(trials, weights, strict=True)], axis=0)
+    freedom = sum(max(1.0, of.sum() ** 2 / max((of**2).sum(), 1e-12) - 1) for of in tokens)
     common = drawn.mean(axis=0).std(ddof=1)
     harmless = saved.mean() > student.ppf(1 - HARM, freedom) * common
     mean, error = _shrunk(saved[:, 0], drawn.var(axis=1, ddof=1), common**2)
     low = mean - student.ppf(1 - LOW, freedom) * error
     return [Gain(mean=float(m), low=float(at_least if harmless else min(0.0, at_least))) for m, at_least in zip(mean, low, strict=True)]
+
+
+def _saved(trial: Trial, prices: Prices, weights: Floats | None) -> Floats:
+    """`[L, samples]` copies per token."""
+    pairs = zip(trial.candidates, trial.serving, strict=True)
+    return np.stack([cost_per_token(old, prices, weights) - cost_per_token(new, prices, weights) for new, old in pairs])
 
 
 def _shrunk(saved: Floats, variance: Floats, common: float) -> tuple[Floats, Floats]:

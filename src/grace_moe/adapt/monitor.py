@@ -92,17 +92,19 @@ class Monitor:
         self._tokens += len(topk_ids) if tokens is None else tokens
         self.step += 1
 
-    def sample(self, since: int = 0, model: str = "") -> RoutingTrace:
+    def sample(self, since: int = 0, model: str = "", *, until: int | None = None) -> RoutingTrace:
         """The sampled tokens in order of steps, to plan on. Requests that repeat one another are one request.
 
         Args:
             since: first step whose tokens count.
+            until: first one whose tokens don't; None = all later ones do.
             model: that serves.
         """
         order = np.argsort(self._step[: self._held], kind="stable")
         ids = self._ids[order]
         requests = without_repeats(ids, self._requests[order])
-        recent = self._step[order] >= since
+        step = self._step[order]
+        recent = (step >= since) & (step < (self.step if until is None else until))
         return RoutingTrace(
             topk_ids=ids[recent],
             num_experts=self._num_experts,

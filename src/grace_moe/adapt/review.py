@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grace_moe.adapt.candidates import Judge
+from grace_moe.adapt.candidates import Judge, candidates_of
 from grace_moe.adapt.decide import Decision, DecisionOptions, decision_of
 from grace_moe.adapt.detect import FEWEST_REQUESTS
 from grace_moe.placement import Placement
@@ -35,8 +35,8 @@ def review(former: Placement, serving: Placement, fresh: RoutingTrace, options: 
     changed = [index for index, (new, old) in enumerate(zip(serving.layers, former.layers, strict=True)) if new != old]
     if not changed or len(np.unique(fresh.requests)) < FEWEST_REQUESTS:
         return None
-    judge = Judge(serving, fresh, options.prices, options.seed)
-    found = judge.candidates({index: former.layers[index] for index in changed})
+    judge = Judge(serving, fresh, options.prices)
+    found = candidates_of([judge], [{index: former.layers[index] for index in changed}], options.seed)
     total = sum(one.gain.mean for one in found.values())
     going = {index: one for index, one in found.items() if one.worth(options.prices, options.horizon) > 0}
     if not going:

@@ -92,7 +92,7 @@ REPLAN_HEAT = (3e-4, 3e-5)
 """Figures of `REPLAN_PROPOSALS`: a cold search moves few experts."""
 DESCENT_TOKENS = 8192
 """Tokens of a descent while a model serves, times nodes. Not tuned: bounds time."""
-DESCENT_ROUNDS = 4
+DESCENT_ROUNDS = 12
 """Rounds of the descent: the moves that are guessed to be best, tried by the exact energy. Not tuned."""
 VARIANCE_WEIGHT = 3.0
 """Weight of the variance beside the squared mean, on nodes and on devices. Not tuned; above 1 against the winner's curse: of many

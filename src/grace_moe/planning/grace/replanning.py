@@ -41,7 +41,7 @@ from grace_moe.trace import RoutingTrace
 DEARER = (1.0, 4.0, 16.0)
 """Multiples of a move's price to anneal at. Not tuned."""
 
-OVERBOOKED = 2
+OVERBOOKED = 1
 """Copies to load that are tried, over those that may: about half of the guesses hold by the exact energy. Not tuned."""
 
 Copies: TypeAlias = npt.NDArray[np.int64]
