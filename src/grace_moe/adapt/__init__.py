@@ -9,7 +9,7 @@ from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.episodes import AdaptOptions, Look
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.schedule import Move, rounds_of
+from grace_moe.adapt.schedule import Move, Stage, stages_of
 from grace_moe.adapt.status import AdaptStatus
 
 __all__ = [
@@ -24,7 +24,8 @@ __all__ = [
     "MonitorOptions",
     "Move",
     "Prices",
+    "Stage",
     "change_between",
     "decide",
-    "rounds_of",
+    "stages_of",
 ]
