@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.detect import Change
 from grace_moe.adapt.monitor import MonitorOptions
 from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
+from grace_moe.trace.change import Change
 
 LOOKS = 5
 """Looks after a change, each at twice the steps of the last. Not tuned."""
