@@ -9,7 +9,7 @@ from grace_moe.adapt.effects import Effects, effects_of
 from grace_moe.adapt.episodes import AdaptOptions, Look
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.schedule import Move, rounds_of
+from grace_moe.adapt.schedule import Move, Stage, stages_of
 from grace_moe.adapt.status import AdaptStatus
 from grace_moe.trace.change import Change, change_between
 
@@ -26,8 +26,9 @@ __all__ = [
     "MonitorOptions",
     "Move",
     "Prices",
+    "Stage",
     "change_between",
     "decide",
     "effects_of",
-    "rounds_of",
+    "stages_of",
 ]
