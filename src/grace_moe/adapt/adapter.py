@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grace_moe.adapt.account import CostOf
+from grace_moe.adapt.account import Account, CostOf
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
-from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
-from grace_moe.adapt.monitor import Monitor
-from grace_moe.adapt.review import Review, review
 from grace_moe.adapt.judge import cost_per_token
+from grace_moe.adapt.monitor import Monitor
 from grace_moe.adapt.request_costs import request_costs
+from grace_moe.adapt.review import Review, review
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.grace.options import check_replannable
 from grace_moe.trace import RoutingTrace, order_of_requests
+from grace_moe.trace.change import FEWEST_REQUESTS, Change, change_between
 
 
 class Adapter(BaseAdapter):
@@ -27,6 +27,8 @@ class Adapter(BaseAdapter):
     """
 
     monitor: Monitor
+    looks_after_change = 8
+    growth = 1.5
 
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
         check_replannable(serving.topology)
@@ -34,10 +36,24 @@ class Adapter(BaseAdapter):
         shape = (planned_on.layer_ids, planned_on.num_experts, planned_on.top_k)
         self.monitor = Monitor(*shape, options=self.options.monitor, seed=seed)
         self._before = planned_on
+        prices, copies = self.options.decision.prices, int(serving.slots_per_device().sum())
+        self._dearest = prices.move if serving.topology.num_nodes > 1 else prices.local_move
+        whole_budget = self.options.decision.budget * copies * self._dearest
+        self.account = Account(serving, prices, share=self.options.harm, most=whole_budget)
 
     def _change(self, step: int) -> Change:
         recent = self.monitor.sample(step - self.options.recent_steps)
         return change_between(self._before, recent, seed=self._seed + step)
+
+    def _note_switches(self, step: int) -> None:
+        super()._note_switches(step)
+        self.account.switch(self.serving, step)
+
+    def _affordable(self, began: int, step: int, target: Placement) -> float:
+        for until in (began, step):  # what came before the change costs otherwise
+            if until > self.account.settled:
+                self.account.settle(until, self.monitor.tokens_per_step, self._cost_of(self.account.settled, until))
+        return self.account.may_spend(target) / self._dearest
 
     def _cost_of(self, since: int, until: int) -> CostOf | None:
         seen = self.monitor.sample(since, until=until)
@@ -53,8 +69,11 @@ class Adapter(BaseAdapter):
         return cost_of
 
     def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
-        since = self.monitor.sample(first_step, self.serving.model)
-        self._before = since
+        """By the later half of the steps since a change: in the others, requests of before end."""
+        since = self._before = self.monitor.sample(first_step, self.serving.model)
+        if first_step:
+            later = self.monitor.sample((first_step + self.monitor.step) // 2, self.serving.model)
+            since = later if len(np.unique(later.requests)) >= FEWEST_REQUESTS else since
         return decide(self.serving, since, options, order=order)
 
     def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:

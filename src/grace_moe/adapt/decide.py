@@ -19,6 +19,10 @@ from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.trace import RoutingTrace
 
+AGAIN_ON_ALL, BOTH_HALVES = 2, 3
+"""Times that all layers can be planned within `DecisionOptions.work`, at which they are planned again on all requests, and from which
+candidates of either half are judged by the other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionOptions:
@@ -81,18 +85,18 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
         TraceError: the sample has fewer than two requests.
     """
     halves = recent.split_requests(options.seed)
-    most = max(1, options.work // max(1, halves[0].num_tokens * serving.topology.num_nodes))
+    work = max(1, halves[0].num_tokens * serving.topology.num_nodes)  # of a layer
+    most = max(1, options.work // work)
     considered = tuple(sorted(tuple(range(len(serving.layers)) if order is None else order)[:most]))
     part = serving
     if len(considered) < len(serving.layers):
         part = replace(serving, layers=tuple(serving.layers[index] for index in considered))
     budget = int(options.budget * sum(len(row) for layer in serving.layers for row in layer.devices_of_expert))
     first, second = (half.of_layers(considered) for half in halves)
-    planners, judges = [_Planner(part, first, options, budget)], [Judge(part, second, options.prices)]
-    thorough = 3 * first.num_tokens * len(considered) * serving.topology.num_nodes <= options.work
-    if thorough:  # each half judges what is planned on the other
-        planners.append(_Planner(part, second, options, budget))
-        judges.append(Judge(part, first, options.prices))
+    passes = options.work // (work * len(considered))
+    folds = [(first, second), (second, first)] if passes >= BOTH_HALVES else [(first, second)]
+    planners = [_Planner(part, planned_on, options, budget) for planned_on, _ in folds]
+    judges = [Judge(part, judged_on, options.prices) for _, judged_on in folds]
     indices = range(len(considered))
     paying = [[index for index in indices if judge.may_pay(index, options.horizon)] for judge in judges]
     moving = candidates_of(judges, [planner.moving(these) for planner, these in zip(planners, paying, strict=True)], options.seed)
@@ -101,7 +105,7 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     staying = candidates_of(judges, [{index: planner.staying(index) for index in others} for planner in planners], options.seed)
     taken |= _paying(staying, options)
     best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in indices)
-    if thorough:
+    if passes >= AGAIN_ON_ALL:
         taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget), part)
     taken = _within(taken, budget, options)
     balance = np.mean([taken[index].balance if index in taken else judges[0].served_balance(index) for index in indices])

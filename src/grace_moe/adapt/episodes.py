@@ -9,18 +9,15 @@ from typing import Protocol
 
 import numpy as np
 
-from grace_moe.adapt.account import Account, CostOf
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.detect import Change
 from grace_moe.adapt.monitor import MonitorOptions
 from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
+from grace_moe.trace.change import Change
 
-LOOKS = 8
-"""Looks after a change."""
-SOONER = 1.5
-"""Steps since the change at a look, over those at the look before it."""
+REVIEWS = 5
+"""Of what has moved, each at twice the steps of the last. Not tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,8 @@ class Look:
     step: int
     change: Change
     decision: Decision
+    expected: float = 0.0
+    """What the decisions since the change, this one included, were to save: what `measured` is held against."""
     measured: float | None = None
     """What all moves since the change save, on requests that came in after them: copies per token, mean over layers; None = not known."""
 
@@ -119,6 +118,10 @@ class BaseAdapter(ABC):
     """
 
     monitor: Watches
+    looks_after_change: int
+    """At most."""
+    growth: float
+    """Steps since the change at a look, over those at the look before."""
 
     def __init__(self, serving: Placement, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
         self.options = AdaptOptions() if options is None else options
@@ -130,14 +133,6 @@ class BaseAdapter(ABC):
         self._last_ended: int | None = None
         self._target = self._served = serving
         self._moves: _Moves | None = None
-        prices, copies = self.options.decision.prices, int(serving.slots_per_device().sum())
-        self._dearest = prices.move if serving.topology.num_nodes > 1 else prices.local_move
-        most = 2 * self._dearest * self.options.decision.budget * copies
-        self.account = Account(serving, prices, share=self.options.harm, most=most)
-
-    @abstractmethod
-    def _cost_of(self, since: int, until: int) -> CostOf | None:
-        """What traffic of the steps since one and before another costs; None where nothing of it is remembered."""
 
     @abstractmethod
     def _change(self, step: int) -> Change:
@@ -150,6 +145,10 @@ class BaseAdapter(ABC):
         Args:
             order: layers that may change; the first ones are planned.
         """
+
+    @abstractmethod
+    def _affordable(self, began: int, step: int, target: Placement) -> float:
+        """Moves that may be made beside those under way to the target; traffic changed at step `began`."""
 
     @abstractmethod
     def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:
@@ -175,8 +174,6 @@ class BaseAdapter(ABC):
             if change.chance >= self.options.false_alarms * self.options.check_every:
                 return None
             self._episode = self._begin(step)
-            self._settle(self._episode.began)
-        self._settle(step)
         self._episode = self._counted(self._episode)
         if not self._episode.waiting:
             self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
@@ -191,22 +188,21 @@ class BaseAdapter(ABC):
         """Keeps it, and what served before the change, to review it; None = it is not reviewed: what went back stays there."""
         step = self.monitor.step
         decision = self._with_others_under_way(decision)
+        expected = decision.gain.mean
+        if self._moves is not None and self._moves.former is former:
+            expected += self.looks[self._moves.look].expected
         if decision.placement is not None:
             review_at = step + self.options.recent_steps
             self._moves = None if former is None else _Moves(look=len(self.looks), former=former, since=step, next_review=review_at)
-        self.looks.append(Look(step=step, change=change, decision=decision))
+        self.looks.append(Look(step=step, change=change, decision=decision, expected=expected))
         return decision
 
     def _note_switches(self, step: int) -> None:
         if self.serving is self._served:
             return
-        self.account.switch(self.serving, step)
         if self._moves is not None and self.serving.layers != self._served.layers:
             self._moves = replace(self._moves, since=step, next_review=step + self.options.recent_steps)
         self._served = self.serving
-
-    def _settle(self, step: int) -> None:
-        self.account.settle(step, self.monitor.tokens_per_step, self._cost_of(self.account.settled, step))
 
     def _reviewed(self, moves: _Moves, step: int) -> Decision | None:
         """To go back, where what has moved does harm. Reviews come whenever the steps since the moves have doubled, as many as looks."""
@@ -215,7 +211,7 @@ class BaseAdapter(ABC):
         found = self._review(moves.former, moves.since, options)
         if found is not None:
             self.looks[moves.look] = replace(self.looks[moves.look], measured=found.measured)
-        done = moves.reviews + 1 >= LOOKS
+        done = moves.reviews + 1 >= REVIEWS
         self._moves = None if done else replace(moves, reviews=moves.reviews + 1, next_review=2 * step - moves.since)
         return None if found is None else found.back
 
@@ -232,7 +228,7 @@ class BaseAdapter(ABC):
 
     def _begin(self, step: int) -> _Episode:
         recent = self.options.recent_steps
-        often = self._last_ended is not None and step - self._last_ended < recent << LOOKS
+        often = self._last_ended is not None and step - self._last_ended < recent * self.growth**self.looks_after_change
         return _Episode(
             first_step=0 if often else step - recent, began=step - recent, served=self.serving, counted=self.serving, next_look=step
         )
@@ -247,18 +243,18 @@ class BaseAdapter(ABC):
         """The episode after a decision; None after its last look."""
         if waiting:
             return replace(episode, waiting=waiting, next_look=step + 1)
-        if episode.looks + 1 >= LOOKS:
+        if episode.looks + 1 >= self.looks_after_change:
             self._last_ended = step
             return None
         return replace(episode, looks=episode.looks + 1, waiting=(), next_look=self._next_step(step, episode))
 
     def _next_step(self, step: int, episode: _Episode) -> int:
         every = self.options.check_every
-        return step + max(every, int((SOONER - 1) * (step - episode.began) / every) * every)
+        return step + max(every, int((self.growth - 1) * (step - episode.began) / every) * every)
 
     def _decision_options(self, episode: _Episode, step: int) -> DecisionOptions:
         seen = self.monitor.tokens_per_step * (step - episode.began)
         own, copies = self.options.decision, int(self.serving.slots_per_device().sum())
-        affordable = self.account.may_spend(episode.served, self._target) / (2 * self._dearest)
+        affordable = self._affordable(episode.began, step, self._target)
         left = max(0.0, min(int(own.budget * copies) - episode.moved, affordable)) / copies
         return replace(own, horizon=min(own.horizon, self.options.persistence * seen), budget=left, seed=self._seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,13 +14,13 @@ from grace_moe.adapt.by_counts.decide import check_shared_by_weight, decide_by_c
 from grace_moe.adapt.by_counts.detect import change_of_loads
 from grace_moe.adapt.by_counts.monitor import LoadMonitor
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.detect import Change
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import MonitorOptions
 from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
 from grace_moe.trace import LoadProfile
+from grace_moe.trace.change import Change
 
 STEPS_PER_LOAD = 2
 """Steps in which a device loads an expert, on the average: one that sends several makes others wait. Chosen on loads of GLM-5.2, web to
@@ -34,6 +35,8 @@ class LoadAdapter(BaseAdapter):
     """
 
     monitor: LoadMonitor
+    looks_after_change = 5
+    growth = 2.0
 
     def __init__(
         self, serving: Placement, planned_on: LoadProfile, *, top_k: int, options: AdaptOptions | None = None, seed: int = 0
@@ -62,6 +65,10 @@ class LoadAdapter(BaseAdapter):
         loads = self.serving.topology.num_devices * steps / STEPS_PER_LOAD
         budget = min(options.budget, loads / int(self.serving.slots_per_device().sum()))
         return decide_by_counts(self.serving, since, replace(options, budget=budget))
+
+    def _affordable(self, began: int, step: int, target: Placement) -> float:
+        """Any number: what traffic costs is unknown where copies are."""
+        return math.inf
 
     def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:
         """None: each later look levels anew from what serves, on later steps."""

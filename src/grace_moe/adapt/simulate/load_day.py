@@ -74,7 +74,7 @@ def run_load_day(
             window=options.window,
             seed=seed,
         )
-        migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes, layer_by_layer=False)
+        migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes)
         for name in policies:
             policy = LOAD_POLICIES[name](setting, top_k)
             outcomes[name].append(_served(policy, pools, setting, options.stream, migration, top_k=top_k, on_step=on_step))
