@@ -37,19 +37,19 @@ def test_traffic_as_planned_for_is_not_decided_on():
     assert adapter.looks == []
 
 
-def test_after_a_change_steps_between_looks_double():
+def test_after_a_change_looks_come_ever_later():
     adapter = Adapter(PLAN, TRACE, options=OPTIONS)
     serve(adapter, TRACE, 30, 0)
     steps = serve(adapter, renamed(TRACE), 180, 1)
     assert 30 < steps[0] <= 40
-    assert np.diff(steps).tolist() == [10, 20, 40, 80]
+    assert np.diff(steps).tolist() == [5, 5, 10, 15, 20, 30, 45]  # by half of the steps since the change, in checks of five
     assert [look.step for look in adapter.looks] == steps
     first = adapter.looks[0]
     assert first.change.chance < OPTIONS.false_alarms * OPTIONS.check_every
     assert any(look.decision.placement is not None for look in adapter.looks)
 
 
-@pytest.mark.parametrize("wrong", [{"check_every": 0}, {"recent_steps": 0}, {"false_alarms": 1.0}, {"persistence": 0.0}])
+@pytest.mark.parametrize("wrong", [{"check_every": 0}, {"recent_steps": 0}, {"false_alarms": 1.0}, {"persistence": 0.0}, {"harm": -0.1}])
 def test_what_is_out_of_range_is_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         AdaptOptions(**wrong)
@@ -60,7 +60,7 @@ def test_layers_that_a_decision_has_no_room_for_come_at_the_next_checks():
     adapter = Adapter(PLAN, TRACE, options=AdaptOptions(decision=cheap))
     serve(adapter, TRACE, 30, 0)
     steps = serve(adapter, renamed(TRACE), 100, 1)
-    assert np.diff(steps).tolist()[:3] == [5, 20 - 5, 5]  # one of two layers each: a look ends at its second decision
+    assert np.diff(steps).tolist()[:5] == [5, 5, 5, 10, 5]  # one of two layers each: a look ends at its second decision
     first, second = (look.decision for look in adapter.looks[:2])
     assert {first.considered, second.considered} == {(0,), (1,)}
     changed = adapter.looks[0].change.by_layer

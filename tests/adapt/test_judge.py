@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from grace_moe.adapt import Prices
-from grace_moe.adapt.judge import gains_of
+from grace_moe.adapt.judge import Trial, gains_of
 from grace_moe.adapt.request_costs import RequestCosts
 
 
@@ -13,7 +13,7 @@ def gains(saved, tokens=None):
     even = np.ones((saved.shape[1], 2))
     candidates = [RequestCosts(tokens=tokens, copies=10 - row, pairs=even) for row in saved]
     serving = [RequestCosts(tokens=tokens, copies=np.full(saved.shape[1], 10.0), pairs=even)] * len(saved)
-    return gains_of(candidates, serving, Prices(), seed=0)
+    return gains_of([Trial(candidates=candidates, serving=serving)], Prices(), seed=0)
 
 
 def test_what_every_request_saves_is_sure():

@@ -65,7 +65,7 @@ def followed():
     lines = []
     follower = Follower(adapter, expert_bytes=1000, log=lines.append, view_every=5)
     random = np.random.default_rng(0)
-    for step in range(45):
+    for step in range(75):
         trace = TRACE if step < 20 else renamed(TRACE)
         rows = [np.flatnonzero(trace.requests == request) for request in random.integers(200, size=32)]
         numbers = np.repeat(random.integers(1 << 30, size=32), [len(row) for row in rows])
@@ -107,7 +107,7 @@ def test_what_serves_is_followed(followed):
     adapter, follower, _ = followed
     status = follower.status()
     moves = [look.decision for look in adapter.looks if look.decision.placement is not None]
-    assert (status.steps, status.state, status.alive) == (45, "watching", True)
+    assert (status.steps, status.state, status.alive) == (75, "watching", True)
     assert status.decisions == len(adapter.looks) > 0
     assert status.skipped == len(adapter.looks) - len(moves)
     assert (status.migrations, status.rolled_back) == (len(moves), 0)
@@ -121,7 +121,7 @@ def test_what_serves_is_followed(followed):
 def test_traffic_is_that_of_a_replay_of_the_recent_sample(followed):
     adapter, follower, _ = followed
     view = traffic_view(adapter)
-    found = evaluate(adapter.serving, adapter.monitor.sample(35))
+    found = evaluate(adapter.serving, adapter.monitor.sample(65))
     assert view.balance == pytest.approx(found.load_max_over_mean)
     assert np.mean(view.device_load) == pytest.approx(1.0)
     assert 1 <= view.active_experts <= 5  # slots of a device

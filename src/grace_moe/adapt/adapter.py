@@ -16,7 +16,7 @@ from grace_moe.adapt.review import Review, review
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.planning.grace.options import check_replannable
 from grace_moe.trace import RoutingTrace, order_of_requests
-from grace_moe.trace.change import FEWEST_REQUESTS, Change, change_between
+from grace_moe.trace.change import Change, change_between
 
 
 class Adapter(BaseAdapter):
@@ -69,11 +69,8 @@ class Adapter(BaseAdapter):
         return cost_of
 
     def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
-        """By the later half of the steps since a change: in the others, requests of before end."""
-        since = self._before = self.monitor.sample(first_step, self.serving.model)
-        if first_step:
-            later = self.monitor.sample((first_step + self.monitor.step) // 2, self.serving.model)
-            since = later if len(np.unique(later.requests)) >= FEWEST_REQUESTS else since
+        since = self.monitor.sample(first_step, self.serving.model)
+        self._before = since
         return decide(self.serving, since, options, order=order)
 
     def _review(self, former: Placement, since: int, options: DecisionOptions) -> Review | None:

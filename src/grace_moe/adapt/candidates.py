@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grace_moe.adapt.judge import Gain, Trial, balance_of, cost_per_token, gains_of
+from grace_moe.adapt.judge import LOW, Gain, Trial, balance_of, cost_per_token, gains_of
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import RequestCosts, request_costs
 from grace_moe.placement import LayerPlacement, Placement, loads_of_layer
@@ -58,7 +58,9 @@ class Judge:
         return request_costs(layer, self.serving.topology, self.serving.replica_choice, self._ids[index], self._requests)
 
 
-def candidates_of(judges: Sequence[Judge], planned: Sequence[Mapping[int, LayerPlacement]], seed: int) -> dict[int, Candidate]:
+def candidates_of(
+    judges: Sequence[Judge], planned: Sequence[Mapping[int, LayerPlacement]], seed: int, *, chance_of_less: float = LOW
+) -> dict[int, Candidate]:
     """What layers may become, judged together.
 
     Args:
@@ -69,7 +71,7 @@ def candidates_of(judges: Sequence[Judge], planned: Sequence[Mapping[int, LayerP
     if not indices:
         return {}
     trials = [judge.trial(layers, indices) for judge, layers in zip(judges, planned, strict=True)]
-    gains = gains_of(trials, judges[0].prices, seed=seed)
+    gains = gains_of(trials, judges[0].prices, seed=seed, chance_of_less=chance_of_less)
     found = {}
     for place, (index, gain) in enumerate(zip(indices, gains, strict=True)):
         layers = [of[index] for of in planned if index in of]

@@ -22,8 +22,8 @@ RESAMPLES = 256
 HARM = 0.01
 """Chance that candidates which save nothing in sum are told to. Not tuned: with two kinds at each of eight looks, at most one
 change in six."""
-LOW = 0.25
-"""Chance that a layer saves less than what is called sure. Not tuned."""
+LOW = 0.05
+"""Chance that a layer saves less than what is called sure, where nothing else bounds what an error costs. Not tuned."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Gain:
 
     mean: float
     low: float
-    """The gain is larger in 95% of cases; not above 0 where the candidates of all layers don't surely save anything."""
+    """The gain is surely larger; not above 0 where the candidates of all layers don't surely save anything."""
 
 
 def cost_per_token(costs: RequestCosts, prices: Prices, weights: Floats | None = None) -> Floats:
@@ -65,13 +65,14 @@ class Trial:
     serving: Sequence[RequestCosts]
 
 
-def gains_of(trials: Sequence[Trial], prices: Prices, *, seed: int) -> list[Gain]:
+def gains_of(trials: Sequence[Trial], prices: Prices, *, seed: int, chance_of_less: float = LOW) -> list[Gain]:
     """What a candidate of each layer saves, all on the same requests; resamples are the same for all candidates of a seed.
 
     Fewer requests tell less: of R requests, as many count as of equal length would say as much, and Student's distribution is taken.
 
     Args:
         trials: one, or one of each half of the requests, where candidates of either half are judged by the other; the mean of them counts.
+        chance_of_less: that a layer saves less than what is called sure.
     """
     tokens = [trial.serving[0].tokens for trial in trials]
     weights = [np.random.default_rng(seed + place).exponential(size=(RESAMPLES, len(of))) for place, of in enumerate(tokens)]
@@ -81,7 +82,7 @@ def gains_of(trials: Sequence[Trial], prices: Prices, *, seed: int) -> list[Gain
     common = drawn.mean(axis=0).std(ddof=1)
     harmless = saved.mean() > student.ppf(1 - HARM, freedom) * common
     mean, error = _shrunk(saved[:, 0], drawn.var(axis=1, ddof=1), common**2)
-    low = mean - student.ppf(1 - LOW, freedom) * error
+    low = mean - student.ppf(1 - chance_of_less, freedom) * error
     return [Gain(mean=float(m), low=float(at_least if harmless else min(0.0, at_least))) for m, at_least in zip(mean, low, strict=True)]
 
 
