@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from grace_moe.adapt import Adapter, AdaptOptions, AdaptStatus, DecisionOptions, Prices
+from grace_moe.adapt import Adapter, AdaptOptions, AdaptStatus, DecisionOptions, Effects, Prices, effects_of
 from grace_moe.adapt.simulate.day import renamed
 from grace_moe.adapt.telemetry import Follower, MetricsServer, decision_line, status_line
 from grace_moe.adapt.telemetry.traffic_view import traffic_view
@@ -38,6 +38,8 @@ STATUS = AdaptStatus(
     copies_moved=12,
     bytes_moved=12_000,
     expected_gain=0.25,
+    measured_gain=0.125,
+    useless=2,
     last_reason="2 of 2 layers",
     last_error="rank 3: checksum",
 )
@@ -86,7 +88,10 @@ def test_every_field_of_a_status_is_scraped():
     assert [found[("grace_moe_state", state)] for state in ("watching", "moving", "stopped")] == [0, 1, 0]
     assert found[("grace_moe_plan_age_steps",)] == 15
     assert found[("grace_moe_plan_since_timestamp_seconds",)] == 1.5e9
-    assert found[("grace_moe_expected_gain_copies",)] == 0.25
+    assert found[("grace_moe_gain_copies", "expected")] == 0.25
+    assert found[("grace_moe_gain_copies", "measured")] == 0.125
+    assert found[("grace_moe_useless_decisions",)] == 2
+    assert ("grace_moe_gain_copies", "measured") not in scraped(lambda: replace(STATUS, measured_gain=None))
 
 
 def test_who_is_dead_or_can_not_answer_is_not_alive():
@@ -129,19 +134,49 @@ def test_traffic_is_that_of_a_replay_of_the_recent_sample(followed):
 
 def test_a_decision_is_one_line_of_json(followed):
     adapter, _, lines = followed
-    assert lines == [decision_line(look) for look in adapter.looks]
-    for look, line in zip(adapter.looks, lines, strict=True):
+    decisions = [line for line in lines if json.loads(line)["event"] == "decision"]
+    assert decisions == [decision_line(look) for look in adapter.looks]
+    for look, line in zip(adapter.looks, decisions, strict=True):
         told = json.loads(line)
         assert (told["step"], told["reason"], told["copies_to_load"]) == (look.step, look.decision.reason, look.decision.moved)
         assert "\n" not in line
 
 
+def test_each_review_of_what_moved_is_a_line_beside_what_was_expected(followed):
+    adapter, _, lines = followed
+    effects = [told for told in map(json.loads, lines) if told["event"] == "effect"]
+    last = {told["decided_at"]: told for told in effects}
+    reviewed = [look for look in adapter.looks if look.measured is not None]
+    assert reviewed
+    assert list(last) == [look.step for look in reviewed]
+    for look in reviewed:
+        told = last[look.step]
+        assert (told["expected"], told["measured"]) == (round(look.expected, 6), round(look.measured, 6))
+        assert told["step"] >= look.step + adapter.options.recent_steps
+    assert len({(told["decided_at"], told["measured"]) for told in effects}) == len(effects)  # none is said twice
+
+
+def test_decisions_whose_moves_save_nothing_are_useless(followed):
+    adapter, follower, _ = followed
+    moves = [look for look in adapter.looks if look.decision.placement is not None]
+    found = effects_of(adapter.looks)
+    assert [look.expected for look in moves] == pytest.approx(np.cumsum([look.decision.gain.mean for look in moves]))  # of one change
+    assert (found.expected, found.measured) == (moves[-1].expected, moves[-1].measured)
+    assert (follower.status().measured_gain, follower.status().useless) == (found.measured, found.useless)
+    for measured, useless in ((None, 0), (0.1, 0), (0.0, 1), (-0.1, 1)):
+        looks = [replace(moves[0], measured=measured), *(look for look in adapter.looks if look.decision.placement is None)]
+        assert effects_of(looks) == Effects(expected=moves[0].expected, measured=measured, useless=useless)
+    assert effects_of([]) == Effects(expected=0.0, measured=None, useless=0)
+
+
 def test_the_status_in_words():
     assert status_line(STATUS) == (
         "step 120: moving; plan of 15 steps; 3 decisions, 1 to stay; 1 migrations, 1 rolled back; 12 copies moved; "
-        "last: 2 of 2 layers; last error: rank 3: checksum"
+        "moves save 0.125 copies per token, 0.250 expected; 2 useless; last: 2 of 2 layers; last error: rank 3: checksum"
     )
     assert "NOT ALIVE" in status_line(replace(STATUS, alive=False))
+    assert "moves are to save 0.250 copies per token, not measured yet" in status_line(replace(STATUS, measured_gain=None))
+    assert "copies per token" not in status_line(replace(STATUS, decisions=1))
 
 
 def test_the_dashboard_shows_every_metric_and_no_other(followed):

@@ -5,6 +5,7 @@ It knows no engine and no runtime; docs/adapt.md explains it.
 
 from grace_moe.adapt.adapter import Adapter
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
+from grace_moe.adapt.effects import Effects, effects_of
 from grace_moe.adapt.episodes import AdaptOptions, Look
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.adapt.prices import Prices
@@ -19,6 +20,7 @@ __all__ = [
     "Change",
     "Decision",
     "DecisionOptions",
+    "Effects",
     "Look",
     "Monitor",
     "MonitorOptions",
@@ -27,5 +29,6 @@ __all__ = [
     "Stage",
     "change_between",
     "decide",
+    "effects_of",
     "stages_of",
 ]

@@ -1,4 +1,4 @@
-"""Follow an adapter whose moves something else carries out: the status of it, and a log line a decision."""
+"""Follow an adapter whose moves something else carries out: the status of it, and log lines of its decisions and their effects."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 
 from grace_moe.adapt.adapter import Adapter
+from grace_moe.adapt.effects import effects_of
 from grace_moe.adapt.episodes import BaseAdapter
 from grace_moe.adapt.status import AdaptStatus
-from grace_moe.adapt.telemetry.decision_log import decision_line
+from grace_moe.adapt.telemetry.decision_log import decision_line, effect_line
 from grace_moe.adapt.telemetry.traffic_view import TrafficView, traffic_view
 from grace_moe.placement import difference
 
@@ -34,6 +35,8 @@ class Follower:
         self._logged = self._changed_at = self._switched = self._copies = self._migrations = self._given_up = 0
         self._since = time.time()
         self._stopped = False
+        self._measured: dict[int, float] = {}
+        """Place of a look -> the effect that the log has of it."""
         self.view: TrafficView | None = None
 
     def step(self) -> None:
@@ -46,6 +49,7 @@ class Follower:
                 self._given_up += self._moving
                 self._target = look.decision.placement
         self._logged = len(adapter.looks)
+        self._log_effects()
         if self._view_every and adapter.monitor.step % self._view_every == 0 and isinstance(adapter, Adapter):
             self.view = traffic_view(adapter)
 
@@ -56,7 +60,8 @@ class Follower:
     def status(self) -> AdaptStatus:
         """As of the last step."""
         looks, step = self._adapter.looks[: self._logged], self._adapter.monitor.step
-        moves = [look.decision for look in looks if look.decision.placement is not None]
+        moves = sum(look.decision.placement is not None for look in looks)
+        effects = effects_of(looks)
         return AdaptStatus(
             state="stopped" if self._stopped else "moving" if self._moving else "watching",
             alive=not self._stopped,
@@ -64,13 +69,15 @@ class Follower:
             plan_age_steps=step - self._changed_at,
             plan_since=self._since,
             decisions=len(looks),
-            skipped=len(looks) - len(moves),
+            skipped=len(looks) - moves,
             migrations=self._migrations,
             rolled_back=self._given_up,
             layers_switched=self._switched,
             copies_moved=self._copies,
             bytes_moved=self._copies * self._expert_bytes,
-            expected_gain=moves[-1].gain.mean if moves else 0.0,
+            expected_gain=effects.expected,
+            measured_gain=effects.measured,
+            useless=effects.useless,
             last_reason=looks[-1].decision.reason if looks else "",
             last_error="",
         )
@@ -78,6 +85,12 @@ class Follower:
     @property
     def _moving(self) -> bool:
         return self._served.layers != self._target.layers
+
+    def _log_effects(self) -> None:
+        for place, look in enumerate(self._adapter.looks):
+            if look.measured is not None and look.measured != self._measured.get(place):
+                self._measured[place] = look.measured
+                self._log(effect_line(look, self._adapter.monitor.step))
 
     def _count_switched(self) -> None:
         serving = self._adapter.serving
