@@ -12,14 +12,14 @@ devices of a cluster would; `grace-moe run --adapt` does the same on ranks. docs
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from grace_moe import Placement, RoutingTrace, Topology, evaluate, plan
-from grace_moe.adapt import Adapter, AdaptOptions, DecisionOptions, Move, Prices, rounds_of
+from grace_moe.adapt import Adapter, AdaptOptions, DecisionOptions, Prices, stages_of
 
 REQUESTS = 8
 """Of a step."""
@@ -68,7 +68,7 @@ def follow(placement: Placement, planned_on: RoutingTrace, prose: RoutingTrace, 
     """Serve the stream: measure, watch, decide, and move a round of experts a step."""
     adapter = Adapter(placement, planned_on, options=AdaptOptions(decision=DecisionOptions(prices=PRICES)))
     day = Day(stayed=[], followed=[], moved=[], told=[], turned=0)
-    target, waiting = placement, list[list[Move]]()
+    target, waiting = placement, list[tuple[tuple[int, ...], int]]()
     for number, (is_code, step) in enumerate(steps_of(prose, code)):
         day.turned += not is_code
         day.stayed.append(cost_of(placement, step))
@@ -79,16 +79,15 @@ def follow(placement: Placement, planned_on: RoutingTrace, prose: RoutingTrace, 
             day.told.append(number)
             print(f"step {number}: {decision.reason}")
             if decision.placement is not None:
-                target, waiting = decision.placement, rounds_of(decision.placement, adapter.serving)
-        arriving = waiting.pop(0) if waiting else []
-        day.moved.append(len(arriving))
-        adapter.serving = arrived(adapter.serving, target, waiting)
+                target, stages = decision.placement, stages_of(decision.placement, adapter.serving)
+                waiting = [(stage.layers, len(moves)) for stage in stages for moves in stage.rounds]
+        day.moved.append(waiting.pop(0)[1] if waiting else 0)
+        adapter.serving = arrived(adapter.serving, target, {layer for layers, _ in waiting for layer in layers})
     return day
 
 
-def arrived(serving: Placement, target: Placement, waiting: Sequence[Sequence[Move]]) -> Placement:
-    """Layers whose experts are all there switch; the others serve on as before."""
-    late = {move.layer for moves in waiting for move in moves}
+def arrived(serving: Placement, target: Placement, late: Set[int]) -> Placement:
+    """Layers whose stage has arrived switch; the others serve on as before."""
     layers = tuple(old if index in late else new for index, (old, new) in enumerate(zip(serving.layers, target.layers, strict=True)))
     return replace(target, layers=layers)
 

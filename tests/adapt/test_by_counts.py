@@ -147,6 +147,8 @@ def test_other_loads_move_what_pays_and_no_more_than_the_budget():
     saved = busiest(PLAN, AWAY).mean() - busiest(decision.placement, AWAY).mean()
     assert decision.gain.mean == pytest.approx(saved, abs=0.05)
     assert decide_by_counts(PLAN, steps, options) == decision
+    changed = [new != old for new, old in zip(decision.placement.layers, PLAN.layers, strict=True)]
+    assert sorted(decision.first) == np.flatnonzero(changed).tolist()
     assert decide_by_counts(PLAN, steps, replace(options, budget=1.0)).gain.mean >= decision.gain.mean
 
 

@@ -1,8 +1,10 @@
+from collections import Counter
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grace_moe.adapt import Move, rounds_of
+from grace_moe.adapt import Move, Stage, stages_of
 from grace_moe.placement import LayerPlacement, Placement, difference, even_weights
 from grace_moe.topology import Topology
 
@@ -31,8 +33,7 @@ def placements(draw):
 @given(placements())
 def test_every_copy_arrives_once_from_a_device_that_has_it(pair):
     new, old = pair
-    rounds = rounds_of(new, old)
-    moves = [move for moves in rounds for move in moves]
+    moves = [move for stage in stages_of(new, old) for moves in stage.rounds for move in moves]
     wanted = {
         (layer, expert, device)
         for layer, (after, before) in enumerate(zip(new.layers, old.layers, strict=True))
@@ -50,17 +51,38 @@ def test_every_copy_arrives_once_from_a_device_that_has_it(pair):
 
 
 @given(placements())
-def test_one_peer_a_device_a_round_layer_by_layer(pair):
-    rounds = rounds_of(*pair)
-    for moves in rounds:
-        assert len({move.source for move in moves}) == len(moves) == len({move.target for move in moves})
-        assert len({move.layer for move in moves}) == 1
-    assert (np.diff([moves[0].layer for moves in rounds]) >= 0).all()
+def test_one_peer_a_device_a_round_and_a_layer_in_one_stage(pair):
+    new, old = pair
+    stages = stages_of(new, old)
+    for stage in stages:
+        for moves in stage.rounds:
+            assert len({move.source for move in moves}) == len(moves) == len({move.target for move in moves})
+        assert tuple(sorted({move.layer for moves in stage.rounds for move in moves})) == stage.layers
+    assert sorted(layer for stage in stages for layer in stage.layers) == np.flatnonzero(difference(new, old).loads.any(axis=1)).tolist()
+
+
+@given(placements())
+def test_no_stage_is_longer_than_a_layer_alone_may_be(pair):
+    """Where a device sends or receives at most n experts of a layer, the layer has at most 2n - 1 rounds: a move meets 2n - 2 others."""
+    stages = stages_of(*pair)
+    ends = Counter(
+        (move.layer, end) for s in stages for moves in s.rounds for move in moves for end in (("from", move.source), ("to", move.target))
+    )
+    assert max((len(stage.rounds) for stage in stages), default=0) <= max(0, 2 * max(ends.values(), default=0) - 1)
 
 
 def test_by_hand():
     """Expert 0 goes from device 0 to 1 and 2; the second copy takes a round of its own, as device 0 sends one thing at a time."""
-    assert rounds_of(placement(((1, 2), (3,))), placement(((0,), (3,)))) == [
-        [Move(layer=0, expert=0, source=0, target=1)],
-        [Move(layer=0, expert=0, source=0, target=2)],
+    assert stages_of(placement(((1, 2), (3,))), placement(((0,), (3,)))) == [
+        Stage(layers=(0,), rounds=((Move(layer=0, expert=0, source=0, target=1),), (Move(layer=0, expert=0, source=0, target=2),)))
     ]
+
+
+def test_layers_whose_devices_are_free_share_a_round():
+    """Devices 0 and 1 exchange experts in layers 0 and 1, devices 2 and 3 in layer 2: the first and the last go together."""
+    old = placement(((0,), (1,), (2,), (3,)), ((0,), (1,), (2,), (3,)), ((0,), (1,), (2,), (3,)))
+    new = placement(((1,), (0,), (2,), (3,)), ((1,), (0,), (2,), (3,)), ((0,), (1,), (3,), (2,)))
+    first, second = stages_of(new, old)
+    assert (first.layers, second.layers) == ((0, 2), (1,))
+    assert [[(move.source, move.target) for move in moves] for moves in first.rounds] == [[(0, 1), (1, 0), (2, 3), (3, 2)]]
+    assert [stage.layers for stage in stages_of(new, old, first=[1])] == [(1, 2), (0,)]

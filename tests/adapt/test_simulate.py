@@ -123,7 +123,7 @@ def test_the_command_writes_a_page_and_a_log(tmp_path):
     assert all(f'id="{name}"' in text for name in ("spread", "steps", "moves"))
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(lines) >= 2
-    assert {line["event"] for line in lines} == {"decision"}
+    assert {line["event"] for line in lines} == {"decision", "effect"}
 
 
 def test_what_shows_nothing_is_refused(tmp_path):

@@ -4,13 +4,14 @@ import json
 import re
 from dataclasses import replace
 from importlib.resources import files
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from grace_moe.adapt import Adapter, AdaptOptions, AdaptStatus, DecisionOptions, Prices
+from grace_moe.adapt import Adapter, AdaptOptions, AdaptStatus, DecisionOptions, Effects, Prices, effects_of
 from grace_moe.adapt.simulate.day import renamed
 from grace_moe.adapt.telemetry import Follower, MetricsServer, decision_line, status_line
 from grace_moe.adapt.telemetry.traffic_view import traffic_view
@@ -24,6 +25,7 @@ from grace_moe.trace import synthetic_trace
 TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=200, clusters=4, affinity=0.9, seed=1)
 PLAN = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
 OPTIONS = AdaptOptions(decision=DecisionOptions(prices=Prices(move=1.0, local_move=0.1), budget=1.0, effort=0.2))
+OTHER = plan(renamed(TRACE), Topology.parse("2x2"), slots_per_device=5, effort=0.1)
 STATUS = AdaptStatus(
     state="moving",
     alive=True,
@@ -38,6 +40,8 @@ STATUS = AdaptStatus(
     copies_moved=12,
     bytes_moved=12_000,
     expected_gain=0.25,
+    measured_gain=0.125,
+    useless=2,
     last_reason="2 of 2 layers",
     last_error="rank 3: checksum",
 )
@@ -86,7 +90,10 @@ def test_every_field_of_a_status_is_scraped():
     assert [found[("grace_moe_state", state)] for state in ("watching", "moving", "stopped")] == [0, 1, 0]
     assert found[("grace_moe_plan_age_steps",)] == 15
     assert found[("grace_moe_plan_since_timestamp_seconds",)] == 1.5e9
-    assert found[("grace_moe_expected_gain_copies",)] == 0.25
+    assert found[("grace_moe_gain_copies", "expected")] == 0.25
+    assert found[("grace_moe_gain_copies", "measured")] == 0.125
+    assert found[("grace_moe_useless_decisions",)] == 2
+    assert ("grace_moe_gain_copies", "measured") not in scraped(lambda: replace(STATUS, measured_gain=None))
 
 
 def test_who_is_dead_or_can_not_answer_is_not_alive():
@@ -113,6 +120,59 @@ def test_what_serves_is_followed(followed):
     assert (follower.status().state, follower.status().alive) == ("stopped", False)
 
 
+class Moved:
+    """An adapter whose decisions and moves a test writes down: both layers of `OTHER` are other than `PLAN`'s."""
+
+    def __init__(self, look):
+        self.serving, self.looks, self.monitor = PLAN, [], SimpleNamespace(step=0)
+        self._look = replace(look, measured=None)
+        self.follower = Follower(self, expert_bytes=1, view_every=0)
+
+    def step(self, *, decide=None, serve=None):
+        """Layers that a decision sends to, and that serve after the step: `"po"` = the first of `PLAN`, the second of `OTHER`."""
+        self.monitor.step += 1
+        if decide is not None:
+            self.looks.append(replace(self._look, decision=replace(self._look.decision, placement=layers_of(decide))))
+        if serve is not None:
+            self.serving = layers_of(serve)
+        self.follower.step()
+        status = self.follower.status()
+        return status.state, status.migrations, status.rolled_back
+
+
+@pytest.fixture
+def moved(followed):
+    adapter, *_ = followed
+    return Moved(adapter.looks[0])
+
+
+def layers_of(which):
+    return replace(PLAN, layers=tuple((OTHER if name == "o" else PLAN).layers[index] for index, name in enumerate(which)))
+
+
+def test_a_migration_that_is_whole_in_the_step_of_its_decision_is_one(moved):
+    assert moved.step(decide="oo", serve="oo") == ("watching", 1, 0)
+
+
+def test_layers_that_go_on_under_a_later_decision_are_not_rolled_back(moved):
+    assert moved.step(decide="op") == ("moving", 0, 0)
+    assert moved.step(decide="oo") == ("moving", 0, 0)
+    assert moved.step(serve="op") == ("moving", 0, 0)
+    assert moved.step(serve="oo") == ("watching", 1, 0)
+
+
+def test_layers_that_a_later_decision_sends_elsewhere_were_rolled_back(moved):
+    moved.step(decide="op")
+    assert moved.step(decide="po") == ("moving", 0, 1)
+    assert moved.step(serve="po") == ("watching", 1, 1)
+
+
+def test_a_decision_in_the_step_that_ends_a_migration_leaves_that_one_whole(moved):
+    moved.step(decide="op")
+    assert moved.step(decide="pp", serve="op") == ("moving", 1, 0)
+    assert moved.step(serve="pp") == ("watching", 2, 0)
+
+
 def test_traffic_is_that_of_a_replay_of_the_recent_sample(followed):
     adapter, follower, _ = followed
     view = traffic_view(adapter)
@@ -129,19 +189,49 @@ def test_traffic_is_that_of_a_replay_of_the_recent_sample(followed):
 
 def test_a_decision_is_one_line_of_json(followed):
     adapter, _, lines = followed
-    assert lines == [decision_line(look) for look in adapter.looks]
-    for look, line in zip(adapter.looks, lines, strict=True):
+    decisions = [line for line in lines if json.loads(line)["event"] == "decision"]
+    assert decisions == [decision_line(look) for look in adapter.looks]
+    for look, line in zip(adapter.looks, decisions, strict=True):
         told = json.loads(line)
         assert (told["step"], told["reason"], told["copies_to_load"]) == (look.step, look.decision.reason, look.decision.moved)
         assert "\n" not in line
 
 
+def test_each_review_of_what_moved_is_a_line_beside_what_was_expected(followed):
+    adapter, _, lines = followed
+    effects = [told for told in map(json.loads, lines) if told["event"] == "effect"]
+    last = {told["decided_at"]: told for told in effects}
+    reviewed = [look for look in adapter.looks if look.measured is not None]
+    assert reviewed
+    assert list(last) == [look.step for look in reviewed]
+    for look in reviewed:
+        told = last[look.step]
+        assert (told["expected"], told["measured"]) == (round(look.expected, 6), round(look.measured, 6))
+        assert told["step"] >= look.step + adapter.options.recent_steps
+    assert len({(told["decided_at"], told["measured"]) for told in effects}) == len(effects)  # none is said twice
+
+
+def test_decisions_whose_moves_save_nothing_are_useless(followed):
+    adapter, follower, _ = followed
+    moves = [look for look in adapter.looks if look.decision.placement is not None]
+    found = effects_of(adapter.looks)
+    assert [look.expected for look in moves] == pytest.approx(np.cumsum([look.decision.gain.mean for look in moves]))  # of one change
+    assert (found.expected, found.measured) == (moves[-1].expected, moves[-1].measured)
+    assert (follower.status().measured_gain, follower.status().useless) == (found.measured, found.useless)
+    for measured, useless in ((None, 0), (0.1, 0), (0.0, 1), (-0.1, 1)):
+        looks = [replace(moves[0], measured=measured), *(look for look in adapter.looks if look.decision.placement is None)]
+        assert effects_of(looks) == Effects(expected=moves[0].expected, measured=measured, useless=useless)
+    assert effects_of([]) == Effects(expected=0.0, measured=None, useless=0)
+
+
 def test_the_status_in_words():
     assert status_line(STATUS) == (
         "step 120: moving; plan of 15 steps; 3 decisions, 1 to stay; 1 migrations, 1 rolled back; 12 copies moved; "
-        "last: 2 of 2 layers; last error: rank 3: checksum"
+        "moves save 0.125 copies per token, 0.250 expected; 2 useless; last: 2 of 2 layers; last error: rank 3: checksum"
     )
     assert "NOT ALIVE" in status_line(replace(STATUS, alive=False))
+    assert "moves are to save 0.250 copies per token, not measured yet" in status_line(replace(STATUS, measured_gain=None))
+    assert "copies per token" not in status_line(replace(STATUS, decisions=1))
 
 
 def test_the_dashboard_shows_every_metric_and_no_other(followed):

@@ -5,12 +5,13 @@ It knows no engine and no runtime; docs/adapt.md explains it.
 
 from grace_moe.adapt.adapter import Adapter
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
-from grace_moe.adapt.detect import Change, change_between
+from grace_moe.adapt.effects import Effects, effects_of
 from grace_moe.adapt.episodes import AdaptOptions, Look
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
 from grace_moe.adapt.prices import Prices
-from grace_moe.adapt.schedule import Move, rounds_of
+from grace_moe.adapt.schedule import Move, Stage, stages_of
 from grace_moe.adapt.status import AdaptStatus
+from grace_moe.trace.change import Change, change_between
 
 __all__ = [
     "AdaptOptions",
@@ -19,12 +20,15 @@ __all__ = [
     "Change",
     "Decision",
     "DecisionOptions",
+    "Effects",
     "Look",
     "Monitor",
     "MonitorOptions",
     "Move",
     "Prices",
+    "Stage",
     "change_between",
     "decide",
-    "rounds_of",
+    "effects_of",
+    "stages_of",
 ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
-from grace_moe.adapt.detect import Change, change_between
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import Monitor
 from grace_moe.adapt.review import Review, review
 from grace_moe.placement import Placement
 from grace_moe.planning.grace.options import check_replannable
 from grace_moe.trace import RoutingTrace
+from grace_moe.trace.change import Change, change_between
 
 
 class Adapter(BaseAdapter):

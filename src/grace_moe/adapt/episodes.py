@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.detect import Change
 from grace_moe.adapt.monitor import MonitorOptions
 from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
+from grace_moe.trace.change import Change
 
 LOOKS = 5
 """Looks after a change, each at twice the steps of the last. Not tuned."""
@@ -55,6 +55,8 @@ class Look:
     step: int
     change: Change
     decision: Decision
+    expected: float = 0.0
+    """What the decisions since the change, this one included, were to save: what `measured` is held against."""
     measured: float | None = None
     """What all moves since the change save, on requests that came in after them: copies per token, mean over layers; None = not known."""
 
@@ -176,10 +178,13 @@ class BaseAdapter(ABC):
         """Keeps it, and what served before the change, to review it; None = it is not reviewed: what went back stays there."""
         step = self.monitor.step
         decision = self._with_others_under_way(decision)
+        expected = decision.gain.mean
+        if self._moves is not None and self._moves.former is former:
+            expected += self.looks[self._moves.look].expected
         if decision.placement is not None:
             review_at = step + self.options.recent_steps
             self._moves = None if former is None else _Moves(look=len(self.looks), former=former, since=step, next_review=review_at)
-        self.looks.append(Look(step=step, change=change, decision=decision))
+        self.looks.append(Look(step=step, change=change, decision=decision, expected=expected))
         return decision
 
     def _note_switches(self, step: int) -> None:

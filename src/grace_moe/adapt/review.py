@@ -11,9 +11,9 @@ import numpy as np
 
 from grace_moe.adapt.candidates import Judge
 from grace_moe.adapt.decide import Decision, DecisionOptions, decision_of
-from grace_moe.adapt.detect import FEWEST_REQUESTS
 from grace_moe.placement import Placement
 from grace_moe.trace import RoutingTrace
+from grace_moe.trace.change import FEWEST_REQUESTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""In what order experts move: nearest source first, one peer a device a round, layer by layer."""
+"""In what order experts move: nearest source first, one peer a device a round, in stages of layers that switch together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from grace_moe.placement import Placement
 
@@ -21,34 +21,69 @@ class Move:
     """Device that loads it."""
 
 
-def rounds_of(new: Placement, old: Placement, *, layer_by_layer: bool = True) -> list[list[Move]]:
-    """All moves from `old` to `new`, in rounds: in a round, a device sends to at most one device and receives from at most one.
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Layers that switch together, when all of their experts have arrived."""
 
-    An expert comes from a device of the target's node where one holds it; of several, from the one that has sent least so far.
+    layers: tuple[int, ...]
+    """Indices, ascending."""
+    rounds: tuple[tuple[Move, ...], ...]
+    """In a round, a device sends to at most one device and receives from at most one."""
+
+
+def stages_of(new: Placement, old: Placement, *, first: Sequence[int] = ()) -> list[Stage]:
+    """All moves from `old` to `new`, in stages; layers without moves are in none.
+
+    An expert comes from a device of the target's node where one holds it; of several, from the one that has sent least so far. Layers share
+    rounds where devices are free. A stage has no more rounds than the layer that takes most has alone, and so a device keeps no more
+    experts that wait for their layers to switch.
 
     Args:
-        layer_by_layer: a layer's moves are in consecutive rounds, so that it can switch before the next layer's begin to arrive. Else
-            layers share rounds, the first ones first: more devices move at once where a layer moves few experts, and a device keeps those
-            that have arrived until their layer switches.
+        first: indices of layers that go before the others, in this order (`Decision.first`).
     """
     sent = [0] * old.topology.num_devices
-    rounds: list[list[Move]] = []
-    layers = [_moves_of_layer(new, old, index, sent) for index in range(len(old.layers))]
-    for waiting in layers if layer_by_layer else [list(chain.from_iterable(layers))]:
-        while waiting:
-            busy_sources: set[int] = set()
-            busy_targets: set[int] = set()
-            now, later = [], []
-            for move in waiting:
-                if move.source in busy_sources or move.target in busy_targets:
-                    later.append(move)
-                else:
-                    now.append(move)
-                    busy_sources.add(move.source)
-                    busy_targets.add(move.target)
-            rounds.append(now)
-            waiting = later
-    return rounds
+    order = dict.fromkeys((*first, *range(len(old.layers))))
+    waiting = [moves for index in order if (moves := _moves_of_layer(new, old, index, sent))]
+    most = max((_rounds_alone(moves) for moves in waiting), default=0)
+    stages = []
+    while waiting:
+        rounds = _Rounds(most)
+        later = [moves for moves in waiting if not rounds.take(moves)]
+        layers = tuple(sorted({move.layer for moves in rounds.moves for move in moves}))
+        stages.append(Stage(layers=layers, rounds=tuple(tuple(moves) for moves in rounds.moves if moves)))
+        waiting = later
+    return stages
+
+
+class _Rounds:
+    """Rounds that layers share: each move is in the first one in which both of its devices are free."""
+
+    def __init__(self, count: int) -> None:
+        self.moves: list[list[Move]] = [[] for _ in range(count)]
+        self._busy: list[set[tuple[str, int]]] = [set() for _ in range(count)]
+
+    def take(self, moves: Sequence[Move]) -> bool:
+        """Add all moves of a layer, or none of them where one has no room."""
+        busy = [set(ends) for ends in self._busy]
+        places = []
+        for move in moves:
+            ends = {("from", move.source), ("to", move.target)}
+            place = next((n for n, taken in enumerate(busy) if not taken & ends), None)
+            if place is None:
+                return False
+            busy[place] |= ends
+            places.append(place)
+        self._busy = busy
+        for place, move in zip(places, moves, strict=True):
+            self.moves[place].append(move)
+        return True
+
+
+def _rounds_alone(moves: Sequence[Move]) -> int:
+    """That one layer's moves take."""
+    rounds = _Rounds(len(moves))
+    rounds.take(moves)
+    return sum(map(bool, rounds.moves))
 
 
 def _moves_of_layer(new: Placement, old: Placement, index: int, sent: list[int]) -> list[Move]:

@@ -31,8 +31,22 @@ class AdaptStatus:
     """Expert copies that arrived whole and serve."""
     bytes_moved: int
     expected_gain: float
-    """Copies per token, mean over layers, that the decision which serves expected to save; 0 before the first."""
+    """Copies per token, mean over layers, that the decisions since the last change expected to save; 0 before the first."""
+    measured_gain: float | None
+    """What the moves since the last change save, on requests that came in after them; None = not measured yet, or not on this rank."""
+    useless: int
+    """Decisions to move after which the moves since the change saved nothing, as measured last; 0 on ranks other than the first."""
     last_reason: str
     """Of the last decision, in words; empty before the first."""
     last_error: str
     """What ended the last migration that was rolled back, and which rank; empty where none was."""
+
+    @property
+    def effect(self) -> str:
+        """What moves were to save and do save, in words; empty before the first decision to move."""
+        if self.decisions == self.skipped:
+            return ""
+        expected = f"{self.expected_gain:.3f}"
+        if self.measured_gain is None:
+            return f"moves are to save {expected} copies per token, not measured yet; {self.useless} useless"
+        return f"moves save {self.measured_gain:.3f} copies per token, {expected} expected; {self.useless} useless"

@@ -20,6 +20,7 @@ from grace_moe.cli.options import (
     seed_option,
     shared,
     slots_option,
+    split_option,
     topology_option,
     traces_argument,
 )
@@ -47,12 +48,13 @@ grace+decode uses fewer replicas in decode, so that fewer distinct experts are a
 """,
 )
 @traces_argument
-@shared(topology_option, eval_option, methods_option, served_model_option, backend_option)
+@shared(topology_option, eval_option, split_option, methods_option, served_model_option, backend_option)
 @shared(redundancy_option, slots_option, expert_bytes_option, seed_option, json_option)
 def compare_command(
     trace_paths: tuple[Path, ...],
     topology_text: str,
     eval_path: Path | None,
+    split_seed: int | None,
     methods: str | None,
     model: Path | None,
     backend: str | None,
@@ -64,7 +66,7 @@ def compare_command(
 
     Several traces of one model weigh the same."""
     chosen = chosen_methods(methods)
-    trace, topology, measure_on = read_compared(trace_paths, topology_text, eval_path)
+    trace, topology, measure_on = read_compared(trace_paths, topology_text, eval_path, split_seed)
     with compilation_told(), progress_bar("comparing", total=len(chosen)) as advance:
         comparison = compare(
             trace,

@@ -63,6 +63,12 @@ expert_bytes_option = click.option(
 eval_option = click.option(
     "--eval", "eval_path", type=click.Path(path_type=Path), help="Trace to measure on.  [default: half of TRACE's requests]"
 )
+split_option = click.option(
+    "--split-seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Draw TRACE's halves at random, by this seed.  [default: every second request]",
+)
 backend_option = click.option(
     "--backend",
     metavar="NAME",
@@ -140,10 +146,22 @@ def _named_once(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
-def read_compared(paths: Sequence[Path], topology_text: str, eval_path: Path | None) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:
-    """TRACE..., `--topology` and `--eval`."""
-    measure_on = None if eval_path is None else RoutingTrace.load(eval_path)
-    return read_traces(paths), Topology.parse(topology_text), measure_on
+def read_compared(
+    paths: Sequence[Path], topology_text: str, eval_path: Path | None, split_seed: int | None
+) -> tuple[RoutingTrace, Topology, RoutingTrace | None]:
+    """What to plan on of TRACE..., `--topology`, and what to measure on (`parted`)."""
+    trace, topology = read_traces(paths), Topology.parse(topology_text)
+    planned_on, measure_on = parted(trace, eval_path, split_seed)
+    return planned_on, topology, measure_on
+
+
+def parted(trace: RoutingTrace, eval_path: Path | None, split_seed: int | None) -> tuple[RoutingTrace, RoutingTrace | None]:
+    """What to plan on, and what to measure on, by `--eval` or `--split-seed`; None = every second request. Raises UsageError at both."""
+    if eval_path is not None and split_seed is not None:
+        raise UsageError("--split-seed: of TRACE's halves, and --eval measures on another trace; give one of them")
+    if split_seed is not None:
+        return trace.split_requests(split_seed)
+    return trace, None if eval_path is None else RoutingTrace.load(eval_path)
 
 
 def numbers(option: str, text: str, low: float, high: float, meaning: str) -> tuple[float, ...]:

@@ -20,6 +20,7 @@ from grace_moe.cli.options import (
     seed_option,
     shared,
     slots_option,
+    split_option,
     topology_option,
 )
 from grace_moe.cli.output import say, show_json
@@ -45,7 +46,7 @@ Examples:
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
-@shared(topology_option, eval_option, served_model_option, phase_option, batch_option, backend_option, overlap_option)
+@shared(topology_option, eval_option, split_option, served_model_option, phase_option, batch_option, backend_option, overlap_option)
 @shared(methods_option, redundancy_option, slots_option, expert_bytes_option, seed_option)
 @click.option("--memory", metavar="X,Y,...", help="Redundancies to show grace with.  [default: 1.0,1.1,1.25,1.5]")
 @click.option("-o", "--output", type=OutputPath(), required=True, help="HTML file to write.")
@@ -54,6 +55,7 @@ def report_command(
     trace_path: Path,
     topology_text: str,
     eval_path: Path | None,
+    split_seed: int | None,
     model: Path | None,
     phase: str,
     batch: int | None,
@@ -73,7 +75,7 @@ def report_command(
     if model is None:
         _refuse_without_model("phase", "batch", "backend", "overlap")
     chosen = tuple(dict.fromkeys((AFTER, *chosen_methods(methods), BEFORE)))
-    trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path)
+    trace, topology, measure_on = read_compared((trace_path,), topology_text, eval_path, split_seed)
     setting = None
     if model is not None:
         setting = Setting(model=served_sizes(model, trace), phase=phase, batch_tokens=batch, backend=backend, overlap=overlap)
@@ -98,7 +100,7 @@ def report_command(
     else:
         if content.served is not None:
             say(f"{content.served.diagnosis.verdict}: {content.served.diagnosis.reason}")
-        say(sentence(content))
+        say(sentence(content), comparison.notes)
         say(f"{output}: open it in a browser")
 
 

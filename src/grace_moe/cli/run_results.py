@@ -75,7 +75,7 @@ def adapted(status: AdaptStatus) -> str:
         f"{status.layers_switched} layers switched, {status.copies_moved} copies moved ({status.bytes_moved / 2**20:.1f} MiB), "
         f"{status.rolled_back} rolled back"
     )
-    for note in (status.last_reason, status.last_error):
+    for note in (status.effect, status.last_reason, status.last_error):
         words += f"\n    {note}" if note else ""
     return words
 

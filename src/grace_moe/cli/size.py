@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 
 from grace_moe.cli.cost_options import backend_option, overlap_option, phase_option, served_model_option, served_sizes
-from grace_moe.cli.options import budgets, json_option, numbers, shared, topology_option
+from grace_moe.cli.options import budgets, eval_option, json_option, numbers, parted, shared, split_option, topology_option
 from grace_moe.cli.output import say, show_json
 from grace_moe.cli.progress import progress_bar
 from grace_moe.cost.step import Setting
-from grace_moe.evaluation import Sweep, size, stops_mattering
+from grace_moe.evaluation import Sweep, parts_of, size, stops_mattering
 from grace_moe.files import MAX_DEVICES, check_output, write_atomically
 from grace_moe.report import size_table
 from grace_moe.topology import Topology
@@ -30,7 +30,7 @@ Examples:
 """,
 )
 @click.argument("trace_path", metavar="TRACE", type=click.Path(path_type=Path))
-@shared(topology_option, served_model_option, phase_option)
+@shared(topology_option, eval_option, split_option, served_model_option, phase_option)
 @click.option("--nodes", default="1,2,4,8", show_default=True, help="Numbers of nodes to try; the rest is the topology's.")
 @click.option("--redundancies", default="1,1.25,1.5,2", show_default=True, help="Slots over experts to try.")
 @click.option("--links", default="1", show_default=True, help="Factors on the bandwidth between nodes to try.")
@@ -41,6 +41,8 @@ Examples:
 def size_command(
     trace_path: Path,
     topology_text: str,
+    eval_path: Path | None,
+    split_seed: int | None,
     model: Path | None,
     phase: str,
     nodes: str,
@@ -64,11 +66,12 @@ def size_command(
         links=numbers("--links", links, 1e-3, 1e3, "from 0.001 to 1000"),
         batches=tuple(int(batch) for batch in numbers("--batches", batches, 1, 1e9, "from 1 on")),
     )
+    planned_on, measure_on, unlike = parts_of(*parted(trace, eval_path, split_seed))
     if factor_path is not None:
         check_output(factor_path)
     with progress_bar("sizing", total=len(sweep.clusters)) as advance:
-        points = size(trace, base, setting, sweep, on_cluster=lambda _: advance(1))
-    notes = stops_mattering(points)
+        points = size(planned_on, base, setting, sweep, on_cluster=lambda _: advance(1), measure_on=measure_on)
+    notes = [*unlike, *stops_mattering(points)]
     if factor_path is not None:
         factors = [{"ep_size": p.devices, "redundancy": p.redundancy, "eplb_token_factor": p.factor} for p in points]
         write_atomically(factor_path, json.dumps(list({json.dumps(row): row for row in factors}.values()), indent=2).encode())

@@ -3,6 +3,7 @@
 from grace_moe.cost.layer_time import LayerTime, modelled_layer_time
 from grace_moe.evaluation.compare import Comparison, ComparisonRow, SlotLimits, compare
 from grace_moe.evaluation.diagnose import LEAST_GAIN, Diagnosis, diagnose
+from grace_moe.evaluation.halves import parts_of
 from grace_moe.evaluation.memory import over_memory
 from grace_moe.evaluation.methods import parse_method
 from grace_moe.evaluation.metrics import METRICS, Evaluation
@@ -34,6 +35,7 @@ __all__ = [
     "over_memory",
     "pareto",
     "parse_method",
+    "parts_of",
     "passes_of_tokens",
     "size",
     "stops_mattering",

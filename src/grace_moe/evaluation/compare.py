@@ -13,12 +13,13 @@ from grace_moe.cost.sent import other_backend, sends_of
 from grace_moe.cost.sizes import ModelSizes
 from grace_moe.errors import UsageError
 from grace_moe.evaluation.flows import replay_flows
+from grace_moe.evaluation.halves import parts_of
 from grace_moe.evaluation.methods import is_of_batches, options_of, parse_method, serving_of
 from grace_moe.evaluation.metrics import Evaluation
 from grace_moe.evaluation.replay import evaluate
 from grace_moe.evaluation.row_time import backend_row_time, row_time
 from grace_moe.evaluation.serving import PREFILL_BATCH
-from grace_moe.placement import Placement, check_same_model
+from grace_moe.placement import Placement
 from grace_moe.planning import METHODS, Redundancy, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import RoutingTrace
@@ -89,6 +90,8 @@ class Comparison:
 
     backend: str | None = None
     """Whose copies are shown too, and over which a layer is timed; None = none was asked for."""
+    halves: tuple[str, ...] = ()
+    """What to know of the halves of one trace, if that is what was planned and measured on."""
 
     @property
     def assumed(self) -> str:
@@ -100,8 +103,8 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers should know: layers that they leave out, and plans that were made for another backend."""
-        return (*self._missing_layers(), *self._other_backends())
+        """What a reader of the numbers should know: halves of unlike traffic, layers that are left out, plans made for another backend."""
+        return (*self.halves, *self._missing_layers(), *self._other_backends())
 
     def _other_backends(self) -> tuple[str, ...]:
         if self.backend is None:
@@ -180,8 +183,7 @@ def compare(
         UsageError: an unknown method or policy; or none of the methods can plan: the first one's reason. Where others can, a method
             that can't is among `refused`.
     """
-    planned_on, measured_on = (trace, measure_on) if measure_on is not None else trace.split_requests()
-    check_same_model(planned_on, measured_on)
+    planned_on, measured_on, halves = parts_of(trace, measure_on)
     sends_of(backend or "hierarchical")  # refused before anything is planned
     parsed = [parse_method(name) for name in methods]
     batch_tokens = PREFILL_BATCH if any(is_of_batches(policy) for _, policy in parsed) else None
@@ -212,6 +214,7 @@ def compare(
         planned_on=planned_on,
         measured_on=measured_on,
         backend=backend,
+        halves=halves,
     )
 
 

@@ -15,6 +15,7 @@ from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
 from grace_moe.evaluation.compare import SlotLimits
 from grace_moe.evaluation.flows import replay_flows
+from grace_moe.evaluation.halves import unlike_halves
 from grace_moe.placement import Placement, check_same_model
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
@@ -59,6 +60,8 @@ class Diagnosis:
     """What was assumed."""
     plans: tuple[Placement, ...] = ()
     """What was judged: one for each half that was planned on."""
+    notes: tuple[str, ...] = ()
+    """What to know of the trace's halves."""
 
     @property
     def gain(self) -> float:
@@ -89,6 +92,7 @@ class Diagnosis:
             "gain": round(self.gain, 4),
             "assumed": self.told,
             "next": self.next_command,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 
@@ -141,6 +145,7 @@ def diagnose(
     if trace.surrogate:
         raise MismatchError(f"{trace.source}: a surrogate, drawn to match counts of pairs; diagnose a trace of tokens")
     sides = _sides(trace, measure_on, both=not candidates)
+    check_same_model(*sides[0])
     requests = min(_requests(measured, setting.phase) for _, measured in sides)
     if requests < FEWEST_REQUESTS:
         few = f"{requests} request{'s' * (requests != 1)} to measure {setting.phase} on; {FEWEST_REQUESTS} are the fewest"
@@ -159,7 +164,8 @@ def diagnose(
     slots = [np.mean([p.slots_per_device().sum() for p in placements]) for placements in (before, after)]
     memory = float(slots[1] - slots[0]) * setting.model.expert_bytes
     found = _judged(times, draws, memory, least_gain, trace, setting, told)
-    return replace(found, plans=tuple(after), next_command=_next(found.verdict, after[0], trace, setting))
+    notes = unlike_halves(*sides[0]) if measure_on is None else ()
+    return replace(found, plans=tuple(after), next_command=_next(found.verdict, after[0], trace, setting), notes=notes)
 
 
 def _sides(trace: RoutingTrace, measure_on: RoutingTrace | None, *, both: bool) -> list[tuple[RoutingTrace, RoutingTrace]]:

@@ -19,6 +19,7 @@ from grace_moe.cost.links import tiers_of
 from grace_moe.cost.packing import packed, replica_counts
 from grace_moe.cost.step import Setting, step_time
 from grace_moe.errors import MismatchError, UsageError
+from grace_moe.placement import check_same_model
 from grace_moe.topology import Device, Node, Topology
 from grace_moe.trace import RoutingTrace, expert_loads, tokens_of
 
@@ -105,7 +106,7 @@ def size(
         measure_on: what is timed, and the whole of `trace` is packed by; None = the trace's halves (`RoutingTrace.split_requests`).
 
     Raises:
-        MismatchError: a trace that doesn't tell tokens, or a base with irregular links.
+        MismatchError: a trace that doesn't tell tokens, traces of different models, or a base with irregular links.
         UsageError: a number that is out of range.
     """
     if trace.surrogate:
@@ -115,6 +116,7 @@ def size(
     if not all(redundancy >= 1 for redundancy in sweep.redundancies):
         raise UsageError("redundancies: slots over experts are 1 or more")
     both = trace.split_requests() if measure_on is None else (trace, measure_on)
+    check_same_model(*both)
     halves = tuple(_of_phase(half, setting.phase) for half in both)
     points = []
     for nodes, redundancy in sweep.clusters:

@@ -13,13 +13,13 @@ from grace_moe.adapt.by_counts.decide import check_shared_by_weight, decide_by_c
 from grace_moe.adapt.by_counts.detect import change_of_loads
 from grace_moe.adapt.by_counts.monitor import LoadMonitor
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.detect import Change
 from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
 from grace_moe.adapt.monitor import MonitorOptions
 from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
 from grace_moe.trace import LoadProfile
+from grace_moe.trace.change import Change
 
 STEPS_PER_LOAD = 2
 """Steps in which a device loads an expert, on the average: one that sends several makes others wait. Chosen on loads of GLM-5.2, web to

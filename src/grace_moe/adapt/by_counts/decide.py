@@ -103,21 +103,20 @@ def _way(
     prices, (loads, served) = options.prices, judged
     weights = np.random.default_rng(options.seed).exponential(size=(RESAMPLES, len(loads)))
     before, before_drawn = cost_per_token(served, prices)[0], cost_per_token(served, prices, weights)
-    stages = []
-    for state in levelled(layer, topology, planned_on, most_moves=most_moves):
-        costs = _costs(state.shares, loads, topology)
-        samples = before_drawn - cost_per_token(costs, prices, weights)
-        price = prices.of_moves(state.moved, state.from_other_nodes)
-        stages.append(
-            _Stage(
-                state=state,
-                gain=float(before - cost_per_token(costs, prices)[0]),
-                samples=samples,
-                balance=balance_of(costs),
-                worth=float(np.quantile(samples, LOW)) * options.horizon - price,
-            )
+    states = list(levelled(layer, topology, planned_on, most_moves=most_moves))
+    costs = [_costs(state.shares, loads, topology) for state in states]
+    samples = before_drawn - np.stack([cost_per_token(one, prices, weights) for one in costs])
+    surely = np.quantile(samples, LOW, axis=1)
+    return [
+        _Stage(
+            state=state,
+            gain=float(before - cost_per_token(cost, prices)[0]),
+            samples=drawn,
+            balance=balance_of(cost),
+            worth=float(sure) * options.horizon - prices.of_moves(state.moved, state.from_other_nodes),
         )
-    return stages
+        for state, cost, drawn, sure in zip(states, costs, samples, surely, strict=True)
+    ]
 
 
 def _costs(shares: Floats, steps: Floats, topology: Topology) -> RequestCosts:
@@ -182,15 +181,18 @@ def _decision(
         balance=float(np.mean([chosen[index].balance if index in chosen else was for index, was in enumerate(served)])),
         gain_left=max(0.0, best - gain.mean),
         considered=tuple(range(layers)),
+        first=tuple(sorted(chosen, key=lambda index: -chosen[index].worth / max(chosen[index].state.moved, 0.5))),
     )
 
 
 def _placed(old: LayerPlacement, state: Levelled) -> LayerPlacement:
     """The layer as it is levelled. Primaries stay first where they stay."""
     devices, weights = [], []
-    for expert, hosts in enumerate(old.devices_of_expert):
-        held = [device for device in hosts if state.holds[expert, device]]
-        held += [device for device in np.flatnonzero(state.holds[expert]).tolist() if device not in hosts]
+    now: list[list[int]] = [[] for _ in old.devices_of_expert]
+    for expert, device in np.argwhere(state.holds).tolist():
+        now[expert].append(device)
+    for expert, (hosts, holders) in enumerate(zip(old.devices_of_expert, now, strict=True)):
+        held = [device for device in hosts if device in holders] + [device for device in holders if device not in hosts]
         shares = state.shares[expert, held]
         devices.append(tuple(held))
         weights.append(tuple((shares / shares.sum()).tolist()))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr
 
-from grace_moe.adapt.detect import Change
+from grace_moe.trace.change import Change
 
 FEWEST_BLOCKS = 6
 """Blocks of steps before the recent ones: with fewer, no change is told. Not tuned."""

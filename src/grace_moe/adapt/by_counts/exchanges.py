@@ -21,6 +21,9 @@ WORTH = 1e-6
 LEAST_PAID = 0.01
 """Price of an exchange that costs nothing, as its copies go back to where they were at first. Not tuned."""
 
+BETTER = 1 + 1e-9
+"""How much more the better of two exchanges is worth: rounding chooses none of two that are alike. Not tuned."""
+
 
 @kernel
 def share_out(load: Any, holds: Any, parts: Any, even: Any) -> Any:
@@ -74,12 +77,9 @@ def _fourth(value: Any) -> Any:
 
 
 @part
-def _relieves(devices: Any, relative: Any) -> Any:
-    """Whether any of the devices has more than the mean."""
-    found = False
-    for device in devices:
-        found |= relative[device] > 1
-    return found
+def _third(value: Any) -> Any:
+    """Its third power."""
+    return value * value * value
 
 
 @part
@@ -93,18 +93,38 @@ def _best_swap(layer: Any, even: Any, price: Any, relative: Any, best: Any) -> A
             if relative[busy] <= relative[idle]:
                 continue
             before = _fourth(relative[busy]) + _fourth(relative[idle])
+            slope = 4 * (_third(relative[busy]) / even[busy] - _third(relative[idle]) / even[idle])
+            least_paid = 0.0
+            for back in on[idle, : size[idle]]:
+                least_paid = min(least_paid, price[back, busy] - price[back, idle])
             for out in on[busy, : size[busy]]:
-                if holds[out, idle]:
+                part_out, paid_out = parts[out, busy], price[out, idle] - price[out, busy]
+                # What is left is worth less and less: no more than at first.
+                if part_out * slope <= best[0] * max(paid_out + least_paid, LEAST_PAID) or holds[out, idle]:
                     continue
                 for back in on[idle, : size[idle]]:
-                    given = parts[out, busy] - parts[back, idle]
+                    given = part_out - parts[back, idle]
                     if given <= 0 or holds[back, busy]:
                         continue
                     after = _fourth(relative[busy] - given / even[busy]) + _fourth(relative[idle] + given / even[idle])
-                    paid = price[out, idle] + price[back, busy] - price[out, busy] - price[back, idle]
-                    rate = (before - after) / max(paid, LEAST_PAID)
-                    if rate > best[0]:
-                        best[0], best[1], best[2], best[3], best[4] = rate, out, busy, back, idle
+                    paid = max(paid_out + price[back, busy] - price[back, idle], LEAST_PAID)
+                    if before - after > best[0] * paid * BETTER:
+                        best[0], best[1], best[2], best[3], best[4] = (before - after) / paid, out, busy, back, idle
+    return 0
+
+
+@part
+def _relief(load: Any, layer: Any, even: Any, relative: Any, relief: Any) -> Any:
+    """What a further replica of each expert takes from the devices that hold it now; below 0 where none of them has more than the mean."""
+    _, parts, of, count, _, _ = layer
+    for expert in range(len(load)):
+        relief[expert], found = 0.0, False
+        for device in of[expert, : count[expert]]:
+            found |= relative[device] > 1
+            less = relative[device] - parts[expert, device] / (count[expert] + 1) / even[device]
+            relief[expert] += _fourth(relative[device]) - _fourth(less)
+        if not found:
+            relief[expert] = -1.0
     return 0
 
 
@@ -115,29 +135,28 @@ def _best_replica(load: Any, layer: Any, even: Any, price: Any, loads: Any, best
     The others of the one that goes take over evenly; those of the one that comes give it an equal part each.
     """
     holds, parts, of, count, _, _ = layer
-    relative, then = loads
+    relative, relief = loads
+    _relief(load, layer, even, relative, relief)
     for out in range(len(load)):
         if count[out] < 2:
             continue
         for place in of[out, : count[out]]:
-            for device in range(len(even)):
-                then[device] = relative[device]
-            then[place] -= parts[out, place] / even[place]
-            lost = _fourth(then[place]) - _fourth(relative[place])
+            without, more = relative[place] - parts[out, place] / even[place], parts[out, place] / (count[out] - 1)
+            lost = _fourth(without) - _fourth(relative[place])
             for device in of[out, : count[out]]:
                 if device != place:
-                    then[device] += parts[out, place] / (count[out] - 1) / even[device]
-                    lost += _fourth(then[device]) - _fourth(relative[device])
+                    lost += _fourth(relative[device] + more / even[device]) - _fourth(relative[device])
             for into in range(len(load)):
-                if holds[into, place] or not _relieves(of[into, : count[into]], relative):
+                if relief[into] < 0 or holds[into, place]:
                     continue
-                given = load[into] / (count[into] + 1)
-                gained = _fourth(then[place]) - _fourth(then[place] + given / even[place])
-                for device in of[into, : count[into]]:
-                    gained += _fourth(then[device]) - _fourth(then[device] - parts[into, device] / (count[into] + 1) / even[device])
-                rate = (gained - lost) / max(price[into, place] - price[out, place], LEAST_PAID)
-                if rate > best[0]:
-                    best[0], best[1], best[2], best[3], best[4] = rate, out, place, into, -1
+                gained = relief[into] + _fourth(without) - _fourth(without + load[into] / (count[into] + 1) / even[place])
+                for device in of[out, : count[out]]:  # what takes over from the one is relieved of the other
+                    if holds[into, device]:
+                        then, less = relative[device] + more / even[device], parts[into, device] / (count[into] + 1) / even[device]
+                        gained += _fourth(then) - _fourth(then - less) - _fourth(relative[device]) + _fourth(relative[device] - less)
+                paid = max(price[into, place] - price[out, place], LEAST_PAID)
+                if gained - lost > best[0] * paid * BETTER:
+                    best[0], best[1], best[2], best[3], best[4] = (gained - lost) / paid, out, place, into, -1
     return 0
 
 
@@ -145,8 +164,9 @@ def _best_replica(load: Any, layer: Any, even: Any, price: Any, loads: Any, best
 def exchange(load: Any, holds: Any, parts: Any, even: Any, price: Any) -> Any:
     """Carry out the exchange that is worth most for its moves; whether there was one."""
     experts, devices = holds.shape
-    of, count = np.zeros((experts, devices), np.int64), np.zeros(experts, np.int64)
-    on, size = np.zeros((devices, experts), np.int64), np.zeros(devices, np.int64)
+    count, size = holds.sum(axis=1), holds.sum(axis=0)
+    of, on = np.empty((experts, count.max()), np.int64), np.empty((devices, size.max()), np.int64)
+    count[:], size[:] = 0, 0
     for expert in range(experts):
         for device in range(devices):
             if holds[expert, device]:
@@ -157,7 +177,7 @@ def exchange(load: Any, holds: Any, parts: Any, even: Any, price: Any) -> Any:
     best = np.array([WORTH, -1.0, -1.0, -1.0, -1.0])
     layer = (holds, parts, of, count, on, size)
     _best_swap(layer, even, price, relative, best)
-    _best_replica(load, layer, even, price, (relative, np.empty(devices)), best)
+    _best_replica(load, layer, even, price, (relative, np.empty(experts)), best)
     out, place, other, idle = int(best[1]), int(best[2]), int(best[3]), int(best[4])
     if out < 0:
         return False

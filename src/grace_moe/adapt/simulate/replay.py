@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.request_costs import routed
-from grace_moe.adapt.schedule import Move, rounds_of
+from grace_moe.adapt.schedule import Move, stages_of
 from grace_moe.adapt.simulate.policies import Policy, TokenPolicy
 from grace_moe.adapt.simulate.stream import Pool, StepTokens, StreamOptions, stream
 from grace_moe.placement import Placement
@@ -47,8 +47,6 @@ class Migration:
     expert_bytes: int
     rounds_per_step: int = 1
     """Rounds of moves beside a step; policies that stop serving do all of them at once."""
-    layer_by_layer: bool = True
-    """Whether layers move one after another (`rounds_of`)."""
 
 
 class _Layers:
@@ -112,9 +110,13 @@ def simulate(
     return serving.outcome()
 
 
-def _switched(serving: Placement, target: Placement, waiting: Sequence[Sequence[Move]]) -> Placement:
-    """Layers whose moves have all arrived take the target's; the others stay whole."""
-    late = {move.layer for moves in waiting for move in moves}
+Waiting = list[tuple[tuple[int, ...], tuple[Move, ...]]]
+"""Rounds to come, each with the layers of its stage."""
+
+
+def _switched(serving: Placement, target: Placement, waiting: Waiting) -> Placement:
+    """Layers of stages that have all arrived take the target's; the others stay whole."""
+    late = {layer for layers, _ in waiting for layer in layers}
     layers = tuple(old if index in late else new for index, (old, new) in enumerate(zip(serving.layers, target.layers, strict=True)))
     return replace(target, layers=layers)
 
@@ -125,7 +127,7 @@ class ServingDay:
     def __init__(self, policy: Policy, migration: Migration) -> None:
         self._policy, self._migration = policy, migration
         self._target = policy.serving
-        self._waiting: list[list[Move]] = []
+        self._waiting: Waiting = []
         self._copies: list[float | None] = []
         self._peaks: list[float] = []
         self._moved: list[int] = []
@@ -145,15 +147,16 @@ class ServingDay:
         policy = self._policy
         wanted = policy.wanted()
         if wanted is not None:
-            self._target = wanted
-            self._waiting = rounds_of(wanted, policy.serving, layer_by_layer=self._migration.layer_by_layer)
+            self._target = wanted.placement
+            stages = stages_of(wanted.placement, policy.serving, first=wanted.first)
+            self._waiting = [(stage.layers, moves) for stage in stages for moves in stage.rounds]
             if not self._waiting:
                 policy.serving = self._target  # shares of replicas alone
         if self._waiting:
             now = self._waiting if policy.stops or policy.free else self._waiting[: self._migration.rounds_per_step]
             self._waiting = self._waiting[len(now) :]
             if not policy.free:
-                self._count(now)
+                self._count([moves for _, moves in now])
             policy.serving = _switched(policy.serving, self._target, self._waiting)
 
     def _count(self, rounds: Sequence[Sequence[Move]]) -> None:

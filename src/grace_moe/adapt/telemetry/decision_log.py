@@ -1,4 +1,4 @@
-"""Decisions and the state of adaptation as text: one JSON line a decision, and one line that a person reads."""
+"""Decisions, their effects and the state of adaptation as text: JSON lines, and one line that a person reads."""
 
 from __future__ import annotations
 
@@ -31,13 +31,28 @@ def decision_line(look: Look) -> str:
     )
 
 
+def effect_line(look: Look, step: int) -> str:
+    """A JSON object: at this step, what the moves since the change save, beside what decisions up to this one expected of them."""
+    return json.dumps(
+        {
+            "event": "effect",
+            "step": step,
+            "decided_at": look.step,
+            "expected": round(look.expected, 6),
+            "measured": None if look.measured is None else round(look.measured, 6),
+        }
+    )
+
+
 def status_line(status: AdaptStatus) -> str:
-    """Such as `step 120: watching; plan of 15 steps; 3 decisions, 1 to stay; 1 migration, 0 rolled back; 12 copies moved`."""
+    """Such as `step 120: watching; plan of 15 steps; 3 decisions, 1 to stay; 1 migrations, 0 rolled back; 12 copies moved; moves save 0.025
+    copies per token, 0.031 expected; 0 useless`."""
     alive = "" if status.alive else " NOT ALIVE;"
+    effect = f"; {status.effect}" if status.effect else ""
     last = f"; last: {status.last_reason}" if status.last_reason else ""
     error = f"; last error: {status.last_error}" if status.last_error else ""
     return (
         f"step {status.steps}: {status.state};{alive} plan of {status.plan_age_steps} steps; {status.decisions} decisions, "
         f"{status.skipped} to stay; {status.migrations} migrations, {status.rolled_back} rolled back; "
-        f"{status.copies_moved} copies moved{last}{error}"
+        f"{status.copies_moved} copies moved{effect}{last}{error}"
     )

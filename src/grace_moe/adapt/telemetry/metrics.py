@@ -101,9 +101,9 @@ def _of_status(status: AdaptStatus) -> Iterator[Any]:
     yield CounterMetricFamily("grace_moe_moved_bytes", "Bytes of the expert copies that were loaded.", value=status.bytes_moved)
     yield _gauge("plan_age_steps", "Steps since a layer last switched, or since the start.", status.plan_age_steps)
     yield _gauge("plan_since_timestamp_seconds", "Unix time of that moment.", status.plan_since)
-    yield _gauge(
-        "expected_gain_copies", "Copies per token and layer that the decision which serves expected to save.", status.expected_gain
-    )
+    gain = {"expected": status.expected_gain} | ({} if status.measured_gain is None else {"measured": status.measured_gain})
+    yield _labelled("gain_copies", "Copies per token and layer that the moves since the last change save.", "of", gain)
+    yield _gauge("useless_decisions", "Decisions to move whose moves saved nothing, as measured last.", status.useless)
 
 
 def _of_traffic(view: TrafficView, copy_bytes: int) -> Iterator[Any]:

@@ -96,8 +96,8 @@ class Adaptation:
 
     @property
     def status(self) -> AdaptStatus:
-        """How it goes, as of the last boundary; rank 0 alone knows the reason of a decision to stay. What of this rank has died since is
-        seen dead. May be asked from another thread."""
+        """How it goes, as of the last boundary; rank 0 alone knows the reason of a decision to stay, and what was measured. What of this
+        rank has died since is seen dead. May be asked from another thread."""
         counts, votes = self._migration.counts, () if self._told is None else self._told.votes
         state = "watching" if self._migration.state == WATCHING else "moving"
         return AdaptStatus(
@@ -114,6 +114,8 @@ class Adaptation:
             copies_moved=counts.copies_moved,
             bytes_moved=sum(vote.received for vote in votes),
             expected_gain=counts.gain,
+            measured_gain=self._answer.effects.measured,
+            useless=self._answer.effects.useless,
             last_reason=self._answer.reason or counts.reason,
             last_error=counts.error,
         )

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
-from grace_moe.adapt import AdaptOptions
+from grace_moe.adapt import AdaptOptions, Effects
 from grace_moe.placement import Placement
 from grace_moe.runtime.model.choice_sampler import SampledStep
 from grace_moe.trace import RoutingTrace
@@ -35,6 +35,7 @@ class Answer:
     decisions: int = 0
     skipped: int = 0
     reason: str = ""
+    effects: Effects = field(default_factory=Effects)
     plan: bytes = b""
     """Proposed now (`plan.proposal`); empty = nothing."""
     view: TrafficView | None = None

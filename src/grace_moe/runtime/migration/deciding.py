@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from grace_moe.adapt import Adapter
+from grace_moe.adapt import Adapter, effects_of
 from grace_moe.adapt.telemetry import traffic_view
 from grace_moe.placement import Placement
 from grace_moe.runtime.migration.decider import Answer, Watched
@@ -56,9 +56,9 @@ def _watched(adapter: Adapter, answer: Answer, proposed: Placement | None, steps
             answer = replace(answer, decisions=decided, skipped=answer.skipped + 1, reason=reason)
         else:
             proposed = decision.placement
-            plan = proposal(proposed, adapter.serving, reason=reason, gain=decision.gain.mean)
+            plan = proposal(proposed, adapter.serving, reason=reason, gain=adapter.looks[-1].expected, first=decision.first)
             answer = replace(answer, decisions=decided, reason=reason, plan=plan)
-    return answer, proposed
+    return replace(answer, effects=effects_of(adapter.looks)), proposed
 
 
 def _switched(serving: Placement, proposed: Placement, layers: Sequence[int]) -> Placement:

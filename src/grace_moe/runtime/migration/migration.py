@@ -3,7 +3,7 @@
     watching -> sharing -> preparing -> moving (stage by stage) -> watching
                                 \\___________\\__ rolled back: renewing -> watching
 
-A layer switches when every rank has its arriving experts. What has not switched when a migration fails serves as before.
+The layers of a stage switch when every rank has their arriving experts. What has not switched when a migration fails serves as before.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Migration:
         self._offer = torch.empty(0, dtype=torch.uint8)
         self._plan: MigrationPlan | None = None
         self._stage = 0
-        self._renewing, self._failed_in = False, ""
+        self._renewing = False
         self.switched: list[int] = []
         """Indices of the layers of the last migration that have switched."""
         self._steps = 0
@@ -151,9 +151,6 @@ class Migration:
 
     def _roll_back(self) -> None:
         """Serve on as before. What was the cause is known when all movers have let go: others may have seen more of it."""
-        self._failed_in = ""
-        if self.state == MOVING and self._plan is not None:
-            self._failed_in = f"layer {self._layers[self._plan.stages[self._stage].layers[0]].layer_id}, "
         self.counts.rolled_back += 1
         self._mover.cancel()
         self._plan, self.state = None, RENEWING
@@ -162,8 +159,7 @@ class Migration:
         """Every mover has let go: give them a new link, and watch on when all have it."""
         if not self._renewing:
             assert told.failure is not None
-            cause = f"{self._failed_in}{told.failure.words}"
-            self.counts.error = f"rank {told.failure.rank}: {cause}; rolled back, the old plan serves on"
+            self.counts.error = f"rank {told.failure.rank}: {told.failure.words}; rolled back, the old plan serves on"
             self._renewing = True
             self._mover.do(self._mover.renew)
             return

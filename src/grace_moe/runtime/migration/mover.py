@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from grace_moe.adapt import Move
+from grace_moe.adapt import Move, Stage
 from grace_moe.errors import GraceError, RankError, VerificationError
 from grace_moe.runtime.dispatch.collectives import is_communication_error
 from grace_moe.runtime.migration.link import Link, wait_until
-from grace_moe.runtime.migration.plan import MigrationPlan, Stage
+from grace_moe.runtime.migration.plan import MigrationPlan
 from grace_moe.runtime.migration.slots import SlotWeights
 
 CHECKSUM_BYTES = 8
@@ -52,8 +52,10 @@ class Mover:
         self._cancelled = self._ends = False
         self.failure: Failure | None = None
         self.arrived: dict[tuple[int, int], torch.Tensor] = {}
-        """(layer index, expert) -> weights that came, of the stage under way: memory for one layer's arriving experts."""
+        """(layer index, expert) -> weights that came, of the stage under way: at most as many on a device as the stage has rounds."""
         self.bytes_received = 0
+        self._layer_ids: dict[int, int] = {}
+        """Of the stage's layers, by index."""
         self._thread = Thread(target=self._work, name="grace-moe-mover", daemon=True)
         self._thread.start()
 
@@ -95,32 +97,36 @@ class Mover:
 
     def move(self, plan: MigrationPlan, stage: Stage, chunk_bytes: int, slot_of: Callable[[int, int], int]) -> None:
         """A task: this rank's part of a stage. `slot_of`: where an expert (layer index, expert) stands on this rank."""
-        self.arrived = {}
+        self.arrived, self._layer_ids = {}, {index: plan.routes[index].layer_id for index in stage.layers}
         first = 0
         for moves in stage.rounds:
-            mine = [move for move in moves if self._rank in (move.source, move.target)]
-            weights = self._weights[plan.routes[moves[0].layer].layer_id]
-            first = self._round(mine, weights, chunk_bytes, first, slot_of)
+            of_move = {move: self._weights[self._layer_ids[move.layer]] for move in moves}
+            first = self._round(of_move, chunk_bytes, first, slot_of)
 
     def renew(self) -> None:
         """A task: a new link, with all ranks."""
         self._link.renew()
 
-    def _round(self, moves: list[Move], weights: SlotWeights, chunk_bytes: int, first: int, slot_of: Callable[[int, int], int]) -> int:
-        """This rank's part of a round, whose chunks begin at `first`; returns where the next round's begin."""
+    def _round(self, of_move: Mapping[Move, SlotWeights], chunk_bytes: int, first: int, slot_of: Callable[[int, int], int]) -> int:
+        """This rank's part of a round, whose chunks begin at `first`; returns where the next round's begin.
+
+        Args:
+            of_move: the layer's weights of each of its moves, on all ranks: the largest expert says how many chunks there are.
+        """
         parcels = []
-        for move in moves:
+        for move, weights in of_move.items():
             if move.source == self._rank:
                 parcels.append((move, with_checksum(weights.read(slot_of(move.layer, move.expert)))))
-            else:
+            elif move.target == self._rank:
                 parcels.append((move, torch.empty(weights.expert_bytes + CHECKSUM_BYTES, dtype=torch.uint8)))
-        starts = range(0, weights.expert_bytes + CHECKSUM_BYTES, chunk_bytes)
+        starts = range(0, max(weights.expert_bytes for weights in of_move.values()) + CHECKSUM_BYTES, chunk_bytes)
         for number, start in enumerate(starts, start=first):
-            if parcels:
-                self._chunk(number, [(move, parcel[start : start + chunk_bytes]) for move, parcel in parcels])
+            parts = [(move, parcel[start : start + chunk_bytes]) for move, parcel in parcels if start < len(parcel)]
+            if parts:
+                self._chunk(number, parts)
         for move, parcel in parcels:
             if move.target == self._rank:
-                self._take(move, parcel, weights, first + len(starts) - 1)
+                self._take(move, parcel, of_move[move], first + len(starts) - 1)
         return first + len(starts)
 
     def _chunk(self, number: int, parts: list[tuple[Move, torch.Tensor]]) -> None:
@@ -146,6 +152,8 @@ class Mover:
             yield
         except RankError as error:
             self._fail(4 * number + 2 * (other == move.target), other, move, str(error))
+        except OSError as error:
+            self._fail(0, self._rank, move, f"{type(error).__name__}: {error}")
         except RuntimeError as error:
             if not is_communication_error(error):
                 raise
@@ -169,7 +177,8 @@ class Mover:
         self.bytes_received += len(weights)
 
     def _fail(self, order: int, rank: int, move: Move, words: str) -> None:
-        self.failure = Failure(order=order, rank=rank, words=f"expert {move.expert} from rank {move.source} to rank {move.target}: {words}")
+        which = f"layer {self._layer_ids[move.layer]}, expert {move.expert} from rank {move.source} to rank {move.target}"
+        self.failure = Failure(order=order, rank=rank, words=f"{which}: {words}")
         raise _CancelledError
 
     def _work(self) -> None:

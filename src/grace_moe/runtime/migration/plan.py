@@ -1,4 +1,4 @@
-"""What a migration does, made from the new plan alike on every rank: stages of layers that switch together, and their moves in rounds."""
+"""What a migration does, made from the new plan alike on every rank: stages of layers that switch together, and routes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,10 @@ from typing import Any
 
 import torch
 
-from grace_moe.adapt import Move, rounds_of
+from grace_moe.adapt import Move, Stage, stages_of
 from grace_moe.placement import LayerPlacement, Placement
 from grace_moe.runtime.dispatch.route import LayerRoute, layer_route
 from grace_moe.runtime.migration.slots import arranged, slots_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Layers that switch at one step boundary: those without moves together, each other alone."""
-
-    layers: tuple[int, ...]
-    """Indices."""
-    rounds: tuple[tuple[Move, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +23,7 @@ class MigrationPlan:
     layers: Mapping[int, LayerPlacement]
     """Those that switch, by index."""
     stages: tuple[Stage, ...]
+    """The first one is of the layers without moves, if there are any."""
     routes: Mapping[int, LayerRoute]
     """Of the same layers."""
     reason: str
@@ -39,21 +31,20 @@ class MigrationPlan:
     """Copies per token that the decision expects to save."""
 
 
-def proposal(placement: Placement, serving: Placement, *, reason: str, gain: float) -> bytes:
-    """What rank 0 tells the others: why and what is hoped for, and each layer that is another than in what serves, with its moves.
+def proposal(placement: Placement, serving: Placement, *, reason: str, gain: float, first: Sequence[int] = ()) -> bytes:
+    """What rank 0 tells the others: why and what is hoped for, all moves, and each layer that is another than in what serves.
 
     JSON, a line a layer, so that ranks can read one at a time; compressed, as it crosses the links between steps.
 
     Args:
         gain: copies per token that moving is expected to save.
+        first: indices of layers that go before the others, in this order.
     """
-    rounds: dict[int, list[list[tuple[int, int, int]]]] = {}
-    for moves in rounds_of(placement, serving):
-        rounds.setdefault(moves[0].layer, []).append([(move.expert, move.source, move.target) for move in moves])
-    lines: list[dict[str, Any]] = [{"reason": reason, "gain": gain}]
+    stages = [asdict(stage) for stage in stages_of(placement, serving, first=first)]
+    lines: list[dict[str, Any]] = [{"reason": reason, "gain": gain, "stages": stages}]
     for index, (new, old) in enumerate(zip(own_choices(placement), own_choices(serving), strict=True)):
         if _differs(new, old):
-            lines.append({"index": index, "layer": asdict(new), "rounds": rounds.get(index, [])})
+            lines.append({"index": index, "layer": asdict(new)})
     return zlib.compress("\n".join(map(json.dumps, lines)).encode())
 
 
@@ -75,10 +66,11 @@ def migration_plan(
     Raises:
         MismatchError: a device would need more slots than it has.
     """
-    head, *lines = zlib.decompress(told).splitlines()
+    first, *lines = zlib.decompress(told).splitlines()
+    head = json.loads(first)
+    stages = [_stage(value) for value in head["stages"]]
+    moving = {layer for stage in stages for layer in stage.layers}
     layers: dict[int, LayerPlacement] = {}
-    at_once: list[int] = []
-    stages: list[Stage] = []
     new_routes: dict[int, LayerRoute] = {}
     for number, line in enumerate(lines):
         before_layer(number)
@@ -89,17 +81,15 @@ def migration_plan(
         alone = replace(like, layers=(layer,))
         slots = arranged(slots_of(old), alone.experts_of_device(0))
         new_routes[index] = layer_route(layer, slots, alone, old.rank, seed=old.seed, device=device)
-        if value["rounds"]:
-            stages.append(Stage(layers=(index,), rounds=tuple(_round(index, moves) for moves in value["rounds"])))
-        else:
-            at_once.append(index)
+    at_once = tuple(index for index in layers if index not in moving)
     if at_once:
-        stages.insert(0, Stage(layers=tuple(at_once), rounds=()))
-    return MigrationPlan(layers=layers, stages=tuple(stages), routes=new_routes, **json.loads(head))
+        stages.insert(0, Stage(layers=at_once, rounds=()))
+    return MigrationPlan(layers=layers, stages=tuple(stages), routes=new_routes, reason=head["reason"], gain=head["gain"])
 
 
-def _round(layer: int, moves: Sequence[Sequence[int]]) -> tuple[Move, ...]:
-    return tuple(Move(layer=layer, expert=expert, source=source, target=target) for expert, source, target in moves)
+def _stage(value: Mapping[str, Any]) -> Stage:
+    rounds = tuple(tuple(Move(**move) for move in moves) for moves in value["rounds"])
+    return Stage(layers=tuple(value["layers"]), rounds=rounds)
 
 
 def _differs(new: LayerPlacement, old: LayerPlacement) -> bool:

@@ -1,21 +1,24 @@
 import numpy as np
 
-from grace_moe.adapt import Monitor, MonitorOptions, change_between
+from grace_moe.trace import RoutingTrace
+from grace_moe.trace.change import change_between
 
 EXPERTS, LAYERS = 16, 3
 
 
 def traffic(random, popularity, requests, tokens=6):
     """Requests that each prefer a few experts: tokens of a request are alike."""
-    monitor = Monitor(tuple(range(LAYERS)), EXPERTS, 2, options=MonitorOptions(tokens_per_step=10_000))
-    ids, of_request = [], []
-    for request in range(requests):
+    ids = []
+    for _ in range(requests):
         taste = popularity + random.gumbel(size=(LAYERS, EXPERTS))
-        for _ in range(tokens):
-            ids.append(np.argsort(-(taste + 0.5 * random.gumbel(size=(LAYERS, EXPERTS))), axis=1)[:, :2])
-            of_request.append(request)
-    monitor.observe(np.array(ids, np.int16), np.array(of_request))
-    return monitor.sample()
+        ids.append([np.argsort(-(taste + 0.5 * random.gumbel(size=(LAYERS, EXPERTS))), axis=1)[:, :2] for _ in range(tokens)])
+    return trace_of(np.concatenate(ids), np.repeat(np.arange(requests), tokens))
+
+
+def trace_of(ids, requests):
+    return RoutingTrace(
+        topk_ids=ids.astype(np.int16), num_experts=EXPERTS, layer_ids=tuple(range(ids.shape[1])), request_ids=requests.astype(np.int32)
+    )
 
 
 def test_chances_are_true_where_nothing_changed():
@@ -45,9 +48,8 @@ def test_too_few_requests_tell_nothing():
 
 
 def test_equal_loads_are_no_change():
-    monitor = Monitor((0,), 2, 2)
-    monitor.observe(np.tile(np.array([[0, 1]], np.int16), (20, 1, 1)), np.arange(20))
-    assert change_between(monitor.sample(), monitor.sample()).chance == 1.0
+    same = trace_of(np.tile(np.array([[0, 1]]), (20, 1, 1)), np.arange(20))
+    assert change_between(same, same).chance == 1.0
 
 
 def test_the_same_seed_gives_the_same_answer():

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import gamma
+from scipy.special import gammaincc
 
-from grace_moe.trace import RoutingTrace, order_of_names
+from grace_moe.trace.model import RoutingTrace
+from grace_moe.trace.requests import order_of_names
 
 PERMUTATIONS = 199
 """Not tuned: the variance of the distances is known within a tenth, one standard error."""
@@ -62,7 +63,7 @@ def change_between(before: RoutingTrace, recent: RoutingTrace, *, seed: int = 0)
     mean = drawn.mean()
     # Two standard errors above the estimate, as a rare chance is read far out in the tail.
     variance = max(drawn.var(ddof=1) * (1 + 2 * math.sqrt(2 / PERMUTATIONS)), 1e-300)
-    chance = float(gamma.sf(distances[0], mean * mean / variance, scale=variance / mean)) if mean > 0 else 1.0
+    chance = float(gammaincc(mean * mean / variance, distances[0] / (variance / mean))) if mean > 0 else 1.0
     return Change(
         distance=float(distances[0]),
         by_layer=tuple(by_layer[0].tolist()),
