@@ -1,9 +1,10 @@
-"""A shift between domains where counters are all there is: how soon it is told, what comes back, what moves. Writes a table of Markdown.
+"""Days of domains where counters are all there is: how soon a shift is told, what comes back, what moves. Writes rows of Markdown.
 
     python benchmarks/count_days.py glm-5.2.expert-load.safetensors --pairs books:code_instruct --topology 2x8 --redundancy 1.125
 
 The file holds `expert_load` `[shards, layers, experts]` and, as metadata, `layer_ids`, `shard_domains` and `top_k`. Every second shard of a
-domain is seen; the others are measured on. --eplb is for a day long enough for EPLB to re-plan at vLLM's defaults (--steps 4000).
+domain is seen; the others are measured on. `--what eplb` is for a day long enough for EPLB to re-plan at vLLM's defaults (`--steps 4000`);
+`--what harm` serves every scenario, and says what a day costs over one of a plan that stays.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import numpy as np
 from safetensors import safe_open
 
 from grace_moe import Topology
-from grace_moe.adapt.simulate import Day, DayOptions, Following, Policy, StreamOptions, run_load_day
+from grace_moe.adapt.simulate import SCENARIOS, Day, DayOptions, Following, Policy, StreamOptions, run_load_day
 from grace_moe.placement import Placement
 from grace_moe.trace import LoadProfile
 
@@ -63,7 +65,8 @@ def main() -> None:
     parser.add_argument("--copy-bytes", type=int, default=6144 * 4)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--eplb", action="store_true")
+    parser.add_argument("--what", choices=tuple(TABLES), default="shift")
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="of --what harm")
     arguments = parser.parse_args()
     topology = Topology.parse(arguments.topology)
     stream = StreamOptions(steps=arguments.steps, requests=arguments.tokens_per_device * topology.num_devices // 8)
@@ -74,13 +77,15 @@ def main() -> None:
         copy_bytes=arguments.copy_bytes,
         seeds=arguments.seeds,
     )
-    policies = ("eplb", "grace") if arguments.eplb else ("static", "grace", "oracle")
     for pair in arguments.pairs.split(","):
         profiles, top_k = shards_of(arguments.file, pair.split(":"))
-        follower, began = Follower(), time.process_time()
-        day = run_load_day(profiles, topology, "shift", policies, options, top_k=top_k, on_step=follower.step)
-        table = against_eplb(day) if arguments.eplb else after_shift(day, follower, arguments.steps)
-        print(f"| {pair.replace(':', ' to ')} | {topology.shape} | {table} | {time.process_time() - began:.0f} |", flush=True)
+        for scenario in arguments.scenarios.split(",") if arguments.what == "harm" else ("shift",):
+            follower, began = Follower(), time.process_time()
+            policies, cells = TABLES[arguments.what]
+            day = run_load_day(profiles, topology, scenario, policies, options, top_k=top_k, on_step=follower.step)
+            took = f"{time.process_time() - began:.0f}"
+            for row in cells(day, follower):
+                print(f"| {pair.replace(':', ' to ')} | {topology.shape} | {scenario} | {row} | {took} |", flush=True)
 
 
 def shards_of(path: Path, domains: list[str]) -> tuple[list[LoadProfile], int]:
@@ -98,9 +103,9 @@ def shards_of(path: Path, domains: list[str]) -> tuple[list[LoadProfile], int]:
     return profiles, int(metadata["top_k"])
 
 
-def after_shift(day: Day, follower: Follower, steps: int) -> str:
+def after_shift(day: Day, follower: Follower) -> list[str]:
     """Told after, busiest of static, ours and a fresh plan, gain back, copies moved: the last two after 50 and 100 steps."""
-    shift = -(-steps // 4)
+    shift = -(-len(day.outcomes["grace"][0].cost_of_steps) // 4)
     cells = []
     for until in (WITHIN // 2, WITHIN):
         window = slice(shift + until - WITHIN // 10, shift + until)
@@ -109,17 +114,34 @@ def after_shift(day: Day, follower: Follower, steps: int) -> str:
         )
         moved = np.mean([sum(outcome.moved_in_steps[: shift + until]) for outcome in day.outcomes["grace"]]) / follower.copies
         cells.append(f"{1 + ours:.3f} | {(static - ours) / (static - fresh):.1%} | {moved:.1%}")
-    return f"{follower.told(shift)} | {1 + static:.3f} | {1 + fresh:.3f} | {' | '.join(cells)}"
+    return [f"{follower.told(shift)} | {1 + static:.3f} | {1 + fresh:.3f} | {' | '.join(cells)}"]
 
 
-def against_eplb(day: Day) -> str:
-    """Of EPLB and ours: busiest device over the day, copies moved, GB between nodes; then the bytes of ours over its."""
-    rows = {row["policy"]: row for row in day.rows()}
-    cells = [
-        f"{rows[name]['load_max_over_mean']:.3f} | {rows[name]['moved_copies']:,.0f} | {rows[name]['moved_cross_node_bytes'] / 1e9:.1f}"
-        for name in ("eplb", "grace")
-    ]
-    return f"{' | '.join(cells)} | {rows['grace']['moved_cross_node_bytes'] / max(1, rows['eplb']['moved_cross_node_bytes']):.1%}"
+def against_eplb(day: Day, follower: Follower) -> list[str]:
+    """Of each seed: busiest device, copies moved, GB between nodes and stalled seconds of EPLB and ours, and ours of its bytes."""
+    rows = []
+    for seed, (eplb, ours) in enumerate(zip(day.outcomes["eplb"], day.outcomes["grace"], strict=True)):
+        cells = [
+            f"{one.load_max_over_mean:.3f} | {one.moved_copies:,} | {one.moved_cross_node_bytes / 1e9:,.0f} | {one.stall_seconds:.1f}"
+            for one in (eplb, ours)
+        ]
+        rows.append(f"{seed} | {' | '.join(cells)} | {ours.moved_cross_node_bytes / max(1, eplb.moved_cross_node_bytes):.1%}")
+    return rows
+
+
+def over_static(day: Day, follower: Follower) -> list[str]:
+    """Copies moved, mean of the seeds, and what each seed costs over one day of a plan that stays, moves included."""
+    days = list(zip(day.outcomes["static"], day.outcomes["grace"], strict=True))
+    moved = np.mean([ours.moved_copies for _, ours in days])
+    return [f"{moved:,.0f} | {' | '.join(f'{ours.total_cost / static.total_cost:.4f}' for static, ours in days)}"]
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[Day, Follower], list[str]]]] = {
+    "shift": (("static", "grace", "oracle"), after_shift),
+    "eplb": (("eplb", "grace"), against_eplb),
+    "harm": (("static", "grace"), over_static),
+}
+"""What is asked -> policies, and the rows of a day."""
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_every_stage_of_levelling_is_whole_and_as_even_as_its_replicas_can_be(se
     stages = list(levelled(layer, topology, loads, most_moves=6))
     before = shares_of(layer, 4) > 0
     node = topology.node_of_device
-    peaks = []
+    peaks, uneven = [], []
     for stage in stages:
         assert (stage.holds.sum(axis=0) == slots).all()
         assert stage.shares.sum(axis=1) == pytest.approx(np.ones(8))
@@ -119,12 +119,14 @@ def test_every_stage_of_levelling_is_whole_and_as_even_as_its_replicas_can_be(se
         come = np.argwhere(stage.holds & ~before)
         assert len(come) == stage.moved <= 6
         assert sum(not before[expert, node == node[device]].any() for expert, device in come) == stage.from_other_nodes
-        peaks.append((loads @ stage.shares / even).max() / loads.sum())
+        relative = loads @ stage.shares / even / loads.sum()
+        peaks.append(relative.max())
+        uneven.append((relative**4).sum())
     for peak, stage in ((peaks[0], stages[0]), (peaks[-1], stages[-1])):
         assert peak == pytest.approx(least_peak(stage.holds, loads, even), abs=0.01)
     assert stages[0].moved == 0
     assert peaks[0] <= (loads @ shares_of(layer, 4) / even).max() / loads.sum() + 1e-9
-    assert min(peaks) == pytest.approx(min(peaks[0], peaks[-1]), abs=0.05)
+    assert (np.diff(uneven) < 0).all(), "an exchange that turns out to bring nothing ends the way"
 
 
 def test_loads_as_planned_for_move_nothing():
@@ -147,6 +149,8 @@ def test_other_loads_move_what_pays_and_no_more_than_the_budget():
     saved = busiest(PLAN, AWAY).mean() - busiest(decision.placement, AWAY).mean()
     assert decision.gain.mean == pytest.approx(saved, abs=0.05)
     assert decide_by_counts(PLAN, steps, options) == decision
+    changed = [new != old for new, old in zip(decision.placement.layers, PLAN.layers, strict=True)]
+    assert sorted(decision.first) == np.flatnonzero(changed).tolist()
     assert decide_by_counts(PLAN, steps, replace(options, budget=1.0)).gain.mean >= decision.gain.mean
 
 

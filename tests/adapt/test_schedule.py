@@ -85,3 +85,4 @@ def test_layers_whose_devices_are_free_share_a_round():
     first, second = stages_of(new, old)
     assert (first.layers, second.layers) == ((0, 2), (1,))
     assert [[(move.source, move.target) for move in moves] for moves in first.rounds] == [[(0, 1), (1, 0), (2, 3), (3, 2)]]
+    assert [stage.layers for stage in stages_of(new, old, first=[1])] == [(1, 2), (0,)]

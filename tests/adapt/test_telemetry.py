@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from importlib.resources import files
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
@@ -24,6 +25,7 @@ from grace_moe.trace import synthetic_trace
 TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=200, clusters=4, affinity=0.9, seed=1)
 PLAN = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
 OPTIONS = AdaptOptions(decision=DecisionOptions(prices=Prices(move=1.0, local_move=0.1), budget=1.0, effort=0.2))
+OTHER = plan(renamed(TRACE), Topology.parse("2x2"), slots_per_device=5, effort=0.1)
 STATUS = AdaptStatus(
     state="moving",
     alive=True,
@@ -116,6 +118,59 @@ def test_what_serves_is_followed(followed):
     assert status.last_reason == adapter.looks[-1].decision.reason
     follower.stop()
     assert (follower.status().state, follower.status().alive) == ("stopped", False)
+
+
+class Moved:
+    """An adapter whose decisions and moves a test writes down: both layers of `OTHER` are other than `PLAN`'s."""
+
+    def __init__(self, look):
+        self.serving, self.looks, self.monitor = PLAN, [], SimpleNamespace(step=0)
+        self._look = replace(look, measured=None)
+        self.follower = Follower(self, expert_bytes=1, view_every=0)
+
+    def step(self, *, decide=None, serve=None):
+        """Layers that a decision sends to, and that serve after the step: `"po"` = the first of `PLAN`, the second of `OTHER`."""
+        self.monitor.step += 1
+        if decide is not None:
+            self.looks.append(replace(self._look, decision=replace(self._look.decision, placement=layers_of(decide))))
+        if serve is not None:
+            self.serving = layers_of(serve)
+        self.follower.step()
+        status = self.follower.status()
+        return status.state, status.migrations, status.rolled_back
+
+
+@pytest.fixture
+def moved(followed):
+    adapter, *_ = followed
+    return Moved(adapter.looks[0])
+
+
+def layers_of(which):
+    return replace(PLAN, layers=tuple((OTHER if name == "o" else PLAN).layers[index] for index, name in enumerate(which)))
+
+
+def test_a_migration_that_is_whole_in_the_step_of_its_decision_is_one(moved):
+    assert moved.step(decide="oo", serve="oo") == ("watching", 1, 0)
+
+
+def test_layers_that_go_on_under_a_later_decision_are_not_rolled_back(moved):
+    assert moved.step(decide="op") == ("moving", 0, 0)
+    assert moved.step(decide="oo") == ("moving", 0, 0)
+    assert moved.step(serve="op") == ("moving", 0, 0)
+    assert moved.step(serve="oo") == ("watching", 1, 0)
+
+
+def test_layers_that_a_later_decision_sends_elsewhere_were_rolled_back(moved):
+    moved.step(decide="op")
+    assert moved.step(decide="po") == ("moving", 0, 1)
+    assert moved.step(serve="po") == ("watching", 1, 1)
+
+
+def test_a_decision_in_the_step_that_ends_a_migration_leaves_that_one_whole(moved):
+    moved.step(decide="op")
+    assert moved.step(decide="pp", serve="op") == ("moving", 1, 0)
+    assert moved.step(serve="pp") == ("watching", 2, 0)
 
 
 def test_traffic_is_that_of_a_replay_of_the_recent_sample(followed):

@@ -77,6 +77,8 @@ class Decision:
     """Copies per token, mean over layers, that the best candidates would save beyond those taken: over the budget, or not surely paying."""
     considered: tuple[int, ...]
     """Indices of the layers that were planned; the others stay as they are."""
+    first: tuple[int, ...] = ()
+    """Indices of the layers that change, those that are worth most for each move first."""
 
 
 def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *, order: Sequence[int] | None = None) -> Decision:
@@ -157,12 +159,16 @@ def _planned_on_all(taken: Mapping[int, Candidate], planner: _Planner, serving: 
 def _within(taken: Mapping[int, Candidate], budget: int, options: DecisionOptions) -> dict[int, Candidate]:
     """The layers that are worth most for each move, with at most so many moves in all."""
     kept = {}
-    prices, horizon = options.prices, options.horizon
-    for index in sorted(taken, key=lambda index: -taken[index].worth(prices, horizon) / max(taken[index].moved, 0.5)):
+    for index in _by_worth(taken, options):
         if taken[index].moved <= budget:
             kept[index] = taken[index]
             budget -= taken[index].moved
     return kept
+
+
+def _by_worth(taken: Mapping[int, Candidate], options: DecisionOptions) -> list[int]:
+    """Layers, those that are worth most for each move first."""
+    return sorted(taken, key=lambda index: -taken[index].worth(options.prices, options.horizon) / max(taken[index].moved, 0.5))
 
 
 def decision_of(
@@ -199,6 +205,7 @@ def decision_of(
         balance=balance,
         gain_left=max(0.0, best / layers - gain.mean),
         considered=tuple(considered),
+        first=tuple(_by_worth(taken, options)),
     )
 
 

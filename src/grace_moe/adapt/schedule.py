@@ -31,15 +31,19 @@ class Stage:
     """In a round, a device sends to at most one device and receives from at most one."""
 
 
-def stages_of(new: Placement, old: Placement) -> list[Stage]:
+def stages_of(new: Placement, old: Placement, *, first: Sequence[int] = ()) -> list[Stage]:
     """All moves from `old` to `new`, in stages; layers without moves are in none.
 
     An expert comes from a device of the target's node where one holds it; of several, from the one that has sent least so far. Layers share
     rounds where devices are free. A stage has no more rounds than the layer that takes most has alone, and so a device keeps no more
     experts that wait for their layers to switch.
+
+    Args:
+        first: indices of layers that go before the others, in this order (`Decision.first`).
     """
     sent = [0] * old.topology.num_devices
-    waiting = [moves for index in range(len(old.layers)) if (moves := _moves_of_layer(new, old, index, sent))]
+    order = dict.fromkeys((*first, *range(len(old.layers))))
+    waiting = [moves for index in order if (moves := _moves_of_layer(new, old, index, sent))]
     most = max((_rounds_alone(moves) for moves in waiting), default=0)
     stages = []
     while waiting:

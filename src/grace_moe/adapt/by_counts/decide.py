@@ -183,6 +183,7 @@ def _decision(
         balance=float(np.mean([chosen[index].balance if index in chosen else was for index, was in enumerate(served)])),
         gain_left=max(0.0, best - gain.mean),
         considered=tuple(range(layers)),
+        first=tuple(sorted(chosen, key=lambda index: -chosen[index].worth / max(chosen[index].state.moved, 0.5))),
     )
 
 

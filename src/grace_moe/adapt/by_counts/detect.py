@@ -3,6 +3,7 @@
 What comes in at one time is of the same requests, so that single steps are not independent. Blocks of as many steps as are called recent
 nearly are: how far each differs from the others tells how far the recent ones may differ without a change. The logarithms of these
 distances are taken for normal, and the recent one is compared by Student's t: with few blocks, only what is far off is called a change.
+The block before the recent one is left out: some of a change may be in it already, and would pass for noise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scipy.special import stdtr
 from grace_moe.trace.change import Change
 
 FEWEST_BLOCKS = 6
-"""Blocks of steps before the recent ones: with fewer, no change is told. Not tuned."""
+"""Blocks of steps that tell how far they differ: with fewer, no change is told. Not tuned."""
 
 INDEPENDENT = 2 / 3
 """Of the blocks, as many are taken for independent: those that follow each other share requests. Chosen on loads of GLM-5.2, web and
@@ -37,7 +38,7 @@ def change_of_loads(before: Loads, kept: Loads, recent_steps: int) -> Change:
         kept: `[S, L, E]` loads of all steps that are remembered, the recent ones last.
         recent_steps: that are called recent.
     """
-    recent, calm = kept[-recent_steps:], kept[:-recent_steps]
+    recent, calm = kept[-recent_steps:], kept[: -2 * recent_steps]
     count = len(calm) // recent_steps
     pairs_per_step = recent.sum() / recent_steps
     sizes = (len(before), len(recent))

@@ -11,12 +11,11 @@ from grace_moe.adapt.by_counts import LoadAdapter
 from grace_moe.adapt.episodes import AdaptOptions
 from grace_moe.adapt.simulate.day import Day, DayOptions
 from grace_moe.adapt.simulate.load_stream import LoadPool, ServedLoads, load_stream
-from grace_moe.adapt.simulate.policies import Following, Foresight, Ints, LoadPolicy, Loads, Policy, Setting, Static, Timer
+from grace_moe.adapt.simulate.policies import Following, Foresight, Ints, LoadPolicy, Loads, Policy, Setting, Static, Timer, Wanted
 from grace_moe.adapt.simulate.replay import Migration, Outcome, ServingDay
 from grace_moe.adapt.simulate.scenarios import scenario_weights
 from grace_moe.adapt.simulate.stream import StreamOptions
 from grace_moe.errors import UsageError
-from grace_moe.placement import Placement
 from grace_moe.planning import equal_slots, plan
 from grace_moe.topology import Topology
 from grace_moe.trace import LoadProfile
@@ -75,16 +74,17 @@ def run_load_day(
             seed=seed,
         )
         migration = Migration(prices=options.prices, expert_bytes=options.expert_bytes)
-        for name in policies:
-            policy = LOAD_POLICIES[name](setting, top_k)
-            outcomes[name].append(_served(policy, pools, setting, options.stream, migration, top_k=top_k, on_step=on_step))
+        served = [LOAD_POLICIES[name](setting, top_k) for name in policies]
+        days = _served(served, pools, setting, options.stream, migration, top_k=top_k, on_step=on_step)
+        for name, outcome in zip(policies, days, strict=True):
+            outcomes[name].append(outcome)
     alone = sum(len(domain) == 1 for domain in domains)
     note = f"{alone} of {len(domains)} domains have one recording: policies saw what they were measured on." if alone else ""
     return Day(scenario=scenario, outcomes=outcomes, by_counts=True, note=note)
 
 
 def _served(
-    policy: LoadPolicy,
+    policies: Sequence[LoadPolicy],
     pools: tuple[LoadPool, LoadPool],
     setting: Setting[LoadProfile],
     options: StreamOptions,
@@ -92,17 +92,19 @@ def _served(
     *,
     top_k: int,
     on_step: Callable[[Policy], None],
-) -> Outcome:
-    """One day. The policy sees loads of the first pool; steps cost what those of the second cost."""
-    layers, serving = ServedLoads(policy.serving), ServingDay(policy, migration)
+) -> list[Outcome]:
+    """One day, of all policies side by side. They see loads of the first pool; steps cost what those of the second cost."""
+    layers = [ServedLoads(policy.serving) for policy in policies]
+    days = [ServingDay(policy, migration) for policy in policies]
     streams = (load_stream(pool, setting.weights, options, top_k, 2 * setting.seed + i) for i, pool in enumerate(pools))
     for sees, costs in zip(*streams, strict=True):
-        layers.serve(policy.serving)
-        serving.step(None, layers.busiest(costs), tokens=options.tokens)
-        policy.see_loads(sees)
-        serving.move()
-        on_step(policy)
-    return serving.outcome()
+        for policy, served, day in zip(policies, layers, days, strict=True):
+            served.serve(policy.serving)
+            day.step(None, served.busiest(costs), tokens=options.tokens)
+            policy.see_loads(sees)
+            day.move()
+            on_step(policy)
+    return [day.outcome() for day in days]
 
 
 def _domains(profiles: Sequence[LoadProfile]) -> list[list[LoadProfile]]:
@@ -137,7 +139,7 @@ class LoadOracle:
         """It knows already."""
         self._foresight.step()
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """A fresh plan on the mix of the next steps."""
         shares, setting = self._foresight.news(), self._setting
         if shares is None:
@@ -145,7 +147,7 @@ class LoadOracle:
         parts = [domain.loads / domain.loads.sum(axis=1, keepdims=True) for domain in setting.domains]
         loads = np.round(np.tensordot(shares, parts, axes=1) * MIX_PAIRS).astype(np.int64)
         mix = replace(setting.planned_on, loads=loads)
-        return plan(mix, setting.topology, "eplb", slots_per_device=setting.slots)
+        return Wanted(placement=plan(mix, setting.topology, "eplb", slots_per_device=setting.slots))
 
 
 LOAD_POLICIES: dict[str, Callable[[Setting[LoadProfile], int], LoadPolicy]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,6 +21,15 @@ Ints = npt.NDArray[np.int64]
 Recording = TypeVar("Recording", RoutingTrace, LoadProfile)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a policy wants to serve from now on."""
+
+    placement: Placement
+    first: Sequence[int] = ()
+    """Layers that go first, by index."""
+
+
 class Policy(Protocol):
     """Decides where experts should be."""
 
@@ -31,7 +40,7 @@ class Policy(Protocol):
     free: bool
     """Whether its moves cost nothing: an oracle's."""
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """A placement to move to from now on; None = go on as before."""
 
 
@@ -85,7 +94,7 @@ class Static:
     def see_loads(self, loads: Ints) -> None:
         """Nothing is kept."""
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """Never another."""
         return None
 
@@ -110,13 +119,13 @@ class Timer:
         self._loads = [*self._loads, loads][-self._setting.window :]
         self._step += 1
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """EPLB's placement on the window's loads, whenever the interval has passed."""
         if self._step % self._setting.interval:
             return None
         setting, loads = self._setting, np.sum(self._loads, axis=0)
         counts = LoadProfile(loads=loads, layer_ids=setting.planned_on.layer_ids, model=setting.planned_on.model)
-        return plan(counts, setting.topology, "eplb", slots_per_device=setting.slots)
+        return Wanted(placement=plan(counts, setting.topology, "eplb", slots_per_device=setting.slots))
 
 
 class Loads(Timer):
@@ -126,13 +135,13 @@ class Loads(Timer):
     LEAST = 0.05
     """Not tuned."""
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """EPLB's placement where the window's loads would be so much more even."""
         new = super().wanted()
         if new is None:
             return None
         loads = np.sum(self._loads, axis=0)
-        return new if _peak(self.serving, loads) - _peak(new, loads) > self.LEAST else None
+        return new if _peak(self.serving, loads) - _peak(new.placement, loads) > self.LEAST else None
 
 
 class Following:
@@ -152,10 +161,12 @@ class Following:
     def serving(self, placement: Placement) -> None:
         self.adapter.serving = placement
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """The adapter's decision."""
         decision = self.adapter.look()
-        return None if decision is None else decision.placement
+        if decision is None or decision.placement is None:
+            return None
+        return Wanted(placement=decision.placement, first=decision.first)
 
 
 class Ours(Following):
@@ -210,7 +221,7 @@ class Oracle:
         """It knows already."""
         self._foresight.step()
 
-    def wanted(self) -> Placement | None:
+    def wanted(self) -> Wanted | None:
         """A fresh plan on the mix of the next steps."""
         shares = self._foresight.news()
         if shares is None:
@@ -220,7 +231,7 @@ class Oracle:
             setting = self._setting
             effort = setting.options.decision.effort
             self._plans[key] = plan(self._mixed(shares), setting.topology, slots_per_device=setting.slots, effort=effort)
-        return self._plans[key]
+        return Wanted(placement=self._plans[key])
 
     def _mixed(self, shares: npt.NDArray[np.float64]) -> RoutingTrace:
         """Requests of the domains, as many as their shares say."""

@@ -147,8 +147,8 @@ class ServingDay:
         policy = self._policy
         wanted = policy.wanted()
         if wanted is not None:
-            self._target = wanted
-            stages = stages_of(wanted, policy.serving)
+            self._target = wanted.placement
+            stages = stages_of(wanted.placement, policy.serving, first=wanted.first)
             self._waiting = [(stage.layers, moves) for stage in stages for moves in stage.rounds]
             if not self._waiting:
                 policy.serving = self._target  # shares of replicas alone

@@ -11,13 +11,14 @@ from grace_moe.adapt.episodes import BaseAdapter
 from grace_moe.adapt.status import AdaptStatus
 from grace_moe.adapt.telemetry.decision_log import decision_line, effect_line
 from grace_moe.adapt.telemetry.traffic_view import TrafficView, traffic_view
-from grace_moe.placement import difference
+from grace_moe.placement import Placement, difference
 
 
 class Follower:
     """Counts what the adapter decides and what then serves, step by step.
 
-    Moves are counted as they show: where layers of what serves have changed. One that is given up for a later decision was rolled back.
+    Moves are counted as they show: where layers of what serves have changed. A migration is whole when all layers are where the last
+    decision sends them. It was rolled back where a later decision sends layers elsewhere that had not switched.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Follower:
         self._served, self._target = adapter.serving, adapter.serving
         self._logged = self._changed_at = self._switched = self._copies = self._migrations = self._given_up = 0
         self._since = time.time()
-        self._stopped = False
+        self._moving = self._stopped = False
         self._measured: dict[int, float] = {}
         """Place of a look -> the effect that the log has of it."""
         self.view: TrafficView | None = None
@@ -46,9 +47,9 @@ class Follower:
         for look in adapter.looks[self._logged :]:
             self._log(decision_line(look))
             if look.decision.placement is not None:
-                self._given_up += self._moving
-                self._target = look.decision.placement
+                self._send(look.decision.placement)
         self._logged = len(adapter.looks)
+        self._end_if_whole()
         self._log_effects()
         if self._view_every and adapter.monitor.step % self._view_every == 0 and isinstance(adapter, Adapter):
             self.view = traffic_view(adapter)
@@ -82,9 +83,17 @@ class Follower:
             last_error="",
         )
 
-    @property
-    def _moving(self) -> bool:
-        return self._served.layers != self._target.layers
+    def _send(self, placement: Placement) -> None:
+        """Another target; what is under way goes on where it keeps its own."""
+        self._end_if_whole()
+        layers = zip(self._served.layers, self._target.layers, placement.layers, strict=True)
+        self._given_up += self._moving and any(old not in (serving, new) for serving, old, new in layers)
+        self._target, self._moving = placement, True
+
+    def _end_if_whole(self) -> None:
+        if self._moving and self._served.layers == self._target.layers:
+            self._migrations += 1
+            self._moving = False
 
     def _log_effects(self) -> None:
         for place, look in enumerate(self._adapter.looks):
@@ -98,8 +107,7 @@ class Follower:
             return
         changed = sum(new != old for new, old in zip(serving.layers, self._served.layers, strict=True))
         self._copies += difference(serving, self._served).moved
-        was_moving, self._served = self._moving, serving
+        self._served = serving
         if changed:
             self._switched += changed
             self._changed_at, self._since = self._adapter.monitor.step, time.time()
-        self._migrations += was_moving and not self._moving

@@ -56,7 +56,7 @@ def _watched(adapter: Adapter, answer: Answer, proposed: Placement | None, steps
             answer = replace(answer, decisions=decided, skipped=answer.skipped + 1, reason=reason)
         else:
             proposed = decision.placement
-            plan = proposal(proposed, adapter.serving, reason=reason, gain=adapter.looks[-1].expected)
+            plan = proposal(proposed, adapter.serving, reason=reason, gain=adapter.looks[-1].expected, first=decision.first)
             answer = replace(answer, decisions=decided, reason=reason, plan=plan)
     return replace(answer, effects=effects_of(adapter.looks)), proposed
 

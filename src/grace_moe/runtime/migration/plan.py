@@ -31,15 +31,16 @@ class MigrationPlan:
     """Copies per token that the decision expects to save."""
 
 
-def proposal(placement: Placement, serving: Placement, *, reason: str, gain: float) -> bytes:
+def proposal(placement: Placement, serving: Placement, *, reason: str, gain: float, first: Sequence[int] = ()) -> bytes:
     """What rank 0 tells the others: why and what is hoped for, all moves, and each layer that is another than in what serves.
 
     JSON, a line a layer, so that ranks can read one at a time; compressed, as it crosses the links between steps.
 
     Args:
         gain: copies per token that moving is expected to save.
+        first: indices of layers that go before the others, in this order.
     """
-    stages = [asdict(stage) for stage in stages_of(placement, serving)]
+    stages = [asdict(stage) for stage in stages_of(placement, serving, first=first)]
     lines: list[dict[str, Any]] = [{"reason": reason, "gain": gain, "stages": stages}]
     for index, (new, old) in enumerate(zip(own_choices(placement), own_choices(serving), strict=True)):
         if _differs(new, old):
