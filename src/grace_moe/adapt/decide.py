@@ -101,7 +101,8 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     first, second = (half.of_layers(considered) for half in halves)
     passes = options.work // (work * len(considered))
     folds = [(first, second), (second, first)] if passes >= BOTH_HALVES else [(first, second)]
-    planners = [_Planner(part, planned_on, options, budget) for planned_on, _ in folds]
+    hasty = len(folds) < 2
+    planners = [_Planner(part, planned_on, options, budget, hasty=hasty) for planned_on, _ in folds]
     judges = [Judge(part, judged_on, options.prices) for _, judged_on in folds]
     indices = range(len(considered))
     paying = [[index for index in indices if judge.may_pay(index, options.horizon)] for judge in judges]
@@ -113,7 +114,7 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     taken |= _paying(staying, options)
     best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in indices)
     if passes >= AGAIN_ON_ALL:
-        taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget), part)
+        taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget, hasty=hasty), part)
     taken = _within(taken, budget, options)
     balance = np.mean([taken[index].balance if index in taken else judges[0].served_balance(index) for index in indices])
     named = {considered[index]: one for index, one in taken.items()}
@@ -127,17 +128,17 @@ def _paying(candidates: Mapping[int, Candidate], options: DecisionOptions) -> di
 class _Planner:
     """What layers may become, by the same tokens for all."""
 
-    def __init__(self, serving: Placement, tokens: RoutingTrace, options: DecisionOptions, budget: int) -> None:
+    def __init__(self, serving: Placement, tokens: RoutingTrace, options: DecisionOptions, budget: int, *, hasty: bool) -> None:
         from grace_moe.planning.grace import replanning  # compiles: commands that only describe themselves do without
 
         self._layers = replanning.layers_to_replan(tokens, serving, seed=options.seed, effort=options.effort)
-        self._searched = replanning.searched
+        self._searched, self._hasty = replanning.searched, hasty
         self._price, self._budget = options.prices.move / options.horizon, budget
 
     def moving(self, indices: Sequence[int]) -> dict[int, LayerPlacement]:
         """Those of the layers for which moves seem to pay, all together within the budget."""
         layers = [self._layers[index] for index in indices]
-        found = zip(indices, layers, self._searched(layers, self._price, self._budget), strict=True)
+        found = zip(indices, layers, self._searched(layers, self._price, self._budget, hasty=self._hasty), strict=True)
         return {index: layer.placed(copies, self._price) for index, layer, copies in found if layer.moves(copies)}
 
     def staying(self, index: int) -> LayerPlacement:

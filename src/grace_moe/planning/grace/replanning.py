@@ -22,6 +22,7 @@ from grace_moe.planning.constants import (
     DECODE_LOAD,
     DESCENT_ROUNDS,
     DESCENT_TOKENS,
+    HASTY_ROUNDS,
     IMBALANCE_PRICE,
     PRICE_ROUNDS_AGAIN,
 )
@@ -40,9 +41,9 @@ from grace_moe.trace import RoutingTrace
 
 DEARER = (1.0, 4.0, 16.0)
 """Multiples of a move's price to anneal at. Not tuned."""
+OVERBOOKED = 2
+"""Copies to load that are tried in haste, over those that may: about half of the guesses hold by the exact energy. Not tuned."""
 
-OVERBOOKED = 1
-"""Copies to load that are tried, over those that may: about half of the guesses hold by the exact energy. Not tuned."""
 
 Copies: TypeAlias = npt.NDArray[np.int64]
 """`[N, E]` copies of each expert on each node; both by canonical names."""
@@ -91,11 +92,12 @@ class LayerReplan:
         return with_choice(self.names.original(layer), self.replica_choice)
 
 
-def searched(layers: Sequence[LayerReplan], least_price: float, budget: int) -> list[Copies]:
+def searched(layers: Sequence[LayerReplan], least_price: float, budget: int, *, hasty: bool = False) -> list[Copies]:
     """Copies on the nodes of each layer, that many loads away from what serves, all layers together.
 
     Args:
         least_price: copies per token that a move must save.
+        hasty: in a third of the time, with moves that save less.
     """
     if not layers or not budget or not layers[0].problem.searchable:
         return [layer.serving for layer in layers]
@@ -103,16 +105,18 @@ def searched(layers: Sequence[LayerReplan], least_price: float, budget: int) -> 
         return _annealed(layers, least_price, budget)
     states = [_state(layer) for layer in layers]
     refused = [np.empty((0, 5), np.int64) for _ in layers]
-    for _ in range(DESCENT_ROUNDS):
-        guesses = [best_guesses(state, least_price, moves) for state, moves in zip(states, refused, strict=True)]
+    guesses = [best_guesses(state, least_price, moves) for state, moves in zip(states, refused, strict=True)]
+    for _ in range(HASTY_ROUNDS if hasty else DESCENT_ROUNDS):
         left = budget - _loads(states)
-        price = max(least_price, _price_of(guesses, OVERBOOKED * left))
+        price = max(least_price, _price_of(guesses, OVERBOOKED * left if hasty else left))
         if math.isinf(price):
             break
-        states = [priced(state, price) for state in states]
-        for index, (state, guess) in enumerate(zip(states, guesses, strict=True)):
+        for index, guess in enumerate(guesses):
             tried = (guess.saved >= price) & (guess.loads.cumsum() <= budget - _loads(states))
-            refused[index] = np.concatenate([refused[index], try_moves(state, guess.moves[tried])])
+            if tried.any():
+                states[index] = priced(states[index], price)
+                refused[index] = np.concatenate([refused[index], try_moves(states[index], guess.moves[tried])])
+                guesses[index] = best_guesses(states[index], least_price, refused[index])
     return [state.contents.copies for state in states]
 
 
