@@ -46,11 +46,9 @@ class LoadAdapter(BaseAdapter):
             raise UsageError("work, effort and the monitor's options are of a sample of tokens; leave them out where loads alone are known")
         self.monitor = LoadMonitor(planned_on.layer_ids, planned_on.num_experts, top_k)
         self._before: npt.NDArray[np.integer[Any]] = planned_on.loads[None]
-        self._since = 0
-        """Step from which on traffic is as it was last planned for: what came before it is no noise of it."""
 
     def _change(self, step: int) -> Change:
-        return change_of_loads(self._before, self.monitor.sample(self._since), self.options.recent_steps)
+        return change_of_loads(self._before, self.monitor.sample(), self.options.recent_steps)
 
     def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
         """By the later half of the steps, as requests of before end in the others; of all layers, whatever their order.
@@ -60,7 +58,7 @@ class LoadAdapter(BaseAdapter):
         """
         steps = self.monitor.step - first_step
         since = self.monitor.sample(self.monitor.step - max(self.options.recent_steps, steps // 2))
-        self._before, self._since = since, first_step
+        self._before = since
         loads = self.serving.topology.num_devices * steps / STEPS_PER_LOAD
         budget = min(options.budget, loads / int(self.serving.slots_per_device().sum()))
         return decide_by_counts(self.serving, since, replace(options, budget=budget))
