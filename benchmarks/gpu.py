@@ -21,6 +21,8 @@ from typing import Any
 
 SHAPES = {"olmoe": (2048, 1024, 8, 64), "qwen3-30b-a3b": (2048, 768, 8, 128), "gpt-oss-20b-sized": (2880, 2880, 4, 32)}
 """Hidden size, expert size, top-k, experts."""
+USED = {"cuda": "grouped_mm", "cpu": "by_slot"}
+"""By device, the kernel that ranks use there: what the table is of, as a calibration of two would not say which counts."""
 LOADS = ("uniform", "power_law_0.6", "power_law_1.2")
 COLUMNS = (
     *("system", "version", "device", "op_name", "moe_dtype", "moe_kernel", "num_tokens", "hidden_size", "inter_size", "topk"),
@@ -49,8 +51,8 @@ def main() -> None:
     with arguments.table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
-    show(rows, choices(arguments, device), arguments, device)
+        writer.writerows(row for row in rows if row["moe_kernel"] == USED[device.type])
+    show(rows, choices(arguments, device) + engine_choices(arguments, device), arguments, device)
 
 
 def device_name(device: Any) -> str:
@@ -151,6 +153,37 @@ def choices(arguments: argparse.Namespace, device: Any) -> list[dict]:
             ids = torch.from_numpy(trace.topk_ids[:, 0].astype("int64"))[torch.arange(tokens) % trace.num_tokens].to(device)
             milliseconds, host = timed(lambda route=route, ids=ids: route.slots_of(route.devices_of(ids, 0), ids), arguments.rounds, device)
             rows.append({"rule": rule, "tokens": tokens, "milliseconds": milliseconds, "host": host})
+    return rows
+
+
+def engine_choices(arguments: argparse.Namespace, device: Any) -> list[dict]:
+    """The same by the plug-in of vLLM, which is one Triton kernel on a GPU and records loads too. int32 ids, as vLLM has them."""
+    import importlib.util
+
+    import torch
+
+    from grace_moe import Topology, plan
+    from grace_moe.engines.live.given_maps import GivenMaps, LiveMap
+    from grace_moe.engines.slot_map import SlotMap
+    from grace_moe.engines.vllm.model_choice import ModelChoice
+    from grace_moe.trace import synthetic_trace
+
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return []
+    trace = synthetic_trace(tokens=2000, layers=1, experts=64, top_k=8)
+    placement = plan(trace, Topology.parse("4x4"), slots_per_device=5)
+    slots, given = SlotMap.of(placement), GivenMaps()
+    given.remember(LiveMap(slots=slots, placement=placement))
+    load, record = torch.zeros(80, dtype=torch.int32, device=device), torch.tensor(True, device=device)
+    rows = []
+    for choice in ("joint", "near"):
+        chosen = ModelChoice(placement, 0, choice, given, device)
+        chosen.follow(enumerate(slots.physical_to_logical))
+        for tokens in (int(text) for text in arguments.tokens.split(",")):
+            ids = torch.from_numpy(trace.topk_ids[:, 0].astype("int32"))[torch.arange(tokens) % trace.num_tokens].to(device)
+            chosen.begin(tokens, [0])
+            milliseconds, host = timed(lambda ids=ids, chosen=chosen: chosen.slots(0, ids, 0, load, record, None), arguments.rounds, device)
+            rows.append({"rule": f"{choice}, plug-in of vLLM", "tokens": tokens, "milliseconds": milliseconds, "host": host})
     return rows
 
 

@@ -6,6 +6,9 @@ slowest rank's, and only decode steps count, which are alike; a step is of the m
 proposal until the last layer has switched.
 
     python benchmarks/live.py --rate 20mbit [--rounds 6 --new 240 --batch 32]
+
+Where there is a GPU, ranks compute on it. `--hidden 1024 --layers 8` takes an OLMoE of that size with random weights instead of the
+embedded model: experts then have megabytes, as those of real models.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_moe.embedded import embedded_model, embedded_texts
 from slow_link import NODES, RANKS, finish, nodes, start
 
 if TYPE_CHECKING:
@@ -38,6 +42,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="generations with a migration")
     parser.add_argument("--new", type=int, default=240, help="tokens generated for each request")
     parser.add_argument("--batch", type=int, default=32, help="requests of each rank")
+    parser.add_argument("--bytes-per-step", type=int, help="that a rank sends of experts, where that is not a tenth of what dispatch sends")
+    parser.add_argument("--hidden", type=int, default=0, help="of a model with random weights; 0 = the embedded one")
+    parser.add_argument("--layers", type=int, default=8, help="of such a model")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -46,23 +53,42 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder)
+        prepare(arguments, folder)
         with nodes(arguments.rate) as (prefixes, link):
             finish([start(__file__, rank, prefixes[rank * NODES // RANKS], folder) for rank in range(RANKS)])
         show(arguments, link, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)])
 
 
-def prepare(folder: Path) -> None:
+def model_of(arguments: argparse.Namespace, folder: Path) -> str:
+    return str(folder / "model") if arguments.hidden else str(embedded_model())
+
+
+def make_model(arguments: argparse.Namespace, folder: Path) -> None:
+    """64 experts, half as wide as the model. Random weights, as large as lets hidden states keep their size."""
+    import torch
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    torch.manual_seed(0)
+    embedded = OlmoeConfig.from_pretrained(embedded_model())
+    sizes = {"hidden_size": arguments.hidden, "intermediate_size": arguments.hidden // 2, "num_hidden_layers": arguments.layers}
+    heads = {"num_attention_heads": arguments.hidden // 64, "num_key_value_heads": arguments.hidden // 64}
+    config = OlmoeConfig(**{**embedded.to_dict(), **sizes, **heads, "initializer_range": arguments.hidden**-0.5})
+    OlmoeForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(model_of(arguments, folder))
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """The plan of prose, the trace it was made on, and what `decide` takes when code comes."""
     from grace_moe import Topology, plan
     from grace_moe.adapt import DecisionOptions, decide
-    from grace_moe.embedded import embedded_model, embedded_texts
+    from grace_moe.runtime.dispatch.rank_groups import rank_device
     from grace_moe.runtime.job.generation import GenerationOptions
     from grace_moe.runtime.job.recording import record_trace, requests_from_text
     from grace_moe.runtime.model.description import load_tokenizer
     from grace_moe.runtime.model.loading import load_whole_model
 
-    model, tokenizer = load_whole_model(str(embedded_model())), load_tokenizer(str(embedded_model()))
+    if arguments.hidden:
+        make_model(arguments, folder)
+    model, tokenizer = load_whole_model(model_of(arguments, folder)).to(rank_device()), load_tokenizer(str(embedded_model()))
     options = GenerationOptions(new_tokens=8, batch_size=48, stop_at_eos=False)
     traces = {}
     for domain in ("prose", "code"):
@@ -104,7 +130,6 @@ def serve(arguments: argparse.Namespace) -> None:
     import torch
 
     from grace_moe import Placement
-    from grace_moe.embedded import embedded_model, embedded_texts
     from grace_moe.runtime.dispatch.rank_groups import make_groups
     from grace_moe.runtime.job.generation import GenerationOptions, generate
     from grace_moe.runtime.job.ranks import joined, leave
@@ -125,7 +150,7 @@ def serve(arguments: argparse.Namespace) -> None:
     options = GenerationOptions(new_tokens=arguments.new, batch_size=arguments.batch, stop_at_eos=False)
     with joined(rendezvous_file=f"{folder}/rendezvous", timeout=patience) as member:
         groups = make_groups(plans[0].topology, patience)
-        loaded = load_model(str(embedded_model()), plans[0], groups, dispatch="hierarchical", dtype=torch.float32, equal_slots=True)
+        loaded = load_model(model_of(arguments, folder), plans[0], groups, dispatch="hierarchical", dtype=torch.float32, equal_slots=True)
         clock = Clock()
 
         def made(before_step: Callable[[Step], None], options: GenerationOptions = options) -> list[tuple[int, ...]]:
@@ -137,7 +162,8 @@ def serve(arguments: argparse.Namespace) -> None:
         wanted = made(lambda step: clock.begin(step, loaded.session.begin_step, None))
         scripted, policy = Scripted(), policy_of(loaded)
         decider = scripted if member.rank == 0 else None
-        adaptation = started(loaded, loaded.model.config.num_experts_per_tok, decider, Link(patience), AdaptingOptions(policy=policy))
+        adapting = AdaptingOptions(policy=policy, bytes_per_step=arguments.bytes_per_step)
+        adaptation = started(loaded, loaded.model.config.num_experts_per_tok, decider, Link(patience), adapting)
         for number in range(arguments.rounds):
 
             def begin_step(step: Step, target: Placement = plans[1 - number % 2]) -> None:
@@ -150,6 +176,7 @@ def serve(arguments: argparse.Namespace) -> None:
         status = adaptation.status
         facts = {"migrations": status.migrations, "rolled_back": status.rolled_back, "copies": status.copies_moved}
         facts |= {"bytes": status.bytes_moved, "steps": clock.steps}
+        facts["device"] = "no GPU" if loaded.model.device.type == "cpu" else torch.cuda.get_device_name(loaded.model.device)
         (folder / f"{rank}.json").write_text(json.dumps(facts))
         adaptation.close()
     leave(0)
@@ -198,8 +225,9 @@ def _what(adaptation: Adaptation | None) -> str:
 def show(arguments: argparse.Namespace, link: str, ranks: list[dict[str, Any]]) -> None:
     slowest = [max(steps, key=lambda step: step[1]) for steps in zip(*(rank["steps"] for rank in ranks), strict=True)]
     print(f"# Steps while experts move, {date.today()}\n")
-    print(f"`python benchmarks/live.py`: the embedded model in float32, {arguments.batch} requests a rank, {arguments.new} new tokens,")
-    print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}), {link}.")
+    model = f"an OLMoE of {arguments.layers} layers, hidden size {arguments.hidden}," if arguments.hidden else "the embedded model"
+    print(f"`python benchmarks/live.py`: {model} in float32, {arguments.batch} requests a rank, {arguments.new} new tokens,")
+    print(f"2x2 ranks over gloo on {os.cpu_count()} cores ({platform.machine()}), {ranks[0]['device']}, {link}.")
     first = ranks[0]
     print(f"{first['migrations']} migrations, {first['rolled_back']} rolled back, {first['copies']} copies of experts moved")
     print(f"({first['bytes'] / 2**20:.1f} MiB); tokens as undisturbed in all {arguments.rounds} generations.\n")

@@ -3,7 +3,7 @@
 One process imports (`python -m tests.warm_python`), and forks another for each command that it is sent. `Popen` is `subprocess.Popen`, but
 it has commands `python -m MODULE ...` and `python -c CODE ...` forked there. Such a process is a child of this one as any other is, with
 its own environment, standard files and exit code; only its name in /proc is that of the process that imported. Where this is not Linux,
-all are started as ever.
+all are started as ever, and so is what sees a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import Connection
@@ -39,16 +39,25 @@ class Popen(PLAIN):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, *more):
         words = [] if isinstance(args, str | bytes) else [os.fspath(word) for word in args]
-        if sys.platform != "linux" or words[:1] != [sys.executable] or words[1] not in ("-m", "-c") or pass_fds or shell:
+        environment = dict(os.environ if env is None else env)
+        unlike = words[:1] != [sys.executable] or words[1] not in ("-m", "-c") or pass_fds or shell
+        if sys.platform != "linux" or unlike or sees_gpus(environment):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, *more)
             return
         *pipes, _, _, _, _, _, own_session, _ = more
         stdin, _, _, stdout, _, stderr = pipes
         files = [theirs if theirs != -1 else ours for ours, theirs in enumerate((stdin, stdout, stderr))]
-        asked = {"words": words[1:], "folder": str(cwd or Path.cwd()), "environment": dict(os.environ if env is None else env)}
+        asked = {"words": words[1:], "folder": str(cwd or Path.cwd()), "environment": environment}
         self.pid = _parent().fork(asked | {"own_session": bool(own_session)}, files)
         self._child_created = True
         self._close_pipe_fds(*pipes)
+
+
+def sees_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether a process with this environment has a GPU. CUDA does not survive a fork."""
+    import torch
+
+    return torch.cuda.is_available() and environment.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 class _Parent:
@@ -56,8 +65,10 @@ class _Parent:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        environment = dict(os.environ, CUDA_VISIBLE_DEVICES="")
         with theirs:
-            self.process = PLAIN([sys.executable, "-m", "tests.warm_python"], cwd=ROOT, stdin=theirs, start_new_session=True)
+            command = [sys.executable, "-m", "tests.warm_python"]
+            self.process = PLAIN(command, cwd=ROOT, stdin=theirs, env=environment, start_new_session=True)
         self.link, self.socket, self.lock = Connection(os.dup(ours.fileno())), ours, threading.Lock()
 
     def fork(self, asked: dict[str, Any], files: list[int]) -> int:

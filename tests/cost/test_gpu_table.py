@@ -14,18 +14,21 @@ from grace_moe.cost.tables import read_table
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-def test_its_table_calibrates(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))]
+)
+def test_its_table_calibrates(tmp_path, monkeypatch, device):
     from benchmarks import gpu
 
     monkeypatch.setitem(gpu.SHAPES, "tiny", (32, 32, 2, 8))
     table = tmp_path / "experts.csv"
     monkeypatch.setattr(
-        "sys.argv", ["gpu.py", "--device", "cpu", "--shapes", "tiny", "--tokens", "1,8,64", "--rounds", "1", "--table", str(table)]
+        "sys.argv", ["gpu.py", "--device", device, "--shapes", "tiny", "--tokens", "1,8,64", "--rounds", "1", "--table", str(table)]
     )
     gpu.main()
     found = calibrate([read_table(table)])
-    assert found.machines == ("CPU",)
-    assert sorted(kernel.name for kernel in found.calibration.compute) == ["moe by_slot", "moe grouped_mm"]
+    assert found.machines == ("CPU" if device == "cpu" else torch.cuda.get_device_name(),)
+    assert [kernel.name for kernel in found.calibration.compute] == [f"moe {gpu.USED[device]}"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -14,17 +14,12 @@ from grace_moe.runtime.job.generation import Request
 from grace_moe.topology import Topology
 from tests.rank_pool import RankPool
 
-MOST_RANKS = 4
-"""Of a test that is marked `ranks` without a number."""
-
 
 def pytest_generate_tests(metafunc):
-    """Every test that starts ranks runs on the CPU over gloo and, where there is a GPU for each of its ranks, on those over NCCL."""
-    mark = metafunc.definition.get_closest_marker("ranks")
-    if mark is not None:
-        needed = mark.args[0] if mark.args else MOST_RANKS
-        few = pytest.mark.skipif(torch.cuda.device_count() < needed, reason=f"needs {needed} GPUs")
-        metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=few)], indirect=True, scope="module")
+    """Every test that starts ranks runs on the CPU and, where there is a GPU, there: over NCCL where each rank has one, else over gloo."""
+    if metafunc.definition.get_closest_marker("ranks") is not None:
+        none = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+        metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=none)], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", autouse=True)

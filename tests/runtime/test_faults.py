@@ -47,8 +47,8 @@ def parents_of_ranks(launcher: int) -> list[int]:
 
 
 def workers(launcher: int) -> list[int]:
-    """Rank processes that a process started, in rank order: forked, so they bear their parent's command."""
-    return [rank for parent in parents_of_ranks(launcher) for rank in children(parent, "rank_parent")]
+    """Rank processes that a process started, in rank order: forked, so they bear their parent's command, or started anew for a GPU."""
+    return [rank for parent in parents_of_ranks(launcher) for rank in children(parent, "rank_parent") + children(parent, "worker")]
 
 
 def runs(pid: int) -> bool:

@@ -75,7 +75,10 @@ class Served:
                     for slot, expert in enumerate(route.local_experts):
                         if expert >= 0:
                             wanted = getattr(whole[route.layer_id].module, name)[expert]
-                            assert torch.equal(by_slot(local.detach(), route)[slot].reshape(wanted.shape), wanted), (route.layer_id, slot)
+                            assert torch.equal(by_slot(local.detach().cpu(), route)[slot].reshape(wanted.shape), wanted), (
+                                route.layer_id,
+                                slot,
+                            )
 
 
 def moves_lossless(model: str, member: Membership) -> None:

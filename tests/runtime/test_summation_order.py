@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from grace_moe.runtime.dispatch import AutoDispatcher, FlatDispatcher, HierarchicalDispatcher, Received
 from grace_moe.runtime.dispatch.collectives import TrafficMeter
-from grace_moe.runtime.dispatch.rank_groups import make_groups
+from grace_moe.runtime.dispatch.rank_groups import make_groups, rank_device
 from grace_moe.runtime.dispatch.route import layer_routes
 from grace_moe.runtime.dispatch.rows import add_rows
 from grace_moe.runtime.job.ranks import Membership
@@ -29,13 +29,13 @@ def expert(hidden, ids, weights):
 
 
 def check_on_rank(shape: str, member: Membership) -> None:
-    rank = member.rank
+    rank, device = member.rank, rank_device()
     placement = placement_of(shape, scattered_with_replicas(RANKS))
     topology = placement.topology
     groups = make_groups(topology, timedelta(seconds=60))
     meter = TrafficMeter(topology=topology, rank=rank)
-    route = layer_routes(placement, rank, seed=5, device=torch.device("cpu"))[0]
-    of_slot = torch.tensor(route.local_experts)
+    route = layer_routes(placement, rank, seed=5, device=device)[0]
+    of_slot = torch.tensor(route.local_experts, device=device)
 
     def compute(received: Received) -> torch.Tensor:
         row, k = (received.slots_RK >= 0).nonzero(as_tuple=True)
@@ -59,6 +59,7 @@ def check_on_rank(shape: str, member: Membership) -> None:
         ids = torch.rand(TOKENS[rank], EXPERTS, generator=generator).argsort(dim=1)[:, :TOP_K]
         ids = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.1, -1)
         weights = torch.rand(ids.shape, generator=generator)
+        hidden, ids, weights = hidden.to(device), ids.to(device), weights.to(device)
         outgoing = route.outgoing(hidden, ids, weights, first_token=0)
         for name, (dispatcher, order) in ways.items():
             got = dispatcher.run(outgoing, compute, lambda _: nullcontext())

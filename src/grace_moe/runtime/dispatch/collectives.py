@@ -105,7 +105,7 @@ class Channel:
         received = rows.new_empty((sum(receive_splits), *rows.shape[1:]))
         row_bytes = rows[0].numel() * rows.element_size() if len(rows) else 0
         self.meter.count(self.ranks, [n * row_bytes for n in send_splits])
-        if dist.get_backend(self.group) == "gloo":
+        if dist.get_backend(self.group) == "gloo" and rows.device.type == "cpu":  # it takes those of a GPU in collectives alone
             works = self._post_receives_first(rows.split(send_splits), received.split(receive_splits))
             return RowsOnTheWay(sent=rows, received=received, works=works)
         work = dist.all_to_all_single(received, rows, receive_splits, send_splits, group=self.group, async_op=True)

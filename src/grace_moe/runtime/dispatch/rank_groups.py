@@ -42,8 +42,15 @@ class RankGroups:
 
 
 def rank_device() -> torch.device:
-    """Where this rank computes: its own accelerator by local rank, or the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this rank computes: an accelerator by local rank, which ranks share where there are fewer, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def message_device() -> torch.device:
+    """Where what one rank sends to another lies, and what is gathered of a sharded tensor: gloo takes both from the CPU alone."""
+    return torch.device("cpu") if dist.get_backend() == "gloo" else rank_device()
 
 
 def make_groups(topology: Topology, timeout: timedelta) -> RankGroups:

@@ -22,6 +22,10 @@ def add_rows(rows_RH: torch.Tensor, index_R: torch.Tensor, size: int, *more: tup
     """`[size, H]` sums of rows by index, accumulated in float32 at least, in ascending row order; then of `more` rows by their index."""
     wide = torch.promote_types(rows_RH.dtype, torch.float32)
     total = torch.zeros((size, rows_RH.shape[1]), dtype=wide, device=rows_RH.device)
+    if total.device.type != "cpu":
+        # There `index_add_` sums in whatever order its threads come. This sorts first, and adds the sum of an index's rows at once.
+        all_rows, all_indices = (torch.cat(parts) for parts in zip((rows_RH, index_R), *more, strict=True))
+        return total.index_put_((all_indices,), all_rows.to(wide), accumulate=True).to(rows_RH.dtype)
     for rows, index in ((rows_RH, index_R), *more):
         total = total.index_add_(0, index, rows.to(wide))
     return total.to(rows_RH.dtype)

@@ -21,7 +21,7 @@ from grace_moe.discover.rank_facts import RankFacts, facts_of_this_rank
 from grace_moe.discover.reading import Declared, declarations_of
 from grace_moe.discover.tiers import FoundTier
 from grace_moe.errors import TopologyError, UsageError
-from grace_moe.runtime.dispatch.rank_groups import rank_device
+from grace_moe.runtime.dispatch.rank_groups import message_device, rank_device
 from grace_moe.runtime.job.ranks import Membership
 from grace_moe.topology import Topology
 
@@ -103,7 +103,8 @@ class Probe:
 
     rank: int
     world_size: int
-    device: torch.device = field(default_factory=rank_device)
+    device: torch.device = field(default_factory=message_device)
+    """Where its messages lie."""
     _buffers: dict[int, torch.Tensor] = field(default_factory=dict)
     _sizes: dict[int, int] = field(default_factory=dict)
     """Of messages, by sender, which made a stream long enough."""
@@ -111,7 +112,7 @@ class Probe:
     def facts(self) -> tuple[RankFacts, ...]:
         """What every rank knows of itself. Collective."""
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, _own_facts(self.device))
+        dist.all_gather_object(found, _own_facts(rank_device()))
         return tuple(found)
 
     def measure(self, machines: list[str], on_round: Callable[[int, int], None] = lambda done, total: None) -> Measured:

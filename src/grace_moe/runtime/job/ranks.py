@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,10 +50,9 @@ def joined(*, rendezvous_file: str | None = None, timeout: timedelta = timedelta
     except (KeyError, ValueError) as error:
         raise RankError("RANK and WORLD_SIZE are not set: start the ranks with torchrun, or give --local NxG") from error
     store = _store(rendezvous_file, world_size, timeout)
-    _wait_for_all(store, rank, world_size, timeout)
-    backend = "gloo"
+    accelerators = _wait_for_all(store, rank, world_size, timeout)
+    backend = backend_of(accelerators)
     if torch.cuda.is_available():
-        backend = "nccl"
         torch.cuda.set_device(rank_device())
     member = Membership(rank=rank, world_size=world_size, store=store)
     roll_call = RollCall(store, rank, world_size)
@@ -62,6 +61,15 @@ def joined(*, rendezvous_file: str | None = None, timeout: timedelta = timedelta
         yield member
         dist.barrier()
     dist.destroy_process_group()
+
+
+def backend_of(accelerators: Sequence[str]) -> str:
+    """What ranks talk by: NCCL where each has an accelerator of its own, else gloo, through host memory.
+
+    Args:
+        accelerators: of each rank, what tells its accelerator from all others; empty = it has none.
+    """
+    return "nccl" if all(accelerators) and len(set(accelerators)) == len(accelerators) else "gloo"
 
 
 def agree(member: Membership, facts: dict[str, str]) -> None:
@@ -139,8 +147,9 @@ def _store(rendezvous_file: str | None, world_size: int, timeout: timedelta) -> 
     return store
 
 
-def _wait_for_all(store: Store, rank: int, world_size: int, timeout: timedelta) -> None:
-    store.set(f"joined/{rank}", "1")
+def _wait_for_all(store: Store, rank: int, world_size: int, timeout: timedelta) -> list[str]:
+    """Every rank's accelerator, once all have come (`backend_of`)."""
+    store.set(f"joined/{rank}", _own_accelerator())
     deadline = time.monotonic() + timeout.total_seconds()
     missing = list(range(world_size))
     while missing:
@@ -149,3 +158,9 @@ def _wait_for_all(store: Store, rank: int, world_size: int, timeout: timedelta) 
             named = ", ".join(map(str, missing))
             raise RankError(f"rank {rank}: rank {named} never joined within {timeout.total_seconds():.0f} s; is it running?")
         time.sleep(_JOIN_POLL_SECONDS if missing else 0)
+    return [store.get(f"joined/{r}").decode() for r in range(world_size)]
+
+
+def _own_accelerator() -> str:
+    device = rank_device()
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""

@@ -126,7 +126,7 @@ class Mover:
                 self._chunk(number, parts)
         for move, parcel in parcels:
             if move.target == self._rank:
-                self._take(move, parcel, first + len(starts) - 1)
+                self._take(move, parcel, of_move[move], first + len(starts) - 1)
         return first + len(starts)
 
     def _chunk(self, number: int, parts: list[tuple[Move, torch.Tensor]]) -> None:
@@ -168,12 +168,12 @@ class Mover:
                 raise _CancelledError
             return self._granted_at[number]
 
-    def _take(self, move: Move, parcel: torch.Tensor, number: int) -> None:
+    def _take(self, move: Move, parcel: torch.Tensor, of_layer: SlotWeights, number: int) -> None:
         try:
             weights = checked(parcel)
         except VerificationError as error:
             self._fail(4 * number, move.source, move, str(error))
-        self.arrived[move.layer, move.expert] = weights
+        self.arrived[move.layer, move.expert] = of_layer.brought(weights)
         self.bytes_received += len(weights)
 
     def _fail(self, order: int, rank: int, move: Move, words: str) -> None:

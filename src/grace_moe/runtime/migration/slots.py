@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -58,12 +59,25 @@ class SlotWeights:
         self.expert_bytes = sum(kept[0].nbytes for kept in self._kept)
         """Of one expert of this layer."""
 
+    @property
+    def _device(self) -> torch.device:
+        return self._kept[0].device
+
     def read(self, slot: int) -> torch.Tensor:
         """uint8 `[expert_bytes]` on the CPU: a copy of what stands in a slot."""
-        return torch.cat([kept[slot].reshape(-1).view(torch.uint8).cpu() for kept in self._kept])
+        with _beside_passes(self._device):
+            return torch.cat([kept[slot].reshape(-1).view(torch.uint8).cpu() for kept in self._kept])
+
+    def brought(self, weights: torch.Tensor) -> torch.Tensor:
+        """Weights that came to the CPU, on the slots' own device: a switch is to have a short way."""
+        if self._device.type == "cpu":
+            return weights
+        near = torch.empty_like(weights, device=self._device)
+        with _beside_passes(self._device):
+            return near.copy_(weights)
 
     def write(self, slot: int, weights: torch.Tensor) -> None:
-        """Put weights, as `read` gives them, into a slot."""
+        """Put weights, as `brought` gives them, into a slot."""
         parts = weights.split([kept[slot].nbytes for kept in self._kept])
         used = [by_slot(_local(p), self._route) for module in self._modules for _, p in module.named_parameters(recurse=False)]
         for part, kept, now in zip(parts, self._kept, used, strict=True):
@@ -77,6 +91,20 @@ def slot_weights(model: torch.nn.Module) -> dict[int, SlotWeights]:
     for module, route in placed_experts(model):
         of_layer.setdefault(route.layer_id, ([], route))[0].append(module)
     return {layer_id: SlotWeights(modules, route) for layer_id, (modules, route) in of_layer.items()}
+
+
+@contextmanager
+def _beside_passes(device: torch.device) -> Iterator[None]:
+    """What a GPU is asked to copy inside the block, it does beside the passes and not between them, after what it has been asked before;
+    done at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,8 @@ class SampledStep:
 
 
 class ChoiceSampler:
-    """Samples up to `most` tokens of each step, in a buffer of `steps` steps: `steps * most * (layers * k * 2 + 8)` bytes.
+    """Samples up to `most` tokens of each step, in a buffer of `steps` steps: `steps * most * (layers * k * 2 + 8)` bytes. During
+    a pass it holds what the router chose in it.
 
     The same steps, rank and seed give the same sample; ranks draw apart.
     """
@@ -34,7 +35,7 @@ class ChoiceSampler:
     def __init__(
         self, layer_ids: Sequence[int], top_k: int, *, steps: int, most: int, rank: int, ranks: int, seed: int, device: torch.device
     ) -> None:
-        self._column = {layer_id: column for column, layer_id in enumerate(layer_ids)}
+        self._layer_ids = tuple(layer_ids)
         self._rank, self._ranks, self._most = rank, ranks, most
         self._random = np.random.default_rng([seed, rank])
         self._ids = torch.full((steps, most, len(layer_ids), top_k), -1, dtype=torch.int16, device=device)
@@ -43,6 +44,8 @@ class ChoiceSampler:
         """Sampled tokens, all tokens and phase of each step."""
         self._rows = torch.zeros(0, dtype=torch.int64, device=device)
         self._steps = 0
+        self._seen: dict[int, torch.Tensor] = {}
+        """Of the pass under way, the choices of each layer."""
 
     @property
     def memory_bytes(self) -> int:
@@ -51,6 +54,7 @@ class ChoiceSampler:
 
     def begin_step(self, step: Step) -> None:
         """A forward pass comes: draw the rows that are sampled."""
+        self._keep()
         index = self._steps % len(self._notes)
         self._steps += 1
         real = step.valid.nonzero()[:, 0]
@@ -59,15 +63,22 @@ class ChoiceSampler:
             drawn = real[torch.from_numpy(np.sort(self._random.choice(len(real), self._most, replace=False)))]
         self._requests[index, : len(drawn)] = step.request_ids[drawn].numpy() * self._ranks + self._rank
         self._notes[index] = len(drawn), len(real), step.phase
-        self._rows = drawn.to(self._ids.device)
+        self._rows = drawn.to(self._ids.device, non_blocking=True)
 
     def seen(self, layer_id: int, topk_ids_TK: torch.Tensor) -> None:
         """One layer's choices in this pass."""
-        index = (self._steps - 1) % len(self._notes)
-        self._ids[index, : len(self._rows), self._column[layer_id]] = topk_ids_TK.index_select(0, self._rows).to(torch.int16)
+        self._seen[layer_id] = topk_ids_TK
+
+    def _keep(self) -> None:
+        """Put the sampled rows of a pass into the buffer, all layers at once: a GPU takes as long for one layer."""
+        if self._seen:
+            chosen = torch.stack([self._seen[layer_id] for layer_id in self._layer_ids], dim=1)
+            self._ids[(self._steps - 1) % len(self._notes), : len(self._rows)] = chosen.index_select(0, self._rows)
+            self._seen = {}
 
     def packed(self) -> torch.Tensor:
         """The buffer as bytes, alike in length on every rank, on the CPU."""
+        self._keep()
         parts = (self._notes, self._requests, self._ids.cpu().numpy())
         return torch.from_numpy(np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts]))
 

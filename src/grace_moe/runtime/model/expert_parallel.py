@@ -95,7 +95,7 @@ class PlacedLayer:
             return ids_TK
         if len(valid_T) != len(ids_TK):
             raise ModelError(f"layer {self.route.layer_id} got {len(ids_TK)} rows, the step announced {len(valid_T)}")
-        return ids_TK.masked_fill(~valid_T.to(ids_TK.device)[:, None], -1)
+        return ids_TK.masked_fill(~valid_T[:, None], -1)
 
     def _with_gradients(self, outgoing: Outgoing, compute: Compute) -> torch.Tensor:
         dispatcher = self.session.dispatcher

@@ -45,7 +45,7 @@ def compute_by_slot(experts: torch.nn.Module, received: Received) -> torch.Tenso
     order = torch.argsort(slot_P, stable=True)
     rows, weights = row_P[order], weight_P[order, None]
     wide = torch.promote_types(hidden_RH.dtype, torch.float32)
-    weighted = torch.empty((len(row_P), hidden_RH.shape[1]), dtype=wide)
+    weighted = torch.empty((len(row_P), hidden_RH.shape[1]), dtype=wide, device=hidden_RH.device)
     end = 0
     for slot, count in enumerate(torch.bincount(slot_P).tolist()):
         if count:
@@ -71,7 +71,7 @@ def _linear(experts: Any, name: str, slot: int, rows: torch.Tensor) -> torch.Ten
     weight = weight.T if experts.is_transposed else weight
     bias = getattr(experts, f"{name}_bias")[slot] if experts.has_bias else None
     # A single row through a transposed weight: oneDNN would first copy all of the weight.
-    by_onednn = rows.dtype == torch.float32 and not (experts.is_transposed and len(rows) == 1)
+    by_onednn = rows.device.type == "cpu" and rows.dtype == torch.float32 and not (experts.is_transposed and len(rows) == 1)
     if _ONEDNN_LINEAR is None or not by_onednn:
         return functional.linear(rows, weight, bias)
     product: torch.Tensor = _ONEDNN_LINEAR(rows.contiguous(), weight, bias, "none", [], "")

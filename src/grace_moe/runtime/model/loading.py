@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,8 +145,8 @@ def _load(
     world = groups.topology.num_devices
     distributed = DistributedConfig(fsdp_size=world, ep_size=world, ep_implementation=name, ep_plan=ep_plan)
     register_names()
-    with loading_for(meter, session, source.rows):
-        model = _from_pretrained(source, weights, dtype, distributed_config=distributed)
+    with loading_for(meter, session, source.rows), bound_to(rank_device()):
+        model = _from_pretrained(source, weights, dtype, distributed_config=distributed, device_map=_device_map(rank_device()))
     check_dense_weights(model, weights, source)
     keep_dense_weights(model)
     if session is not None:
@@ -158,6 +159,25 @@ def _load(
         source=source,
         placement=placement,
     )
+
+
+def _device_map(device: torch.device) -> torch.device | None:
+    """Of a rank that is alone: Transformers makes no mesh for it, and would leave the model on the CPU."""
+    return None if device.type == "cpu" else device
+
+
+@contextmanager
+def bound_to(device: torch.device) -> Iterator[None]:
+    """Transformers takes the accelerator with the number LOCAL_RANK, where ranks may be more than accelerators: let it take this one."""
+    before = os.environ.get("LOCAL_RANK")
+    if device.index is None or before is None:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = str(device.index)
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = before
 
 
 def _experts_to_read(route: LayerRoute) -> tuple[int, ...]:

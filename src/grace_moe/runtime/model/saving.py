@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from grace_moe.errors import GraceError, UsageError, VerificationError
 from grace_moe.files import dump_json, write_atomically
+from grace_moe.runtime.dispatch.rank_groups import message_device
 from grace_moe.runtime.dispatch.route import LayerRoute
 from grace_moe.runtime.model.loading import LoadedModel
 from grace_moe.runtime.model.parameter_names import layer_of
@@ -86,13 +87,21 @@ def _gathered(loaded: LoadedModel, names: list[str]) -> Iterator[tuple[str, torc
     for name in names:
         layer_id = source.layer_of_parameter.get(name)
         if layer_id is None:
-            value: Any = state[name]
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            whole = _whole(state[name])
         else:
             local = state[name].to_local() if isinstance(state[name], DTensor) else state[name]
             whole = _all_experts(local.detach(), loaded.session.routes[layer_id], source.shapes[name], name)
         if dist.get_rank() == 0:
             yield name, whole.detach().cpu()
+
+
+def _whole(value: Any) -> torch.Tensor:
+    """A dense weight or buffer of which each rank may hold a part. Collective."""
+    if isinstance(value, DTensor):
+        near: Any = value.to(message_device())
+        value = near.full_tensor()
+    whole: torch.Tensor = value
+    return whole
 
 
 def _all_experts(local: torch.Tensor, route: LayerRoute, shape: tuple[int, ...], name: str) -> torch.Tensor:
@@ -103,7 +112,7 @@ def _all_experts(local: torch.Tensor, route: LayerRoute, shape: tuple[int, ...],
     own = local.unflatten(0, (route.num_slots, rows))[taken]
     if route.rank != 0:
         if of_rank[route.rank]:
-            dist.send(own.contiguous(), dst=0)
+            dist.send(own.to(message_device()).contiguous(), dst=0)
         _agree(None)
         return local
     num_experts = route.slot_of_DE.shape[1]
@@ -114,9 +123,10 @@ def _all_experts(local: torch.Tensor, route: LayerRoute, shape: tuple[int, ...],
     for rank, experts in enumerate(of_rank):
         if not experts:
             continue
-        slots = own if rank == 0 else own.new_empty((len(experts), *own.shape[1:]))
+        slots = own if rank == 0 else own.new_empty((len(experts), *own.shape[1:]), device=message_device())
         if rank != 0:
             dist.recv(slots, src=rank)
+            slots = slots.to(own.device)
         for expert, part in zip(experts, slots, strict=True):
             if expert not in seen:
                 experts_ER[expert] = part

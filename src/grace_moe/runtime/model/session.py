@@ -29,7 +29,7 @@ class ExpertParallelSession:
     phase: int = PREFILL
     """Of the coming pass: PREFILL or DECODE, alike on all ranks; training is prefill."""
     valid_T: torch.Tensor | None = None
-    """bool: rows of the coming pass that are real tokens; None = all."""
+    """bool: rows of the coming pass that are real tokens, on the layers' device; None = all."""
     profiler: Profiler | None = None
     """Times the phases of every layer, where given."""
     log: RoutingLog | None = None
@@ -50,13 +50,18 @@ class ExpertParallelSession:
         self.first_token += self._rows_of_step
         self._rows_of_step = len(step.valid)
         self.phase = step.phase
-        self.valid_T = step.valid
+        self.valid_T = step.valid.to(self._device, non_blocking=True)
         if self.profiler is not None:
             self.profiler.step += 1
         if self.log is not None:
             self.log.begin_step(step)
         if self.sampler is not None:
             self.sampler.begin_step(step)
+
+    @property
+    def _device(self) -> torch.device:
+        """Of the layers."""
+        return next(iter(self.routes.values())).slot_of_DE.device
 
     def timed(self, phase: str, layer_id: int) -> AbstractContextManager[dict[str, int]]:
         """Time a phase of a layer, where there is a profiler."""
