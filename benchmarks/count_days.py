@@ -13,7 +13,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,37 +20,36 @@ from safetensors import safe_open
 
 from grace_moe import Topology
 from grace_moe.adapt.simulate import SCENARIOS, Day, DayOptions, Following, Policy, StreamOptions, run_load_day
-from grace_moe.placement import Placement
 from grace_moe.trace import LoadProfile
 
 WITHIN = 100
 """Steps after the shift, and the last tenth of them is looked at."""
 
 
-@dataclass
 class Follower:
-    """What the policy `grace` did."""
+    """What the policy `grace` did, seed by seed."""
 
-    policy: Following | None = None
+    def __init__(self) -> None:
+        self.policies: list[Following] = []
 
     def step(self, policy: Policy) -> None:
         """After each step of any policy."""
-        if isinstance(policy, Following):
-            self.policy = policy
+        if isinstance(policy, Following) and policy not in self.policies[-1:]:
+            self.policies.append(policy)
 
     def told(self, shift: int) -> str:
-        """Steps from the shift to the first look after it; and how many came before it."""
-        assert self.policy is not None
-        steps = [look.step - shift for look in self.policy.adapter.looks]
-        early = sum(step <= 0 for step in steps)
-        return f"{next((step for step in steps if step > 0), 'never')}{f' ({early} before)' if early else ''}"
+        """Steps from the shift to the first look after it, of each seed; and how many looks came before it, where any did."""
+        cells = []
+        for policy in self.policies:
+            steps = [look.step - shift for look in policy.adapter.looks]
+            early = sum(step <= 0 for step in steps)
+            cells.append(f"{next((step for step in steps if step > 0), 'never')}{f' ({early} before)' if early else ''}")
+        return ", ".join(cells)
 
     @property
     def copies(self) -> int:
         """Slots in use, all layers."""
-        assert self.policy is not None
-        placement: Placement = self.policy.serving
-        return int(placement.slots_per_device().sum())
+        return int(self.policies[0].serving.slots_per_device().sum())
 
 
 def main() -> None:

@@ -116,6 +116,23 @@ def test_the_slower_of_sms_and_links_counts():
     assert few > many == more  # with 24 SMs the link between nodes is what takes long
 
 
+@pytest.mark.parametrize(
+    ("machine", "hardware"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("gb200_nvl72", "gb200"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("CPU", None),
+    ],
+)
+def test_a_machine_is_known_by_the_name_that_its_driver_gives_it(tmp_path, machine, hardware):
+    path = tmp_path / "low.csv"
+    write(path, low_latency_rows(machine))
+    stored, _ = calibrate([read_table(path)]).onto(Topology.parse("2x8"))
+    assert stored.hardware == hardware
+
+
 def test_a_machine_is_stored_and_read_again(tmp_path):
     path = tmp_path / "low.csv"
     write(path, [*low_latency_rows("x1"), *low_latency_rows("h200_sxm")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,15 +52,20 @@ class Calibrated:
         """
         if machine is not None and machine not in self.machines:
             raise UsageError(f"--machine: {machine!r} is not in the tables; they have {', '.join(self.machines)}")
-        named = [name for name in self.machines if name.lower().split("_")[0] == hardware_of(base).name]
+        named = [name for name in self.machines if _is_of(name, hardware_of(base).name)]
         chosen = machine or (named or list(self.machines))[0]
         links = self.links.get(chosen, {})
         inside, across = links.get("intra_node", base.intra_node), links.get("cross_node", base.cross_node)
         near, far = inside.bandwidth_bytes_per_s, across.bandwidth_bytes_per_s
         own = self.calibration.of(chosen)
         own = replace(own, transports=tuple(replace(k, near_bytes_per_s=near, far_bytes_per_s=far) for k in own.transports))
-        hardware = next((name for name in presets() if chosen.lower().split("_")[0] == name), base.hardware)
+        hardware = next((name for name in presets() if _is_of(chosen, name)), base.hardware)
         return replace(base, intra_node=inside, cross_node=across, calibration=own.to_dict(), hardware=hardware), chosen
+
+
+def _is_of(machine: str, hardware: str) -> bool:
+    """Whether a machine's name has a preset's among its words: `h200_sxm`, or `NVIDIA H200`, as CUDA names it."""
+    return hardware in re.split(r"[^a-z0-9]+", machine.lower())
 
 
 def calibrate(sources: Sequence[Table | Profile], on_fit: Callable[[str], None] = lambda _: None) -> Calibrated:

@@ -150,14 +150,14 @@ class ServingDay:
             self._target = wanted.placement
             stages = stages_of(wanted.placement, policy.serving, first=wanted.first)
             self._waiting = [(stage.layers, moves) for stage in stages for moves in stage.rounds]
-            if not self._waiting:
-                policy.serving = self._target  # shares of replicas alone
+            policy.serving = _switched(policy.serving, self._target, self._waiting)  # layers whose replicas' shares alone change
         if self._waiting:
             now = self._waiting if policy.stops or policy.free else self._waiting[: self._migration.rounds_per_step]
             self._waiting = self._waiting[len(now) :]
             if not policy.free:
                 self._count([moves for _, moves in now])
-            policy.serving = _switched(policy.serving, self._target, self._waiting)
+            if {layers for layers, _ in now} - {layers for layers, _ in self._waiting[:1]}:  # a stage is complete
+                policy.serving = _switched(policy.serving, self._target, self._waiting)
 
     def _count(self, rounds: Sequence[Sequence[Move]]) -> None:
         topology, migration = self._policy.serving.topology, self._migration
