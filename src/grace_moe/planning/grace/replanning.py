@@ -105,18 +105,20 @@ def searched(layers: Sequence[LayerReplan], least_price: float, budget: int, *, 
         return _annealed(layers, least_price, budget)
     states = [_state(layer) for layer in layers]
     refused = [np.empty((0, 5), np.int64) for _ in layers]
-    guesses = [best_guesses(state, least_price, moves) for state, moves in zip(states, refused, strict=True)]
+    guesses: list[Guesses | None] = [None] * len(layers)
     for _ in range(HASTY_ROUNDS if hasty else DESCENT_ROUNDS):
+        found = [guess or best_guesses(state, least_price, moves) for guess, state, moves in zip(guesses, states, refused, strict=True)]
         left = budget - _loads(states)
-        price = max(least_price, _price_of(guesses, OVERBOOKED * left if hasty else left))
+        price = max(least_price, _price_of(found, OVERBOOKED * left if hasty else left))
         if math.isinf(price):
             break
-        for index, guess in enumerate(guesses):
+        guesses = list(found)
+        for index, guess in enumerate(found):
             tried = (guess.saved >= price) & (guess.loads.cumsum() <= budget - _loads(states))
             if tried.any():
                 states[index] = priced(states[index], price)
                 refused[index] = np.concatenate([refused[index], try_moves(states[index], guess.moves[tried])])
-                guesses[index] = best_guesses(states[index], least_price, refused[index])
+                guesses[index] = None  # what was tried changes what is best
     return [state.contents.copies for state in states]
 
 
