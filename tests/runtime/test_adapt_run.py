@@ -98,9 +98,10 @@ def test_what_has_no_effect_with_it_is_refused(capsys, tmp_path, option):
 
 
 def test_metrics_of_nothing_are_refused(capsys, tmp_path):
-    code, _, err = run(capsys, tmp_path, "--metrics-port", "0")
-    assert code == 2
-    assert "--metrics-port: it shows what --adapt does" in err
+    for option in (["--metrics-port", "0"], ["--log", str(tmp_path / "log.jsonl")]):
+        code, _, err = run(capsys, tmp_path, *option)
+        assert code == 2
+        assert "--metrics-port, --log: they show what --adapt does" in err
 
 
 def test_a_trace_of_another_model_is_refused(capsys, tmp_path):

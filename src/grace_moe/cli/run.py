@@ -65,6 +65,7 @@ class RunOptions:
     predict: bool
     adapt: Path | None
     metrics_port: int | None
+    log_path: Path | None
     seed: int
     timeout: float
     as_json: bool
@@ -89,8 +90,8 @@ class RunOptions:
             raise UsageError("--adapt: vanilla has no placement, so nothing of it can move; give flat, hierarchical or auto")
         if self.adapt is not None and self.predict:
             raise UsageError("--adapt: --predict replays one placement, and this one changes; leave one of them out")
-        if self.adapt is None and self.metrics_port is not None:
-            raise UsageError("--metrics-port: it shows what --adapt does; give --adapt TRACE too, or leave it out")
+        if self.adapt is None and (self.metrics_port is not None or self.log_path is not None):
+            raise UsageError("--metrics-port, --log: they show what --adapt does; give --adapt TRACE too, or leave them out")
         if self.local is None and os.environ.get("WORLD_SIZE") is None:
             raise UsageError("--local: not given, and this is not a rank of torchrun; give --local NxG")
         if self.local is None and self.prompts_path == STANDARD_INPUT:
@@ -161,6 +162,7 @@ Examples:
     help="Move experts when traffic becomes another than this trace's, which the plan was made on.",
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65_535), metavar="PORT", help="Serve what --adapt does to Prometheus meanwhile.")
+@click.option("--log", "log_path", type=OutputPath(), metavar="FILE", help="Add a JSON line for each decision of --adapt, and each effect.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the replica choice and of the tokens drawn.")
 @click.option(
     "--timeout",
@@ -262,6 +264,7 @@ def _prepare(options: RunOptions, placement: Placement, *, warn: bool = True) ->
         keep_routing=options.predict,
         adapt="" if options.adapt is None else str(options.adapt),
         metrics_port=options.metrics_port,
+        adapt_log="" if options.log_path is None else str(options.log_path),
     )
     return _Prepared(job=job, placement=placement, config=config, tokenizer=tokenizer)
 

@@ -58,7 +58,8 @@ def _chance_of_lengths(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     _, which, ties = np.unique(pooled, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(ties) - (ties - 1) / 2)[which]
     total = len(pooled)
-    variance = len(one) * len(other) / 12 * (total + 1 - (ties**3 - ties).sum() / (total * (total - 1)))
+    tied = ((ties.astype(float) ** 3) - ties).sum()  # of whole numbers the cubes of millions would overflow
+    variance = len(one) * len(other) / 12 * (total + 1 - tied / (total * (total - 1)))
     if variance <= 0:  # all requests are of one length
         return 1.0
     distance = abs(ranks[: len(one)].sum() - len(one) * (total + 1) / 2)

@@ -49,6 +49,8 @@ class Job:
     """Path of the trace that the placement was planned on, where experts may move while it runs; not of vanilla dispatch."""
     metrics_port: int | None = None
     """Port of rank 0's machine that serves metrics of adaptation; 0 = a free one; None = no metrics."""
+    adapt_log: str = ""
+    """Path on rank 0's machine of the log of adaptation; empty = none."""
     keep_routing: bool = False
     """Keep what the router chose; not of vanilla dispatch, either."""
 

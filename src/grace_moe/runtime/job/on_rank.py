@@ -108,7 +108,8 @@ def _adapting(job: Job, loaded: LoadedModel, member: Membership, listener: Liste
     from grace_moe.runtime.migration.adaptation import AdaptingOptions, adapting, copy_bytes, policy_of
 
     view_every = 0 if job.metrics_port is None else VIEW_EVERY
-    options = AdaptingOptions(policy=policy_of(loaded), timeout_seconds=job.timeout_seconds, view_every=view_every)
+    log = Path(job.adapt_log) if job.adapt_log else None
+    options = AdaptingOptions(policy=policy_of(loaded), timeout_seconds=job.timeout_seconds, view_every=view_every, log=log)
     with adapting(loaded, RoutingTrace.load(job.adapt), options=options, seed=job.seed) as adaptation:
         if job.metrics_port is None or member.rank != 0:
             yield adaptation

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +58,8 @@ class AdaptingOptions:
     """How long a rank waits for another where ranks agree."""
     view_every: int = 0
     """Steps between two views of traffic, for `Adaptation.view`; 0 = none."""
+    log: Path | None = None
+    """File on rank 0's machine that gets a JSON line for each decision and each measured effect; it is added to. None = no log."""
 
     def __post_init__(self) -> None:
         wrong = self.boundary < 1 or self.view_every < 0 or not self.patience_seconds > 0
@@ -228,7 +231,9 @@ def adapting(
     placement = loaded.placement
     if (planned_on.layer_ids, planned_on.num_experts) != (placement.layer_ids, placement.num_experts):
         raise MismatchError(f"{planned_on.source}: layers or experts are not those of {placement.source}; give the trace it was planned on")
-    decider = DecidingProcess(placement, planned_on, options.policy, seed, view_every=options.view_every) if dist.get_rank() == 0 else None
+    decider = None
+    if dist.get_rank() == 0:
+        decider = DecidingProcess(placement, planned_on, options.policy, seed, view_every=options.view_every, log=options.log)
     link = Link(timedelta(seconds=options.timeout_seconds))
     adaptation = started(loaded, planned_on.top_k, decider, link, options, seed=seed)
     try:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,14 +85,23 @@ class Decides(Protocol):
 class DecidingProcess:
     """`Decides`, by an `Adapter` in a process of its own. A thread waits for its answers."""
 
-    def __init__(self, serving: Placement, planned_on: RoutingTrace, options: AdaptOptions, seed: int, *, view_every: int = 0) -> None:
-        """`view_every`: steps between two views of traffic; 0 = none."""
+    def __init__(
+        self,
+        serving: Placement,
+        planned_on: RoutingTrace,
+        options: AdaptOptions,
+        seed: int,
+        *,
+        view_every: int = 0,
+        log: Path | None = None,
+    ) -> None:
+        """`view_every`: steps between two views of traffic; 0 = none. `log`: see `AdaptingOptions`."""
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "grace_moe.runtime.migration.deciding", str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         theirs.close()
         self._messages: SimpleQueue[Any] = SimpleQueue()
-        self._messages.put((serving, planned_on, options, seed, view_every))
+        self._messages.put((serving, planned_on, options, seed, view_every, log))
         self._answer, self._plan = Answer(), b""
         self._thread = Thread(target=self._talk, args=(ours,), name="grace-moe-decider", daemon=True)
         self._thread.start()

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
 from grace_moe.adapt import Adapter, effects_of
-from grace_moe.adapt.telemetry import traffic_view
+from grace_moe.adapt.telemetry import Follower, traffic_view
 from grace_moe.placement import Placement
 from grace_moe.runtime.migration.decider import Answer, Watched
 from grace_moe.runtime.migration.plan import own_choices, proposal
@@ -25,8 +27,9 @@ _LOWEST_PRIORITY = 19
 def main(pipe: Connection) -> None:
     """Take messages as `DecidingProcess` sends them, and answer each."""
     os.nice(_LOWEST_PRIORITY)
-    serving, planned_on, options, seed, view_every = pipe.recv()
+    serving, planned_on, options, seed, view_every, log = pipe.recv()
     adapter = Adapter(serving, planned_on, options=options, seed=seed)
+    follower = None if log is None else Follower(adapter, expert_bytes=0, log=partial(_add_line, log), view_every=0)
     answer = Answer()
     proposed: Placement | None = None
     viewed = 0
@@ -35,6 +38,8 @@ def main(pipe: Connection) -> None:
         message = pipe.recv()
         if isinstance(message, Watched):
             answer, proposed = _watched(adapter, answer, proposed, message.steps)
+            if follower is not None:
+                follower.step()
             if view_every and adapter.monitor.step // view_every > viewed:
                 viewed, answer = adapter.monitor.step // view_every, replace(answer, view=traffic_view(adapter))
         elif proposed is not None:
@@ -59,6 +64,12 @@ def _watched(adapter: Adapter, answer: Answer, proposed: Placement | None, steps
             plan = proposal(proposed, adapter.serving, reason=reason, gain=adapter.looks[-1].expected, first=decision.first)
             answer = replace(answer, decisions=decided, reason=reason, plan=plan)
     return replace(answer, effects=effects_of(adapter.looks)), proposed
+
+
+def _add_line(path: Path, line: str) -> None:
+    """To a file that is opened for it alone, so that it may be moved away meanwhile, as logs are."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def _switched(serving: Placement, proposed: Placement, layers: Sequence[int]) -> Placement:
