@@ -93,8 +93,8 @@ REPLAN_HEAT = (3e-4, 3e-5)
 DESCENT_TOKENS = 8192
 """Tokens of a descent while a model serves, times nodes. Not tuned: bounds time."""
 DESCENT_ROUNDS = 12
-"""Most rounds of the descent: the moves that are guessed to be best, tried by the exact energy. 16 rounds find the same (OLMoE, WikiText
-and ARC, 2x2, the half that is seen)."""
+"""Most rounds of the descent: the moves that are guessed to be best, tried by the exact energy. Not tuned: 16 rounds find the same (OLMoE,
+WikiText and ARC, 2x2, the half that is seen)."""
 HASTY_ROUNDS = 3
 """The same where time is short. Not tuned: bounds time."""
 VARIANCE_WEIGHT = 3.0
