@@ -43,7 +43,10 @@ def test_it_earns_a_share_of_what_traffic_costs():
 def test_what_moves_is_paid_for_and_saves_from_then_on():
     account = Account(START, PRICES, share=0.01, most=1000.0)
     costs = {HERE: 1.0, THERE: 0.6}
-    cost_of = lambda index, layer: costs[replace(layer, layer_id=0)]  # noqa: E731
+
+    def cost_of(index, layer):
+        return costs[replace(layer, layer_id=0)]
+
     account.settle(10, 100.0, cost_of)
     assert account.may_spend(MOVED) == pytest.approx(20.0 - 60.0)  # both experts change nodes
     account.switch(MOVED, 12)
@@ -51,6 +54,7 @@ def test_what_moves_is_paid_for_and_saves_from_then_on():
     account.settle(20, 100.0, cost_of)
     assert account.saved == pytest.approx(0.4 * 800)  # of eight steps
     assert account.balance == pytest.approx(0.01 * 4000 + 320 - 60)
+    assert account.saved_share == pytest.approx((320 - 60) / 4000)
     account.settle(30, 100.0, None)  # nothing is known of these steps: as before
     assert account.saved == pytest.approx(0.4 * 1800)
 

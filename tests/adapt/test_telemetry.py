@@ -185,6 +185,7 @@ def test_traffic_is_that_of_a_replay_of_the_recent_sample(followed):
     assert shown[("grace_moe_balance_ratio", "actual")] == pytest.approx(view.balance)
     assert shown[("grace_moe_balance_ratio", "predicted")] == pytest.approx(view.predicted_balance)
     assert shown[("grace_moe_gain_left_copies",)] == view.gain_left >= 0
+    assert shown[("grace_moe_saved_ratio",)] == view.saved_share == adapter.account.saved_share > 0
 
 
 def test_a_decision_is_one_line_of_json(followed):

@@ -44,6 +44,11 @@ class Account:
         self.spent = 0.0
         """On moves."""
 
+    @property
+    def saved_share(self) -> float:
+        """Of what traffic would have cost: saved, less what moves have cost."""
+        return (self.saved - self.spent) / self.cost if self.cost else 0.0
+
     def switch(self, serving: Placement, step: int) -> None:
         """Pay for what has moved, as it begins to serve."""
         if serving is self._serving:

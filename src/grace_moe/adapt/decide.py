@@ -1,8 +1,8 @@
 """Whether to move experts, and which: what is surely saved over a horizon against what moving costs, layer by layer, within a budget.
 
 Half of the recent requests are planned on, from the placement that serves: for the moves that save most, picked across layers at one price
-of a move, within the budget. The other half judges. Layers whose moves surely pay are then planned on all requests in the same way, where
-half of them are fewer than a search looks at.
+of a move, within the budget. The other half judges. Where there is time, each half judges what is planned on the other, and layers whose
+moves surely pay are then planned on all requests in the same way.
 """
 
 from __future__ import annotations

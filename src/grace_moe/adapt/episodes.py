@@ -37,7 +37,8 @@ class AdaptOptions:
     persistence: float = 4.0
     """How much longer traffic is expected to stay as it is than it has been so: the horizon of a decision. Not tuned."""
     harm: float = 0.0025
-    """Of what traffic has cost since the start, the share that moving may cost before it has saved as much."""
+    """Of what traffic has cost since the start, the share that moving may cost before it has saved as much (`account.Account`). Chosen on
+    OLMoE's `bursts`, seeds 102 and 105."""
     decision: DecisionOptions = field(default_factory=DecisionOptions)
     """Its horizon is the longest."""
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
@@ -112,18 +113,18 @@ class Watches(Protocol):
 class BaseAdapter(ABC):
     """Watches the steps of a cluster and says when to move to which placement. It moves nothing itself.
 
-    After a change, only tokens since then count. A decision is made at once and again whenever the steps since the change have doubled; its
-    horizon grows with them, so that traffic which soon changes back moves little. Where the layers are more than one decision plans, those
-    that changed most come first, and the others at the next checks. The budget is for all that moves after a change. A change soon after
-    the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later traffic is compared
-    with. What has moved is reviewed on the requests that came in since: where it surely does harm, it goes back.
+    After a change, only tokens since then count. A decision is made at once, and again whenever the steps since the change have grown by so
+    much (`growth`); its horizon grows with them, so that traffic which soon changes back moves little. Where the layers are more than one
+    decision plans, those that changed most come first, and the others at the next checks. The budget is for all that moves after a change.
+    A change soon after the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later
+    traffic is compared with. What has moved is reviewed on the requests that came in since: where it surely does harm, it goes back.
     """
 
     monitor: Watches
     looks_after_change: int
-    """At most."""
+    """At most. Not tuned."""
     growth: float
-    """Steps since the change at a look, over those at the look before."""
+    """Steps since the change at a look, over those at the look before. Not tuned."""
 
     def __init__(self, serving: Placement, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
         self.options = AdaptOptions() if options is None else options
@@ -207,7 +208,7 @@ class BaseAdapter(ABC):
         self._served = self.serving
 
     def _reviewed(self, moves: _Moves, step: int) -> Decision | None:
-        """To go back, where what has moved does harm. Reviews come whenever the steps since the moves have doubled, as many as looks."""
+        """To go back, where what has moved does harm. Reviews come whenever the steps since the moves have doubled."""
         horizon = self.options.persistence * self.monitor.tokens_per_step * (step - moves.since)
         options = replace(self.options.decision, horizon=min(self.options.decision.horizon, horizon), seed=self._seed)
         found = self._review(moves.former, moves.since, options)

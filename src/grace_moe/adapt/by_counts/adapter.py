@@ -47,6 +47,8 @@ class LoadAdapter(BaseAdapter):
         unused, decision = DecisionOptions(), self.options.decision
         if (decision.work, decision.effort) != (unused.work, unused.effort) or self.options.monitor != MonitorOptions():
             raise UsageError("work, effort and the monitor's options are of a sample of tokens; leave them out where loads alone are known")
+        if self.options.harm != AdaptOptions().harm:
+            raise UsageError("harm is a share of what traffic costs, which loads alone don't tell; leave it out")
         self.monitor = LoadMonitor(planned_on.layer_ids, planned_on.num_experts, top_k)
         self._before: npt.NDArray[np.integer[Any]] = planned_on.loads[None]
 

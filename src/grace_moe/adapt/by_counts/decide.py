@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from grace_moe.adapt.by_counts.levelling import Levelled, levelled, shares_of
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.judge import RESAMPLES, Gain, balance_of, cost_per_token
+from grace_moe.adapt.judge import LOW, RESAMPLES, Gain, balance_of, cost_per_token
 from grace_moe.adapt.request_costs import RequestCosts
 from grace_moe.errors import UsageError
 from grace_moe.placement import LayerPlacement, Placement
@@ -23,8 +23,6 @@ from grace_moe.topology import Topology
 
 MORE = 1.5
 """Of the budget's mean over layers, the most moves of one layer. Not tuned."""
-LOW = 0.05
-"""Chance that a layer saves less than what is called sure. Not tuned."""
 JUDGES = 8
 """Blocks of steps that are resampled, at most: steps that follow each other are alike. Not tuned."""
 

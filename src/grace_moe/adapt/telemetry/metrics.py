@@ -115,3 +115,4 @@ def _of_traffic(view: TrafficView, copy_bytes: int) -> Iterator[Any]:
     balance = {"actual": view.balance} | ({} if view.predicted_balance is None else {"predicted": view.predicted_balance})
     yield _labelled("balance_ratio", "Load of the busiest device over the mean.", "of", balance)
     yield _gauge("gain_left_copies", "Copies per token and layer that the last decision saw and left.", view.gain_left)
+    yield _gauge("saved_ratio", "Saved since the start, moves taken off, of what the first plan would have cost.", view.saved_share)

@@ -31,6 +31,8 @@ class TrafficView:
     """What the last decision to move expected of it; None before the first."""
     gain_left: float
     """Copies per token and layer that the last decision saw and left, for they would not surely pay or were over the budget."""
+    saved_share: float
+    """Since the start, of what traffic would have cost under the first plan, moves taken off: as of the last look (`account.Account`)."""
 
 
 def traffic_view(adapter: Adapter) -> TrafficView | None:
@@ -50,6 +52,7 @@ def traffic_view(adapter: Adapter) -> TrafficView | None:
         balance=found.load_max_over_mean,
         predicted_balance=decided[-1].balance if decided else None,
         gain_left=adapter.looks[-1].decision.gain_left if adapter.looks else 0.0,
+        saved_share=adapter.account.saved_share,
     )
 
 
