@@ -5,9 +5,10 @@ that is always done, for the same loop of vLLM's.
 
 import threading
 
-from cpu_ep.streams import Stream
 from vllm.distributed.eplb import async_worker, eplb_state
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+from cpu_ep.streams import Stream
 
 
 def start_async_worker(state, is_profile=False):

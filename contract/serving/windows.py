@@ -45,12 +45,17 @@ def install():
         _switched[0] += int((model_state.physical_to_logical_map[layer] != torch.as_tensor(new_physical_to_logical_map)).sum())
         commit(model_state, new_physical_to_logical_map, layer)
 
+    def asked_for(*arguments, **named):
+        _asked[0] = True
+        try:
+            return decide(*arguments, **named)
+        finally:
+            _asked[0] = False
+
     def timed(function, into):
         def call(*arguments, **named):
             began = time.perf_counter()
-            _asked[0] = True
             result = function(*arguments, **named)
-            _asked[0] = False
             if into:
                 into[-1] += time.perf_counter() - began
             return result
@@ -58,7 +63,7 @@ def install():
         return call
 
     state.rearrange, state.step = windowed, stepped
-    policy.rebalance_experts = staticmethod(timed(decide, _deciding))
+    policy.rebalance_experts = staticmethod(timed(asked_for, _deciding))
     eplb_state.rearrange_expert_weights_inplace = timed(move, _moving)
     eplb_state._commit_eplb_maps_for_layer = committed
 

@@ -16,7 +16,7 @@ from grace_moe.placement import Placement
 
 
 class DecidingProcess:
-    """`WindowPolicy` elsewhere: whoever asks waits, and leaves the interpreter to other threads. The process starts with the first window."""
+    """`WindowPolicy` elsewhere: whoever asks waits, and leaves the interpreter to other threads. It starts with the first window."""
 
     def __init__(self) -> None:
         self._beside: tuple[Popen[bytes], Connection] | None = None
