@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 import numpy as np
 
+from grace_moe.cli import main
 from grace_moe.embedded import embedded_model
 from grace_moe.errors import ModelError, UsageError
 from grace_moe.runtime.job.generation import GenerationOptions, generate
@@ -94,6 +95,7 @@ def test_requests_are_dealt_over_the_texts():
 
 
 RECORD = ["record", "{model}", "--text", "{text}", "--requests", "6", "--prompt-tokens", "8", "--new-tokens", "3", "--batch-size", "2"]
+RECORD += ["--device", "cpu"]
 KILLED = """
 import os, signal, sys
 import grace_moe.runtime.job.kept_recording as kept
@@ -125,6 +127,31 @@ def uninterrupted(tmp_path_factory) -> bytes:
     output = tmp_path_factory.mktemp("whole") / "trace.safetensors"
     assert record(output).returncode == 0
     return output.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (("--device", "cuda:99"), "'cuda:99' is no device of torch's here"),
+        (("--device", "meta"), "'meta' is no device of torch's here"),
+        (("--device", "gpu"), "'gpu' is no device of torch's here"),
+        (("--engine", "vllm"), "vLLM takes its own"),
+    ],
+)
+def test_a_device_that_is_not_there_or_has_no_effect_is_refused(tmp_path, capsys, more, problem):
+    words = [word.format(model=embedded_model(), text=embedded_model() / "prose.txt") for word in RECORD]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "-o", str(tmp_path / "trace.safetensors"), *more])
+    assert end.value.code == 2
+    assert f"--device: {problem}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_recording_runs_where_it_is_told_to(tmp_path):
+    output = tmp_path / "trace.safetensors"
+    done = record(output, "--device", "cuda")
+    assert done.returncode == 0, done.stderr
+    assert len(set(RoutingTrace.load(output).requests.tolist())) == 6
 
 
 @pytest.mark.parametrize(("sent", "code"), [("SIGKILL", -9), ("SIGINT", 130)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from grace_moe.engines.vllm.recording import record_with_vllm
 from grace_moe.errors import UsageError, printable
 from grace_moe.runtime import require_runtime
 from grace_moe.trace import RecordingSizes, RoutingTrace, skew
+
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command(
@@ -40,6 +44,9 @@ Examples:
 @click.option(
     "--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True, help="What runs the model."
 )
+@click.option(
+    "--device", metavar="DEVICE", help="Where Transformers runs it: cpu, cuda, cuda:1.  [default: the GPU where torch finds one, else cpu]"
+)
 @click.option("--resume", is_flag=True, help="Go on from the partial trace that an interrupted recording left beside the output.")
 @click.option("--token-ids", is_flag=True, help="Keep what the tokens are, for `grace-moe front`: the trace then holds the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -53,6 +60,7 @@ def record(
     batch_size: int,
     dtype: str,
     engine: str,
+    device: str | None,
     resume: bool,
     token_ids: bool,
     as_json: bool,
@@ -68,12 +76,16 @@ def record(
     sizes = RecordingSizes(requests=requests, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, dtype=dtype)
     if token_ids and engine == "vllm":
         raise UsageError("--token-ids: vLLM's routing comes without them; record with Transformers")
+    if device is not None and engine == "vllm":
+        raise UsageError("--device: vLLM takes its own; leave it out, or record with Transformers")
     if engine == "vllm":
         trace, made = _by_vllm(model, contents, named, sizes)
         trace.save(output)
         bytes_of_expert = None  # vLLM does not tell them
     else:
-        trace, made, bytes_of_expert = _by_transformers(model, contents, named, sizes, output, resume=resume, token_ids=token_ids)
+        trace, made, bytes_of_expert = _by_transformers(
+            model, contents, named, sizes, output, device=device, resume=resume, token_ids=token_ids
+        )
     summary = {
         "trace": str(output),
         "requests": made,
@@ -95,7 +107,15 @@ def record(
 
 
 def _by_transformers(
-    model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes, output: Path, *, resume: bool, token_ids: bool
+    model: str,
+    contents: list[str],
+    named: dict[str, str],
+    sizes: RecordingSizes,
+    output: Path,
+    *,
+    device: str | None,
+    resume: bool,
+    token_ids: bool,
 ) -> tuple[RoutingTrace, int, int]:
     """Trace, requests, and bytes of one expert of one layer; the trace is saved."""
     require_runtime()
@@ -107,11 +127,18 @@ def _by_transformers(
     from grace_moe.runtime.model.description import load_tokenizer
     from grace_moe.runtime.model.loading import expert_bytes, load_whole_model
 
+    there = _device(device)
     loaded = load_whole_model(model, dtype=getattr(torch, sizes.dtype))
+    try:
+        loaded = loaded.to(there)
+    except torch.OutOfMemoryError:
+        raise UsageError(f"--device: {model} does not fit on {there} in {sizes.dtype}; give another, such as cpu") from None
     tokenizer = load_tokenizer(model)
     prompts = requests_from_text(contents, tokenizer, tokens_per_request=sizes.prompt_tokens, max_requests=sizes.requests)
     options = GenerationOptions(new_tokens=sizes.new_tokens, batch_size=sizes.batch_size, stop_at_eos=True)
-    recording = KeptRecording(requests=prompts, options=options, dtype=sizes.dtype, output=output, token_ids=token_ids, **named)
+    recording = KeptRecording(
+        requests=prompts, options=options, dtype=sizes.dtype, device=there.type, output=output, token_ids=token_ids, **named
+    )
     try:
         with progress_bar("recording", total=len(prompts) * sizes.new_tokens) as advance:
             trace = recording.record(loaded, resume=resume, progress=advance)
@@ -122,6 +149,24 @@ def _by_transformers(
     trace.save(output)
     recording.discard()
     return trace, len(prompts), expert_bytes(loaded) // (trace.num_layers * trace.num_experts)
+
+
+def _device(text: str | None) -> torch.device:
+    """The device that `--device` names; a GPU where torch finds one, if it is None. Raises UsageError: it is not here."""
+    import torch
+
+    from grace_moe.runtime.dispatch.rank_groups import rank_device
+
+    if text is None:
+        return rank_device()
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device: {text!r} is no device of torch's here; give cpu, cuda or cuda:N, or leave it out")
+    return device
 
 
 def _by_vllm(model: str, contents: list[str], named: dict[str, str], sizes: RecordingSizes) -> tuple[RoutingTrace, int]:

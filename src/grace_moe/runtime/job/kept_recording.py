@@ -31,6 +31,8 @@ class KeptRecording:
     """Of the model."""
     dataset: str
     dtype: str
+    device: str
+    """Kind of device that runs the model: another rounds otherwise."""
     output: Path
     """Where the whole trace will be."""
     token_ids: bool
@@ -87,5 +89,5 @@ class KeptRecording:
     @property
     def _digest(self) -> str:
         """Of what decides the trace."""
-        told = repr((self.name, self.dtype, self.options, self.requests, self.token_ids))
+        told = repr((self.name, self.dtype, self.device, self.options, self.requests, self.token_ids))
         return hashlib.sha256(told.encode()).hexdigest()[:12]
