@@ -30,6 +30,7 @@ STATUS = AdaptStatus(
     state="moving",
     alive=True,
     steps=120,
+    seen_steps=110,
     plan_age_steps=15,
     plan_since=1.5e9,
     decisions=3,
@@ -227,7 +228,7 @@ def test_decisions_whose_moves_save_nothing_are_useless(followed):
 
 def test_the_status_in_words():
     assert status_line(STATUS) == (
-        "step 120: moving; plan of 15 steps; 3 decisions, 1 to stay; 1 migrations, 1 rolled back; 12 copies moved; "
+        "step 120 (110 of them seen): moving; plan of 15 steps; 3 decisions, 1 to stay; 1 migrations, 1 rolled back; 12 copies moved; "
         "moves save 0.125 copies per token, 0.250 expected; 2 useless; last: 2 of 2 layers; last error: rank 3: checksum"
     )
     assert "NOT ALIVE" in status_line(replace(STATUS, alive=False))

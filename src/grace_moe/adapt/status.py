@@ -14,6 +14,8 @@ class AdaptStatus:
     alive: bool
     """Whether what decides and what moves still run, on every rank."""
     steps: int
+    seen_steps: int
+    """That what decides has taken in: beside steps that are quick, or while it starts, it lags behind."""
     plan_age_steps: int
     """Steps since a layer last switched, or since the start."""
     plan_since: float

@@ -70,8 +70,10 @@ def _show_run(result: RunResult, predicted: float | None) -> None:
 
 def adapted(status: AdaptStatus) -> str:
     """How adaptation went, in a line."""
+    under_way = ", one under way at the end" if status.state == "moving" else ""
     words = (
-        f"  adapt: {status.steps} steps, {status.decisions} decisions ({status.skipped} to stay), {status.migrations} migrations, "
+        f"  adapt: {status.steps} steps ({status.seen_steps} seen by what decides), {status.decisions} decisions "
+        f"({status.skipped} to stay), {status.migrations} migrations{under_way}, "
         f"{status.layers_switched} layers switched, {status.copies_moved} copies moved ({status.bytes_moved / 2**20:.1f} MiB), "
         f"{status.rolled_back} rolled back"
     )

@@ -51,8 +51,9 @@ def status_line(status: AdaptStatus) -> str:
     effect = f"; {status.effect}" if status.effect else ""
     last = f"; last: {status.last_reason}" if status.last_reason else ""
     error = f"; last error: {status.last_error}" if status.last_error else ""
+    behind = "" if status.seen_steps == status.steps else f" ({status.seen_steps} of them seen)"
     return (
-        f"step {status.steps}: {status.state};{alive} plan of {status.plan_age_steps} steps; {status.decisions} decisions, "
+        f"step {status.steps}{behind}: {status.state};{alive} plan of {status.plan_age_steps} steps; {status.decisions} decisions, "
         f"{status.skipped} to stay; {status.migrations} migrations, {status.rolled_back} rolled back; "
         f"{status.copies_moved} copies moved{effect}{last}{error}"
     )

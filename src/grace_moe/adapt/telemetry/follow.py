@@ -67,6 +67,7 @@ class Follower:
             state="stopped" if self._stopped else "moving" if self._moving else "watching",
             alive=not self._stopped,
             steps=step,
+            seen_steps=step,
             plan_age_steps=step - self._changed_at,
             plan_since=self._since,
             decisions=len(looks),

@@ -99,14 +99,15 @@ class Adaptation:
 
     @property
     def status(self) -> AdaptStatus:
-        """How it goes, as of the last boundary; rank 0 alone knows the reason of a decision to stay, and what was measured. What of this
-        rank has died since is seen dead. May be asked from another thread."""
+        """How it goes, as of the last boundary; rank 0 alone knows what was decided by, the reason of a decision to stay, and what
+        was measured. What of this rank has died since is seen dead. May be asked from another thread."""
         counts, votes = self._migration.counts, () if self._told is None else self._told.votes
         state = "watching" if self._migration.state == WATCHING else "moving"
         return AdaptStatus(
             state="stopped" if self._closed or self._migration.state == STOPPED else state,
             alive=not self._closed and self._migration.state != STOPPED and self._alive and all(vote.alive for vote in votes),
             steps=self._steps,
+            seen_steps=self._answer.steps,
             plan_age_steps=self._steps - counts.switched_step,
             plan_since=counts.switched_at,
             decisions=votes[0].decisions if votes else 0,

@@ -28,6 +28,8 @@ _WAITING = 64
 class Answer:
     """What was decided so far."""
 
+    steps: int = 0
+    """That it has taken in."""
     decisions: int = 0
     skipped: int = 0
     reason: str = ""

