@@ -171,7 +171,7 @@ def _within(taken: Mapping[int, Candidate], budget: int, options: DecisionOption
     return kept
 
 
-def _worthwhile(taken: Mapping[int, Candidate], cost: float) -> Mapping[int, Candidate]:
+def _worthwhile(taken: dict[int, Candidate], cost: float) -> dict[int, Candidate]:
     """All of the layers, or none where they surely save too little of what traffic costs."""
     return taken if sum(one.gain.low for one in taken.values()) >= LEAST * cost else {}
 
