@@ -1,17 +1,22 @@
 """When the adapter looks, and what it makes of it: decisions themselves are tested in test_decide."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from grace_moe.adapt import Adapter, AdaptOptions, DecisionOptions, Prices
+from grace_moe.adapt import Adapter, AdaptOptions, DecisionOptions, Prices, decide
+from grace_moe.adapt.episodes import BaseAdapter
+from grace_moe.adapt.review import Review
 from grace_moe.adapt.simulate.day import renamed
 from grace_moe.errors import UsageError
 from grace_moe.placement import difference
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
 from grace_moe.trace import synthetic_trace
+from grace_moe.trace.change import Change
 
 TRACE = synthetic_trace(tokens=1600, layers=2, experts=16, top_k=2, requests=200, clusters=4, affinity=0.9, seed=1)
 PLAN = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
@@ -108,6 +113,62 @@ def test_what_moved_is_measured_and_goes_back_where_it_does_harm():
     before = len(adapter.looks)
     serve(adapter, TRACE, 90, 2)
     assert sum("go back" in look.decision.reason for look in adapter.looks[before:]) == 1
+
+
+class Scripted(BaseAdapter):
+    """Is told when traffic differs, and what a move has saved; all other decisions are to stay."""
+
+    looks_after_change, growth = 2, 2.0
+
+    def __init__(self, changed, saves):
+        super().__init__(PLAN, options=OPTIONS)
+        self.monitor = SimpleNamespace(step=0, tokens_per_step=64.0)
+        self.changed, self.saves = changed, saves
+        self.moving = decide(PLAN, renamed(TRACE), replace(OPTIONS.decision, budget=1.0))
+        self.moved_at = []
+
+    def run(self, steps):
+        while self.monitor.step < steps:
+            self.monitor.step += 1
+            decision = self.look()
+            if decision is not None and decision.placement is not None:
+                self.moved_at.append(self.monitor.step)
+
+    def _change(self, step):
+        chance = 0.0 if any(step in steps for steps in self.changed) else 1.0
+        return Change(distance=1.0, by_layer=(1.0, 1.0), expected=0.5, chance=chance, compared=(100, 100))
+
+    def _decide(self, first_step, options, order):
+        self.changed = [steps for steps in self.changed if self.monitor.step not in steps]  # later traffic is like what was decided on
+        return self.moving if self._episode.undecided else replace(self.moving, placement=None)
+
+    def _affordable(self, began, step, target):
+        return math.inf
+
+    def _review(self, former, since, options):
+        return Review(measured=self.saves, back=None)
+
+
+def test_a_decision_that_did_harm_doubles_the_wait_after_the_next_change():
+    adapter = Scripted([range(100, 140), range(300, 340), range(500, 505), range(700, 740)], saves=-1.0)
+    adapter.run(800)
+    # told at 100, and ten steps as recent; waits of 20 and 40 steps from there; 500 to 505 is over by then, and told harm no more
+    assert adapter.moved_at == [100, 310, 730]
+
+
+def test_a_decision_that_did_good_halves_the_wait_again():
+    adapter = Scripted([range(100, 140), range(600, 640), range(1100, 1140)], saves=-1.0)
+    adapter.run(590)
+    adapter.saves = 1.0
+    adapter.run(1200)
+    assert adapter.moved_at == [100, 610, 1100]
+
+
+def test_the_wait_does_not_grow_for_ever():
+    adapter = Scripted([range(1000 * change, 1000 * change + 400) for change in range(1, 9)], saves=-1.0)
+    adapter.run(9000)
+    waits = [step % 1000 for step in adapter.moved_at]
+    assert waits == [0, 10, 30, 70, 150, 150, 150, 150]
 
 
 def test_what_can_not_be_followed_is_refused():

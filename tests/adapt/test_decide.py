@@ -1,9 +1,11 @@
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 
 from grace_moe.adapt import DecisionOptions, Prices, decide
+from grace_moe.adapt.candidates import Judge
 from grace_moe.adapt.judge import cost_per_token
 from grace_moe.adapt.request_costs import request_costs
 from grace_moe.adapt.simulate.day import renamed
@@ -46,6 +48,17 @@ def test_other_traffic_moves_what_pays():
     assert decide(PLAN, other, CHEAP) == decision
     dear = decide(PLAN, other, replace(CHEAP, prices=Prices(move=1e12, local_move=1e12)))
     assert dear.moved == 0
+
+
+def test_what_surely_saves_too_little_of_all_costs_is_not_done(monkeypatch):
+    found = decide(PLAN, renamed(TRACE), CHEAP)
+    cost = sum(Judge(PLAN, renamed(TRACE).split_requests(0)[1], CHEAP.prices).served_cost(index) for index in range(2)) / 2
+    for share, moves in ((found.gain.low / cost - 1e-6, True), (found.gain.low / cost + 1e-6, False)):
+        monkeypatch.setattr(import_module("grace_moe.adapt.decide"), "LEAST", share)
+        decision = decide(PLAN, renamed(TRACE), CHEAP)
+        assert (decision.placement is not None) == moves
+    assert decision.gain_left == pytest.approx(found.gain_left + found.gain.mean)
+    assert decision.reason.endswith("% of all costs")
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05, 0.3])

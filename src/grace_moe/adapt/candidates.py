@@ -44,10 +44,13 @@ class Judge:
         """Busiest device over the mean, of a layer as it serves."""
         return balance_of(self._served[index])
 
+    def served_cost(self, index: int) -> float:
+        """Copies per token of a layer as it serves, balance priced in."""
+        return float(cost_per_token(self._served[index], self.prices)[0])
+
     def may_pay(self, index: int, horizon: float) -> bool:
         """Whether a move could pay over so many tokens, were the layer to cost nothing after it."""
-        most = float(cost_per_token(self._served[index], self.prices)[0])
-        return most * horizon > min(self.prices.local_move, self.prices.move)
+        return self.served_cost(index) * horizon > min(self.prices.local_move, self.prices.move)
 
     def trial(self, layers: Mapping[int, LayerPlacement], indices: Sequence[int]) -> Trial:
         """Of layers by their indices; one that is not among `layers` stays as it serves."""

@@ -23,6 +23,10 @@ AGAIN_ON_ALL, BOTH_HALVES = 2, 3
 """Times that all layers can be planned within `DecisionOptions.work`, at which they are planned again on all requests, and from which
 candidates of either half are judged by the other."""
 
+LEAST = 0.005
+"""Share of what traffic costs, over the layers that are planned, that a decision surely saves: for less, nothing changes. Not tuned: it is
+the harm that following is to stay below."""
+
 MOVES_LOW = 0.25
 """Chance that a layer which moves saves less than what is called sure. The account bounds what an error costs; nothing bounds what new
 weights cost, which are free. Chosen on OLMoE, other halves of the requests than the page measures (seeds 101 to 105)."""
@@ -115,7 +119,7 @@ def decide(serving: Placement, recent: RoutingTrace, options: DecisionOptions, *
     best = sum(max(0.0, *(some[index].gain.mean for some in (moving, staying) if index in some)) for index in indices)
     if passes >= AGAIN_ON_ALL:
         taken = _planned_on_all(taken, _Planner(part, recent.of_layers(considered), options, budget, hasty=hasty), part)
-    taken = _within(taken, budget, options)
+    taken = _worthwhile(_within(taken, budget, options), sum(judges[0].served_cost(index) for index in indices))
     balance = np.mean([taken[index].balance if index in taken else judges[0].served_balance(index) for index in indices])
     named = {considered[index]: one for index, one in taken.items()}
     return decision_of(serving, considered, named, options, best=best, balance=float(balance))
@@ -167,6 +171,11 @@ def _within(taken: Mapping[int, Candidate], budget: int, options: DecisionOption
     return kept
 
 
+def _worthwhile(taken: Mapping[int, Candidate], cost: float) -> Mapping[int, Candidate]:
+    """All of the layers, or none where they surely save too little of what traffic costs."""
+    return taken if sum(one.gain.low for one in taken.values()) >= LEAST * cost else {}
+
+
 def _by_worth(taken: Mapping[int, Candidate], options: DecisionOptions) -> list[int]:
     """Layers, those that are worth most for each move first."""
     return sorted(taken, key=lambda index: -taken[index].worth(options.prices, options.horizon) / max(taken[index].moved, 0.5))
@@ -197,7 +206,7 @@ def decision_of(
         reason=(
             f"{len(taken)} of {layers} layers: {moved} copies to load save {saves} and cost {cost:.3f}"
             if taken
-            else f"no layer saves surely more than its moves cost, over {options.horizon:,.0f} tokens"
+            else f"no layers surely save more than their moves cost over {options.horizon:,.0f} tokens, and {LEAST:.1%} of all costs"
         ),
         moved=moved,
         from_other_nodes=far,

@@ -18,6 +18,8 @@ from grace_moe.trace.change import Change
 
 REVIEWS = 5
 """Of what has moved, each at twice the steps of the last. Not tuned."""
+MOST_CAUTION = 4
+"""Times that the wait after a change may double, for decisions that did harm. Not tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,9 @@ class AdaptOptions:
     """Of the test for a change, per step: 1e-6 = one run of 10,000 steps in a hundred has any."""
     persistence: float = 4.0
     """How much longer traffic is expected to stay as it is than it has been so: the horizon of a decision. Not tuned."""
-    harm: float = 0.0025
+    harm: float = 0.001
     """Of what traffic has cost since the start, the share that moving may cost before it has saved as much (`account.Account`). Chosen on
-    OLMoE's `bursts`, seeds 102 and 105."""
+    OLMoE's `bursts` and `shift`, seeds 101 to 105."""
     decision: DecisionOptions = field(default_factory=DecisionOptions)
     """Its horizon is the longest."""
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
@@ -84,6 +86,11 @@ class _Episode:
     waiting: tuple[int, ...] = ()
     """Layers that this look has yet to decide on."""
 
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing was decided since the change."""
+        return self.looks == 0 and not self.waiting
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Moves:
@@ -97,6 +104,8 @@ class _Moves:
     """Step at which the last layer switched."""
     next_review: int
     reviews: int = 0
+    harmed: bool = False
+    """Whether a review has found harm."""
 
 
 class Watches(Protocol):
@@ -118,6 +127,9 @@ class BaseAdapter(ABC):
     decision plans, those that changed most come first, and the others at the next checks. The budget is for all that moves after a change.
     A change soon after the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later
     traffic is compared with. What has moved is reviewed on the requests that came in since: where it surely does harm, it goes back.
+
+    Bursts that are over before they are told make every decision come too late. So each decision that did harm doubles the wait after the
+    next change, and one that did good to the end halves it. A change that is over after the wait is none.
     """
 
     monitor: Watches
@@ -136,6 +148,7 @@ class BaseAdapter(ABC):
         self._last_ended: int | None = None
         self._target = self._served = serving
         self._moves: _Moves | None = None
+        self._caution = 0
 
     @abstractmethod
     def _change(self, step: int) -> Change:
@@ -173,10 +186,13 @@ class BaseAdapter(ABC):
             return self._decided(back, change)
         if not looks:
             return None
+        told = change.chance < self.options.false_alarms * self.options.check_every
         if self._episode is None:
-            if change.chance >= self.options.false_alarms * self.options.check_every:
-                return None
-            self._episode = self._begin(step)
+            self._episode = self._begin(step) if told else None
+        elif self._episode.undecided and not told:
+            self._episode = None  # traffic has changed back during the wait
+        if self._episode is None or step < self._episode.next_look:
+            return None
         self._episode = self._counted(self._episode)
         if not self._episode.waiting:
             self._target = self.serving  # what was rolled back meanwhile is not sent for again unseen
@@ -212,10 +228,15 @@ class BaseAdapter(ABC):
         horizon = self.options.persistence * self.monitor.tokens_per_step * (step - moves.since)
         options = replace(self.options.decision, horizon=min(self.options.decision.horizon, horizon), seed=self._seed)
         found = self._review(moves.former, moves.since, options)
+        done, harms = moves.reviews + 1 >= REVIEWS, found is not None and found.measured < 0
         if found is not None:
             self.looks[moves.look] = replace(self.looks[moves.look], measured=found.measured)
-        done = moves.reviews + 1 >= REVIEWS
-        self._moves = None if done else replace(moves, reviews=moves.reviews + 1, next_review=2 * step - moves.since)
+            if harms and not moves.harmed:
+                self._caution = min(self._caution + 1, MOST_CAUTION)
+            elif done and not harms:
+                self._caution = max(self._caution - 1, 0)
+        later = replace(moves, reviews=moves.reviews + 1, next_review=2 * step - moves.since, harmed=moves.harmed or harms)
+        self._moves = None if done else later
         return None if found is None else found.back
 
     def _with_others_under_way(self, decision: Decision) -> Decision:
@@ -232,9 +253,9 @@ class BaseAdapter(ABC):
     def _begin(self, step: int) -> _Episode:
         recent = self.options.recent_steps
         often = self._last_ended is not None and step - self._last_ended < recent * self.growth**self.looks_after_change
-        return _Episode(
-            first_step=0 if often else step - recent, began=step - recent, served=self.serving, counted=self.serving, next_look=step
-        )
+        began = step - recent
+        next_look = began + recent * 2**self._caution
+        return _Episode(first_step=0 if often else began, began=began, served=self.serving, counted=self.serving, next_look=next_look)
 
     def _counted(self, episode: _Episode) -> _Episode:
         """With the moves since they were counted last, and those of a layer that is on its way: it may come to nothing."""
