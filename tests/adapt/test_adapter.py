@@ -154,6 +154,7 @@ def test_a_decision_that_did_harm_doubles_the_wait_after_the_next_change():
     adapter.run(800)
     # told at 100, and ten steps as recent; waits of 20 and 40 steps from there; 500 to 505 is over by then, and told harm no more
     assert adapter.moved_at == [100, 310, 730]
+    assert [look.waits for look in adapter.looks if look.decision.placement is not None] == [10, 30, 70]
 
 
 def test_a_decision_that_did_good_halves_the_wait_again():

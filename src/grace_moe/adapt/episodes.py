@@ -66,6 +66,8 @@ class Look:
     """What the decisions since the change, this one included, were to save: what `measured` is held against."""
     measured: float | None = None
     """What all moves since the change save, on requests that came in after them: copies per token, mean over layers; None = not known."""
+    waits: int = 0
+    """Steps from the next change that is told until a decision, as of the last review: more, the more decisions did harm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,11 +232,11 @@ class BaseAdapter(ABC):
         found = self._review(moves.former, moves.since, options)
         done, harms = moves.reviews + 1 >= REVIEWS, found is not None and found.measured < 0
         if found is not None:
-            self.looks[moves.look] = replace(self.looks[moves.look], measured=found.measured)
             if harms and not moves.harmed:
                 self._caution = min(self._caution + 1, MOST_CAUTION)
             elif done and not harms:
                 self._caution = max(self._caution - 1, 0)
+            self.looks[moves.look] = replace(self.looks[moves.look], measured=found.measured, waits=self._wait)
         later = replace(moves, reviews=moves.reviews + 1, next_review=2 * step - moves.since, harmed=moves.harmed or harms)
         self._moves = None if done else later
         return None if found is None else found.back
@@ -253,9 +255,13 @@ class BaseAdapter(ABC):
     def _begin(self, step: int) -> _Episode:
         recent = self.options.recent_steps
         often = self._last_ended is not None and step - self._last_ended < recent * self.growth**self.looks_after_change
-        began = step - recent
-        next_look = began + recent * 2**self._caution
+        began, next_look = step - recent, step + self._wait
         return _Episode(first_step=0 if often else began, began=began, served=self.serving, counted=self.serving, next_look=next_look)
+
+    @property
+    def _wait(self) -> int:
+        """Steps from a change that is told until the first decision: the steps since the change double with each decision that did harm."""
+        return self.options.recent_steps * (2**self._caution - 1)
 
     def _counted(self, episode: _Episode) -> _Episode:
         """With the moves since they were counted last, and those of a layer that is on its way: it may come to nothing."""

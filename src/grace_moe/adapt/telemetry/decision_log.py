@@ -32,7 +32,10 @@ def decision_line(look: Look) -> str:
 
 
 def effect_line(look: Look, step: int) -> str:
-    """A JSON object: at this step, what the moves since the change save, beside what decisions up to this one expected of them."""
+    """A JSON object: at this step, what the moves since the change save, beside what decisions up to this one expected of them.
+
+    `next_change_waits`: steps until a decision, the more, the more decisions did harm.
+    """
     return json.dumps(
         {
             "event": "effect",
@@ -40,6 +43,7 @@ def effect_line(look: Look, step: int) -> str:
             "decided_at": look.step,
             "expected": round(look.expected, 6),
             "measured": None if look.measured is None else round(look.measured, 6),
+            "next_change_waits": look.waits,
         }
     )
 
