@@ -118,7 +118,7 @@ def test_what_moved_is_measured_and_goes_back_where_it_does_harm():
 class Scripted(BaseAdapter):
     """Is told when traffic differs, and what a move has saved; all other decisions are to stay."""
 
-    looks_after_change, growth = 2, 2.0
+    looks_after_change, growth, tells_between_looks = 2, 2.0, False
 
     def __init__(self, changed, saves):
         super().__init__(PLAN, options=OPTIONS)

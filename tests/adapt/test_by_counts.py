@@ -213,6 +213,21 @@ def test_the_adapter_looks_again_as_evidence_grows_and_keeps_to_its_budget():
     assert serve(adapter, draws(AWAY, 100, 2)) == []
 
 
+@pytest.mark.parametrize("away", [100, 200])
+def test_traffic_that_turns_back_is_told_before_the_next_look_and_after_the_last(away):
+    adapter = LoadAdapter(PLAN, PROFILE, top_k=TOP_K, options=AdaptOptions(decision=DecisionOptions(prices=PRICES, budget=0.25)))
+    serve(adapter, draws(HOME, 150, 0))
+    decided = serve(adapter, draws(AWAY, away, 1))
+    assert 150 < decided[0] <= 160
+    suited = busiest(adapter.serving, HOME).mean()
+    back = serve(adapter, draws(HOME, 60, 2))
+    assert 0 < back[0] - 150 - away <= 20
+    assert busiest(adapter.serving, HOME).mean() < 0.7 + 0.3 * suited  # planned for alone, not with what is remembered
+    moved = sum(look.decision.moved for look in adapter.looks if look.decision.placement is not None)
+    changes = 1 if away < 160 else 2  # that have a budget: the last look comes 160 steps after the first change
+    assert moved <= changes * 0.25 * int(PLAN.slots_per_device().sum())
+
+
 def test_a_placement_by_weight_of_each_layer_is_taken():
     layers = tuple(replace(layer, replica_choice="wrr") for layer in PLAN.layers)
     own: Placement = replace(PLAN, layers=layers, replica_choice="tar")

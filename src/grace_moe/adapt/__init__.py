@@ -6,8 +6,9 @@ It knows no engine and no runtime; docs/adapt.md explains it.
 from grace_moe.adapt.adapter import Adapter
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
 from grace_moe.adapt.effects import Effects, effects_of
-from grace_moe.adapt.episodes import AdaptOptions, Look
+from grace_moe.adapt.episodes import Look
 from grace_moe.adapt.monitor import Monitor, MonitorOptions
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.schedule import Move, Stage, stages_of
 from grace_moe.adapt.status import AdaptStatus

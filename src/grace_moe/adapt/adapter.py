@@ -8,9 +8,10 @@ import numpy as np
 
 from grace_moe.adapt.account import Account, CostOf
 from grace_moe.adapt.decide import Decision, DecisionOptions, decide
-from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
+from grace_moe.adapt.episodes import BaseAdapter
 from grace_moe.adapt.judge import cost_per_token
 from grace_moe.adapt.monitor import Monitor
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.request_costs import request_costs
 from grace_moe.adapt.review import Review, review
 from grace_moe.placement import LayerPlacement, Placement
@@ -29,6 +30,7 @@ class Adapter(BaseAdapter):
     monitor: Monitor
     looks_after_change = 8
     growth = 1.5
+    tells_between_looks = False  # True followed bursts that were over: OLMoE's `bursts` and `flicker`, seeds 101 and 102
 
     def __init__(self, serving: Placement, planned_on: RoutingTrace, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
         check_replannable(serving.topology)

@@ -4,55 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.monitor import MonitorOptions
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.review import Review
-from grace_moe.errors import UsageError
 from grace_moe.placement import Placement, difference
 from grace_moe.trace.change import Change
 
 REVIEWS = 5
 """Of what has moved, each at twice the steps of the last. Not tuned."""
+SETTLED = 4
+"""Times the recent steps, since a change, from which on another one is told: before, requests of the old traffic still end. Not tuned."""
 MOST_CAUTION = 4
 """Times that the wait after a change may double, for decisions that did harm. Not tuned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptOptions:
-    """How often to look, and how sure to be.
-
-    Raises:
-        UsageError: on construction, if one is out of range.
-    """
-
-    check_every: int = 5
-    """Steps between two tests for a change."""
-    recent_steps: int = 10
-    """Steps that count as recent."""
-    false_alarms: float = 1e-6
-    """Of the test for a change, per step: 1e-6 = one run of 10,000 steps in a hundred has any."""
-    persistence: float = 4.0
-    """How much longer traffic is expected to stay as it is than it has been so: the horizon of a decision. Not tuned."""
-    harm: float = 0.001
-    """Of what traffic has cost since the start, the share that moving may cost before it has saved as much (`account.Account`). Chosen on
-    OLMoE's `bursts` and `shift`, seeds 101 to 105."""
-    decision: DecisionOptions = field(default_factory=DecisionOptions)
-    """Its horizon is the longest."""
-    monitor: MonitorOptions = field(default_factory=MonitorOptions)
-
-    def __post_init__(self) -> None:
-        if self.check_every < 1 or self.recent_steps < 1 or not 0 < self.false_alarms < 1:
-            raise UsageError(
-                f"check_every {self.check_every}, recent_steps {self.recent_steps}, false_alarms {self.false_alarms}: use steps of 1 or "
-                "more, and a share between 0 and 1"
-            )
-        if not self.persistence > 0 or not 0 <= self.harm < 1:
-            raise UsageError(f"persistence {self.persistence}, harm {self.harm}: use a persistence above 0, and a share from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +50,8 @@ class _Episode:
     counted: Placement
     """What served when moves were counted last."""
     moved: int = 0
-    """Expert copies that have moved since it began, at most: the budget is for all of them."""
+    """Expert copies that have moved since `budget_since`, at most: the budget is for all of them."""
+    budget_since: int
     next_look: int
     looks: int = 0
     waiting: tuple[int, ...] = ()
@@ -127,8 +96,8 @@ class BaseAdapter(ABC):
     After a change, only tokens since then count. A decision is made at once, and again whenever the steps since the change have grown by so
     much (`growth`); its horizon grows with them, so that traffic which soon changes back moves little. Where the layers are more than one
     decision plans, those that changed most come first, and the others at the next checks. The budget is for all that moves after a change.
-    A change soon after the last one is none: then the mix of all that is remembered is what serves. What was decided on last is what later
-    traffic is compared with. What has moved is reviewed on the requests that came in since: where it surely does harm, it goes back.
+    What was decided on last is what later traffic is compared with. What has moved is reviewed on the requests that came in since: where it
+    surely does harm, it goes back.
 
     Bursts that are over before they are told make every decision come too late. So each decision that did harm doubles the wait after the
     next change, and one that did good to the end halves it. A change that is over after the wait is none.
@@ -139,6 +108,9 @@ class BaseAdapter(ABC):
     """At most. Not tuned."""
     growth: float
     """Steps since the change at a look, over those at the look before. Not tuned."""
+    tells_between_looks: bool
+    """Whether another change is told between looks, and planned for alone. If not, the next look finds it, and a change soon after the last
+    look is planned for by the mix of all that is remembered."""
 
     def __init__(self, serving: Placement, *, options: AdaptOptions | None = None, seed: int = 0) -> None:
         self.options = AdaptOptions() if options is None else options
@@ -148,6 +120,7 @@ class BaseAdapter(ABC):
         self._seed = seed
         self._episode: _Episode | None = None
         self._last_ended: int | None = None
+        self._told_at = 0
         self._target = self._served = serving
         self._moves: _Moves | None = None
         self._caution = 0
@@ -178,7 +151,7 @@ class BaseAdapter(ABC):
         self._note_switches(step)
         if step % self.options.check_every or step < self.options.recent_steps:
             return None
-        looks = self._episode is None or step >= self._episode.next_look
+        looks = self._episode is None or step >= self._episode.next_look or self._settled(self._episode, step)
         reviews = self._moves is not None and step >= self._moves.next_review
         if not looks and not reviews:
             return None
@@ -191,8 +164,10 @@ class BaseAdapter(ABC):
         told = change.chance < self.options.false_alarms * self.options.check_every
         if self._episode is None:
             self._episode = self._begin(step) if told else None
-        elif self._episode.undecided and not told:
-            self._episode = None  # traffic has changed back during the wait
+        elif self._episode.undecided:
+            self._episode = self._episode if told else None  # traffic has changed back during the wait
+        elif told and self._settled(self._episode, step):
+            self._episode = self._begin_again(self._episode, step)
         if self._episode is None or step < self._episode.next_look:
             return None
         self._episode = self._counted(self._episode)
@@ -252,16 +227,39 @@ class BaseAdapter(ABC):
         self._target = replace(decision.placement, layers=layers)
         return replace(decision, placement=self._target)
 
+    def _settled(self, episode: _Episode, step: int) -> bool:
+        """Whether another change is told as if there were no episode."""
+        return self.tells_between_looks and not episode.waiting and step - episode.began >= SETTLED * self.options.recent_steps
+
     def _begin(self, step: int) -> _Episode:
-        recent = self.options.recent_steps
-        often = self._last_ended is not None and step - self._last_ended < recent * self.growth**self.looks_after_change
-        began, next_look = step - recent, step + self._wait
-        return _Episode(first_step=0 if often else began, began=began, served=self.serving, counted=self.serving, next_look=next_look)
+        self._told_at = step
+        often = not self.tells_between_looks and self._last_ended is not None and step - self._last_ended < self._long
+        began = step - self.options.recent_steps
+        return _Episode(
+            first_step=0 if often else began,
+            began=began,
+            served=self.serving,
+            counted=self.serving,
+            budget_since=began,
+            next_look=step + self._wait,
+        )
+
+    def _begin_again(self, episode: _Episode, step: int) -> _Episode:
+        """Traffic has changed before its last change was done with: the budget is for both, unless that was long ago."""
+        if step - episode.budget_since >= self._long:
+            return self._begin(step)
+        self._told_at, began = step, step - self.options.recent_steps
+        return replace(episode, first_step=began, began=began, looks=0, next_look=step + self._wait)
+
+    @property
+    def _long(self) -> float:
+        """Steps from a change to its last look."""
+        return self.options.recent_steps * self.growth**self.looks_after_change
 
     @property
     def _wait(self) -> int:
         """Steps from a change that is told until the first decision: the steps since the change double with each decision that did harm."""
-        return self.options.recent_steps * (2**self._caution - 1)
+        return self.options.recent_steps * ((1 << self._caution) - 1)
 
     def _counted(self, episode: _Episode) -> _Episode:
         """With the moves since they were counted last, and those of a layer that is on its way: it may come to nothing."""

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.adapt.by_counts.decide import check_shared_by_weight, decide_by_counts
-from grace_moe.adapt.by_counts.detect import change_of_loads
+from grace_moe.adapt.by_counts.detect import FEWEST_BLOCKS, change_of_loads
 from grace_moe.adapt.by_counts.monitor import LoadMonitor
 from grace_moe.adapt.decide import Decision, DecisionOptions
-from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
+from grace_moe.adapt.episodes import BaseAdapter
 from grace_moe.adapt.monitor import MonitorOptions
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.review import Review
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
@@ -37,6 +38,7 @@ class LoadAdapter(BaseAdapter):
     monitor: LoadMonitor
     looks_after_change = 5
     growth = 2.0
+    tells_between_looks = True
 
     def __init__(
         self, serving: Placement, planned_on: LoadProfile, *, top_k: int, options: AdaptOptions | None = None, seed: int = 0
@@ -53,7 +55,11 @@ class LoadAdapter(BaseAdapter):
         self._before: npt.NDArray[np.integer[Any]] = planned_on.loads[None]
 
     def _change(self, step: int) -> Change:
-        return change_of_loads(self._before, self.monitor.sample(), self.options.recent_steps)
+        """How far steps differ is told by those since the last change, once they are enough: before it, traffic was other, not noisier."""
+        recent = self.options.recent_steps
+        since = self._told_at + recent  # requests of the traffic before it have ended
+        kept = self.monitor.sample(since if step - since >= (FEWEST_BLOCKS + 2) * recent else 0)
+        return change_of_loads(self._before, kept, recent)
 
     def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
         """By the later half of the steps, as requests of before end in the others; of all layers, whatever their order.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grace_moe.adapt.episodes import AdaptOptions
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.simulate.policies import POLICIES, Policy, Setting
 from grace_moe.adapt.simulate.replay import Migration, Outcome, simulate

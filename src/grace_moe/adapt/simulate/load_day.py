@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from grace_moe.adapt.by_counts import LoadAdapter
-from grace_moe.adapt.episodes import AdaptOptions
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.simulate.day import Day, DayOptions
 from grace_moe.adapt.simulate.load_stream import LoadPool, ServedLoads, load_stream
 from grace_moe.adapt.simulate.policies import Following, Foresight, Ints, LoadPolicy, Loads, Policy, Setting, Static, Timer, Wanted

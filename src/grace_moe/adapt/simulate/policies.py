@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from grace_moe.adapt.adapter import Adapter
 from grace_moe.adapt.by_counts.levelling import shares_of
-from grace_moe.adapt.episodes import AdaptOptions, BaseAdapter
+from grace_moe.adapt.episodes import BaseAdapter
+from grace_moe.adapt.options import AdaptOptions
 from grace_moe.placement import Placement
 from grace_moe.planning import plan
 from grace_moe.topology import Topology
