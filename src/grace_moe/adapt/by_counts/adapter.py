@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_moe.adapt.by_counts.decide import check_shared_by_weight, decide_by_counts
-from grace_moe.adapt.by_counts.detect import FEWEST_BLOCKS, change_of_loads
+from grace_moe.adapt.by_counts.detect import change_of_loads, noise_of
 from grace_moe.adapt.by_counts.monitor import LoadMonitor
 from grace_moe.adapt.decide import Decision, DecisionOptions
 from grace_moe.adapt.episodes import BaseAdapter
@@ -53,13 +53,15 @@ class LoadAdapter(BaseAdapter):
             raise UsageError("harm is a share of what traffic costs, which loads alone don't tell; leave it out")
         self.monitor = LoadMonitor(planned_on.layer_ids, planned_on.num_experts, top_k)
         self._before: npt.NDArray[np.integer[Any]] = planned_on.loads[None]
+        self._noise: npt.NDArray[np.float64] | None = None
 
     def _change(self, step: int) -> Change:
-        """How far steps differ is told by those since the last change, once they are enough: before it, traffic was other, not noisier."""
+        """How far steps differ is told by those since the last change; by those before it, as long as they are too few."""
         recent = self.options.recent_steps
-        since = self._told_at + recent  # requests of the traffic before it have ended
-        kept = self.monitor.sample(since if step - since >= (FEWEST_BLOCKS + 2) * recent else 0)
-        return change_of_loads(self._before, kept, recent)
+        since = self._told_at + recent if self._told_at else 0  # requests of the traffic before it have ended
+        noise = noise_of(self.monitor.sample(since), recent)
+        self._noise = self._noise if noise is None else noise
+        return change_of_loads(self._before, self.monitor.sample(), recent, self._noise)
 
     def _decide(self, first_step: int, options: DecisionOptions, order: Sequence[int]) -> Decision:
         """By the later half of the steps, as requests of before end in the others; of all layers, whatever their order.

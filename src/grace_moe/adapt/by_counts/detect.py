@@ -30,30 +30,26 @@ Floats = npt.NDArray[np.float64]
 Loads = npt.NDArray[np.integer[Any]]
 
 
-def change_of_loads(before: Loads, kept: Loads, recent_steps: int) -> Change:
+def change_of_loads(before: Loads, kept: Loads, recent_steps: int, noise: Floats | None = None) -> Change:
     """Compare the last steps with those that were last planned for.
 
     Args:
         before: `[S, L, E]` loads of the steps that were last planned for, or of one recording.
         kept: `[S, L, E]` loads of all steps that are remembered, the recent ones last.
         recent_steps: that are called recent.
+        noise: `[blocks]` how far steps differ without a change (`noise_of`); None = as those of `kept` do.
     """
-    recent, calm = kept[-recent_steps:], kept[: -2 * recent_steps]
-    count = len(calm) // recent_steps
+    recent = kept[-recent_steps:]
+    noise = noise_of(kept, recent_steps) if noise is None else noise
     pairs_per_step = recent.sum() / recent_steps
     sizes = (len(before), len(recent))
-    if count < FEWEST_BLOCKS or not pairs_per_step:
+    if noise is None or not pairs_per_step:
         return Change(distance=0.0, by_layer=(), expected=0.0, chance=1.0, compared=sizes, unit="steps")
-    blocks = calm[len(calm) - count * recent_steps :].reshape(count, recent_steps, *calm.shape[1:]).sum(axis=1, dtype=np.float64)
-    near = blocks.copy()  # a block and its neighbours, which are of the same requests in part
-    near[1:] += blocks[:-1]
-    near[:-1] += blocks[1:]
-    among = _distances(blocks, blocks.sum(axis=0) - near).mean(axis=1)
+    count = len(noise)
     old = before.sum(axis=0, dtype=np.float64)
     steps_before = old.sum() / pairs_per_step  # a recording is worth as many steps as have its pairs
     by_layer = _distances(recent.sum(axis=0, dtype=np.float64), old)
-    noise = among * (1 + recent_steps / steps_before) / (1 + 1 / (count - 3))
-    logs = np.log(np.maximum(noise, 1e-300))
+    logs = np.log(np.maximum(noise * (1 + recent_steps / steps_before), 1e-300))
     distance = float(by_layer.mean())
     spread = max(float(logs.std(ddof=1)), LEAST_SPREAD) * math.sqrt(1 + 1 / count)
     far = (math.log(max(distance, 1e-300)) - float(logs.mean())) / spread
@@ -65,6 +61,24 @@ def change_of_loads(before: Loads, kept: Loads, recent_steps: int) -> Change:
         compared=sizes,
         unit="steps",
     )
+
+
+def noise_of(kept: Loads, recent_steps: int) -> Floats | None:
+    """`[blocks]` distance of each block of steps from all traffic, mean over layers, where that does not change; None = too few steps.
+
+    Args:
+        kept: `[S, L, E]` loads; the last two blocks of recent steps are left out, as they may hold a change.
+    """
+    calm = kept[: -2 * recent_steps]
+    count = len(calm) // recent_steps
+    if count < FEWEST_BLOCKS:
+        return None
+    blocks = calm[len(calm) - count * recent_steps :].reshape(count, recent_steps, *calm.shape[1:]).sum(axis=1, dtype=np.float64)
+    near = blocks.copy()  # a block and its neighbours, which are of the same requests in part
+    near[1:] += blocks[:-1]
+    near[:-1] += blocks[1:]
+    among: Floats = _distances(blocks, blocks.sum(axis=0) - near).mean(axis=1)
+    return among / (1 + 1 / (count - 3))
 
 
 def _distances(some: Floats, others: Floats) -> Floats:
