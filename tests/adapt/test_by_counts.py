@@ -213,7 +213,7 @@ def test_the_adapter_looks_again_as_evidence_grows_and_keeps_to_its_budget():
     assert serve(adapter, draws(AWAY, 100, 2)) == []
 
 
-@pytest.mark.parametrize("away", [100, 200])
+@pytest.mark.parametrize("away", [60, 100, 200])  # after 60 steps, those before the change tell how far steps differ
 def test_traffic_that_turns_back_is_told_before_the_next_look_and_after_the_last(away):
     adapter = LoadAdapter(PLAN, PROFILE, top_k=TOP_K, options=AdaptOptions(decision=DecisionOptions(prices=PRICES, budget=0.25)))
     serve(adapter, draws(HOME, 150, 0))
