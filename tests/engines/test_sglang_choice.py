@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from grace_moe.choice import joint_choice_table
@@ -33,7 +33,14 @@ def row_of(layer):
     return np.array([expert if rank in devices else 0 for rank in range(8) for expert, devices in enumerate(layer.devices_of_expert)])
 
 
+LONE = ((1.0,),) * 4
+ON_THRESHOLDS = LayerPlacement(  # five ranks take expert 1 from the next node's devices: two of them stand just where a share ends
+    layer_id=0, devices_of_expert=((0,), (0, 1, 2), (0,), (0,), (0,), (0,)), replica_weights=((1.0,), (0.1, 0.6, 0.3), *LONE)
+)
+
+
 @given(weighted())
+@example(ON_THRESHOLDS)
 def test_ranks_are_dealt_out_to_near_replicas_by_weight(layer):
     """Own replica first; ranks that have the same ones near divide among them as the weights say, to less than one rank."""
     row = row_of(layer)

@@ -63,7 +63,8 @@ def near_slots(layer: LayerPlacement, row: Row, topology: Topology, rank: int) -
     alike = (table.devices == table.devices[rank]).all(-1) & (table.thresholds == table.thresholds[rank]).all(-1)  # [ranks, experts]
     among, place = alike.sum(axis=0), alike[:rank].sum(axis=0)
     experts = np.arange(len(among))
-    point = ((2 * ((place + experts) % among) + 1) << DRAW_BITS) // (2 * among)  # the middle of the rank's share of all draws
+    middle = (2 * ((place + experts) % among) + 1) / (2 * among)  # of the rank's share of all draws
+    point = np.rint(middle * (1 << DRAW_BITS)).astype(np.int64)  # as thresholds are rounded: a point on one stays on it
     device = table.devices[rank, experts, (point[:, None] >= table.thresholds[rank]).sum(axis=1)]
     slots: npt.NDArray[np.int64] = choice.slot_of_ED[experts, device]
     return slots
