@@ -132,3 +132,8 @@ def test_one_domain_and_two_models_are_refused():
     other = LoadProfile(loads=np.ones((2, 8), np.int64), layer_ids=(0, 1), dataset="other")
     with pytest.raises(TraceError, match="of other experts"):
         run_load_day([SHARDS[0], other], TOPOLOGY, "shift", ["static"], OPTIONS, top_k=2)
+
+
+def test_an_unknown_scenario_is_refused_by_counts_too():
+    with pytest.raises(UsageError, match="scenario 'storm' is unknown"):
+        run_load_day(SHARDS, TOPOLOGY, "storm", ["static"], OPTIONS, top_k=2)

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from grace_moe.errors import UsageError
 from grace_moe.runtime.job.ranks import Membership
 
 from .conftest import requests_of
@@ -125,6 +126,15 @@ def rolls_back(model: str, seeds: range, member: Membership) -> None:
         served.serve_until(lambda status, before=before: status.migrations or (status.rolled_back > before and status.state == "watching"))
     served.check_replicas()
     served.adaptation.close()
+
+
+@pytest.mark.parametrize("field", ["patience_seconds", "timeout_seconds"])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_wait_that_no_clock_can_keep_is_refused(field, seconds):
+    from grace_moe.runtime.migration.adaptation import AdaptingOptions
+
+    with pytest.raises(UsageError, match="seconds are finite and above 0"):
+        AdaptingOptions(**{field: seconds})
 
 
 @pytest.mark.ranks

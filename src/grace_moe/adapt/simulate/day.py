@@ -12,7 +12,7 @@ from grace_moe.adapt.options import AdaptOptions
 from grace_moe.adapt.prices import Prices
 from grace_moe.adapt.simulate.policies import POLICIES, Policy, Setting
 from grace_moe.adapt.simulate.replay import Migration, Outcome, simulate
-from grace_moe.adapt.simulate.scenarios import scenario_weights
+from grace_moe.adapt.simulate.scenarios import check_scenario, scenario_weights
 from grace_moe.adapt.simulate.stream import Pool, StreamOptions
 from grace_moe.errors import UsageError
 from grace_moe.placement import Placement
@@ -122,6 +122,8 @@ def run_days(
     for name in policies:
         if name not in POLICIES:
             raise UsageError(f"policy {name!r} is unknown; use one of {', '.join(POLICIES)}")
+    for scenario in scenarios:
+        check_scenario(scenario)
     domains = list(traces) if len(traces) > 1 else [traces[0], renamed(traces[0])]
     adapt = AdaptOptions()
     adapt = replace(adapt, decision=replace(adapt.decision, prices=options.prices, effort=options.effort))

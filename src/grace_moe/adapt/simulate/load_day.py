@@ -13,7 +13,7 @@ from grace_moe.adapt.simulate.day import Day, DayOptions
 from grace_moe.adapt.simulate.load_stream import LoadPool, ServedLoads, load_stream
 from grace_moe.adapt.simulate.policies import Following, Foresight, Ints, LoadPolicy, Loads, Policy, Setting, Static, Timer, Wanted
 from grace_moe.adapt.simulate.replay import Migration, Outcome, ServingDay
-from grace_moe.adapt.simulate.scenarios import scenario_weights
+from grace_moe.adapt.simulate.scenarios import check_scenario, scenario_weights
 from grace_moe.adapt.simulate.stream import StreamOptions
 from grace_moe.errors import UsageError
 from grace_moe.planning import equal_slots, plan
@@ -47,6 +47,7 @@ def run_load_day(
     for name in policies:
         if name not in LOAD_POLICIES:
             raise UsageError(f"policy {name!r} is unknown; use one of {', '.join(LOAD_POLICIES)}")
+    check_scenario(scenario)
     mixed_loads(list(profiles))  # of one model, or none of this means anything
     domains = _domains(profiles)
     if len(domains) < 2:

@@ -68,7 +68,7 @@ class Setting(Generic[Recording]):
     slots: int
     """Of each device."""
     plan: Placement
-    """Ours, on `planned_on`."""
+    """Made on `planned_on`: ours, or EPLB's where counts are all that is known."""
     options: AdaptOptions
     weights: npt.NDArray[np.float64]
     """`[steps, domains]` shares to come: for the oracle alone."""
@@ -82,7 +82,7 @@ class Setting(Generic[Recording]):
 
 
 class Static:
-    """Our plan, for ever."""
+    """The plan at the start, for ever."""
 
     stops = free = False
 
@@ -235,7 +235,7 @@ class Oracle:
         return Wanted(placement=self._plans[key])
 
     def _mixed(self, shares: npt.NDArray[np.float64]) -> RoutingTrace:
-        """Requests of the domains, as many as their shares say."""
+        """Requests of the domains, as many as their shares say; one at least."""
         random = np.random.default_rng([self._setting.seed, 3])
         ids, requests, count = [], [], 0
         total = min(trace.num_tokens for trace in self._setting.domains)
@@ -248,6 +248,10 @@ class Oracle:
                 ids.append(trace.topk_ids[rows])
                 requests.append(np.full(len(rows), count))
                 count, tokens = count + 1, tokens + len(rows)
+        if not ids:  # every request is longer than its domain's share
+            domain = self._setting.domains[int(np.argmax(shares))]
+            ids.append(domain.topk_ids[domain.requests == domain.requests[0]])
+            requests.append(np.zeros(len(ids[0])))
         mixed = _without_requests(self._setting.planned_on, np.concatenate(ids))
         return replace(mixed, request_ids=np.concatenate(requests).astype(np.int32))
 

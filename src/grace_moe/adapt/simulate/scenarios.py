@@ -109,12 +109,12 @@ SCENARIOS: dict[str, Scenario] = {
 """Name -> scenario."""
 
 
-def scenario_weights(name: str, *, steps: int, domains: int, seed: int) -> Floats:
-    """`[steps, domains]` shares of a scenario.
-
-    Raises:
-        UsageError: an unknown scenario.
-    """
+def check_scenario(name: str) -> None:
+    """Raise UsageError if it is unknown: before plans are made, as those take long."""
     if name not in SCENARIOS:
         raise UsageError(f"scenario {name!r} is unknown; use one of {', '.join(SCENARIOS)}")
+
+
+def scenario_weights(name: str, *, steps: int, domains: int, seed: int) -> Floats:
+    """`[steps, domains]` shares of a scenario of `SCENARIOS`."""
     return SCENARIOS[name](np.random.default_rng([seed, 1]), steps, domains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,9 +63,9 @@ class AdaptingOptions:
     """File on rank 0's machine that gets a JSON line for each decision and each measured effect; it is added to. None = no log."""
 
     def __post_init__(self) -> None:
-        wrong = self.boundary < 1 or self.view_every < 0 or not self.patience_seconds > 0
-        if wrong or not (self.bytes_per_step is None or self.bytes_per_step > 0):
-            raise UsageError(f"{self}: boundary, bytes_per_step and patience_seconds are above 0, view_every is 0 or more")
+        timed = all(0 < seconds < math.inf for seconds in (self.patience_seconds, self.timeout_seconds))
+        if self.boundary < 1 or self.view_every < 0 or not timed or not (self.bytes_per_step is None or self.bytes_per_step > 0):
+            raise UsageError(f"{self}: boundary, bytes_per_step and seconds are finite and above 0, view_every is 0 or more")
 
 
 class Adaptation:
