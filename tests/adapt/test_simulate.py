@@ -1,4 +1,6 @@
+import html
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -123,9 +125,11 @@ def test_what_can_not_be_simulated_is_refused(tmp_path):
 
 
 def test_the_command_writes_a_page_and_a_log(tmp_path):
-    TRACE.save(tmp_path / "trace.safetensors")
+    traces = [str(tmp_path / name) for name in ("trace.safetensors", "other trace.safetensors")]
+    TRACE.save(traces[0])
+    renamed(TRACE).save(traces[1])
     page, log = tmp_path / "day.html", tmp_path / "decisions.jsonl"
-    command = ["simulate", str(tmp_path / "trace.safetensors"), "--topology", "2x2", "--steps", "50", "--requests", "32"]
+    command = ["simulate", *traces, "--topology", "2x2", "--steps", "50", "--requests", "32"]
     command += ["--policies", "static,grace", "--effort", "0.1", "--seeds", "2", "--expert-bytes", "8192"]
     found = CliRunner().invoke(grace_moe, [*command, "--report", str(page), "--log", str(log), "--metrics-port", "0"])
     assert found.exit_code == 0, found.output
@@ -134,6 +138,8 @@ def test_the_command_writes_a_page_and_a_log(tmp_path):
     text = page.read_text()
     assert "following traffic cost" in text
     assert all(f'id="{name}"' in text for name in ("spread", "steps", "moves"))
+    again = shlex.split(html.unescape(text.partition("<dt>to make it again</dt><dd><code>")[2].partition("</code>")[0]))
+    assert again[:4] == ["grace-moe", "simulate", *traces]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(lines) >= 2
     assert {line["event"] for line in lines} == {"decision", "effect"}

@@ -191,7 +191,8 @@ def command_line() -> str:
         value = context.params.get(parameter.name or "")
         if value is None or parameter.name == "as_json" or (parameter.name and value == parameter.get_default(context)):
             continue
-        words += [str(value)] if isinstance(parameter, click.Argument) else [parameter.opts[0], str(value)]
+        for given in value if isinstance(value, tuple) else (value,):
+            words += [str(given)] if isinstance(parameter, click.Argument) else [parameter.opts[0], str(given)]
     return shlex.join(words)
 
 
