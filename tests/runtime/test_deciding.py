@@ -1,6 +1,7 @@
 """The process that decides, fed with steps as rank 0 feeds it."""
 
 import json
+from pathlib import Path
 from time import sleep
 
 import numpy as np
@@ -53,3 +54,20 @@ def test_decisions_and_what_they_brought_are_added_to_a_log(tmp_path):
     assert effects[0]["measured"] > 0
     assert round(answer.effects.measured, 6) in [effect["measured"] for effect in effects]
     assert 1 <= answer.decisions <= len(decisions)  # it goes on until it is ended
+
+
+def test_a_log_that_can_not_be_written_is_told_and_decisions_go_on():
+    placement = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
+    decider = DecidingProcess(placement, TRACE, OPTIONS, 0, log=Path("/dev/full"))
+    random, other = np.random.default_rng(0), renamed(TRACE)
+    try:
+        decider.take([step_of(TRACE, random) for _ in range(20)])
+        while (answer := decider.answer()).decisions < 2:
+            assert decider.alive
+            if answer.plan:
+                decider.moved([0, 1])
+            decider.take([step_of(other, random) for _ in range(5)])
+            sleep(0.02)
+    finally:
+        decider.close()
+    assert answer.error.startswith("/dev/full: can't be written")

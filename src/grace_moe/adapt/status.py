@@ -41,7 +41,7 @@ class AdaptStatus:
     last_reason: str
     """Of the last decision, in words; empty before the first."""
     last_error: str
-    """What ended the last migration that was rolled back, and which rank; empty where none was."""
+    """What ended the last migration that was rolled back, and which rank; else, on the first rank, why no log is written; or empty."""
 
     @property
     def effect(self) -> str:

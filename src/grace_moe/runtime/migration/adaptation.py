@@ -122,7 +122,7 @@ class Adaptation:
             measured_gain=self._answer.effects.measured,
             useless=self._answer.effects.useless,
             last_reason=self._answer.reason or counts.reason,
-            last_error=counts.error,
+            last_error=counts.error or self._answer.error,
         )
 
     @property

@@ -38,6 +38,8 @@ class Answer:
     """Proposed now (`plan.proposal`); empty = nothing."""
     view: TrafficView | None = None
     """The last view of traffic; None = none yet, or none is asked for."""
+    error: str = ""
+    """What it could not do, though it goes on; empty = nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

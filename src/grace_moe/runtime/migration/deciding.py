@@ -33,8 +33,11 @@ def main(pipe: Connection) -> None:
         message = pipe.recv()
         if isinstance(message, Watched):
             answer, proposed = _watched(adapter, answer, proposed, message.steps)
-            if follower is not None:
-                follower.step()
+            try:
+                if follower is not None:
+                    follower.step()
+            except OSError as error:  # such as a disk that is full: that is no reason to stop deciding
+                follower, answer = None, replace(answer, error=f"{log}: can't be written ({error}); no more decisions are added to it")
             if view_every and adapter.monitor.step // view_every > viewed:
                 viewed, answer = adapter.monitor.step // view_every, replace(answer, view=traffic_view(adapter))
         elif proposed is not None:
