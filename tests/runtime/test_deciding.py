@@ -30,15 +30,14 @@ def step_of(trace, random):
     return SampledStep(topk_ids=ids, request_ids=numbers, phase=0, tokens=len(ids))
 
 
-def test_decisions_and_what_they_brought_are_added_to_a_log(tmp_path):
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"event": "of a run before"}\n')
+def followed_until(done, log):
+    """The first answer that is done, where traffic changes and every proposal is carried out at once."""
     placement = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
     decider = DecidingProcess(placement, TRACE, OPTIONS, 0, log=log)
     random, other = np.random.default_rng(0), renamed(TRACE)
     try:
         decider.take([step_of(TRACE, random) for _ in range(20)])
-        while (answer := decider.answer()).effects.measured is None:
+        while not done(answer := decider.answer()):
             assert decider.alive
             if answer.plan:
                 decider.moved([0, 1])
@@ -46,6 +45,13 @@ def test_decisions_and_what_they_brought_are_added_to_a_log(tmp_path):
             sleep(0.02)
     finally:
         decider.close()
+    return answer
+
+
+def test_decisions_and_what_they_brought_are_added_to_a_log(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"event": "of a run before"}\n')
+    answer = followed_until(lambda answer: answer.effects.measured is not None, log)
     before, *lines = map(json.loads, log.read_text().splitlines())
     assert before == {"event": "of a run before"}
     decisions = [line for line in lines if line["event"] == "decision"]
@@ -57,17 +63,5 @@ def test_decisions_and_what_they_brought_are_added_to_a_log(tmp_path):
 
 
 def test_a_log_that_can_not_be_written_is_told_and_decisions_go_on():
-    placement = plan(TRACE, Topology.parse("2x2"), slots_per_device=5, effort=0.1)
-    decider = DecidingProcess(placement, TRACE, OPTIONS, 0, log=Path("/dev/full"))
-    random, other = np.random.default_rng(0), renamed(TRACE)
-    try:
-        decider.take([step_of(TRACE, random) for _ in range(20)])
-        while (answer := decider.answer()).decisions < 2:
-            assert decider.alive
-            if answer.plan:
-                decider.moved([0, 1])
-            decider.take([step_of(other, random) for _ in range(5)])
-            sleep(0.02)
-    finally:
-        decider.close()
+    answer = followed_until(lambda answer: answer.decisions >= 2, Path("/dev/full"))
     assert answer.error.startswith("/dev/full: can't be written")
